@@ -1,0 +1,42 @@
+"""How bad input ends: one clear message on standard error, a non-zero exit code, no traceback.
+
+`AmplifyError` says what is wrong, where, what was expected and how to mend it. Code that finds bad input raises it;
+`command` is the only place that prints it. Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+
+class AmplifyError(Exception):
+    """Bad input, a bad setting, or a bad file. The text is written for the user."""
+
+
+def command(main: Callable[[], int | None]) -> None:
+    """Run a command's `main` and end the process with its exit code (1 for an `AmplifyError` or a full disk)."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except AmplifyError as error:
+        code = _report(f"error: {error}")
+    except KeyboardInterrupt:
+        code = _report("interrupted", code=130)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        code = _report(f"error: {error.strerror}{where}. Nothing complete was changed; make room (or choose another "
+                       "place) and run the same command again.")
+    sys.exit(code)
+
+
+def _report(message: str, code: int = 1) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
