@@ -1,0 +1,226 @@
+"""The run configuration: what is trained, on what, how. One typed field a setting, its meaning beside it.
+
+    recipe (a complete YAML file, amplify_ds/recipes/)  <-  --config FILE.yaml (any part)  <-  flags (--section.field)
+
+Later beats earlier. Every field is a flag and a YAML key; an unknown key is an error that offers the nearest valid
+one; everything is checked before anything starts. ZeRO, offload and communication are not here: DeepSpeed's JSON
+owns them (training/ds_config.py), and neither file may hold a setting of the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from amplify_ds.errors import AmplifyError
+
+
+def setting(description: str, operational: bool = False, **checks) -> Any:
+    """A documented field. `operational`: may differ when a run is resumed, for it does not change what is learnt."""
+    return Field(description=description, json_schema_extra={"operational": operational}, **checks)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Section):
+    hidden_size: int = setting("width H of the encoder", gt=0)
+    num_hidden_layers: int = setting("encoder blocks", gt=0)
+    num_attention_heads: int = setting("heads; the published models have H / 64 of them", gt=0)
+    intermediate_size: int = setting("nominal feed-forward width; the SwiGLU built from it is 2/3 as wide", gt=0)
+    norm_eps: float = setting("epsilon of RMSNorm", gt=0)
+
+
+class Data(Section):
+    train: str | None = setting("directory of training shards (made by data_prep/build_shards.py)", operational=True)
+    validation: list[str] = setting("validation shards, each DIR or NAME=DIR, evaluated on their own", operational=True)
+    workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0)
+
+
+class Masking(Section):
+    fraction: float = setting("share of the residues that are selected as targets", gt=0, lt=1)
+    mask_share: float = setting("of the selected, the share replaced by <mask>", ge=0, le=1)
+    random_share: float = setting("of the selected, the share replaced by a random token", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares(self):
+        if self.mask_share + self.random_share > 1:
+            raise ValueError("mask_share and random_share together must not exceed 1; the rest stays unchanged")
+        return self
+
+
+class Optimizer(Section):
+    lr: float = setting("peak learning rate", gt=0)
+    betas: tuple[float, float] = setting("AdamW's decay rates of both moments")
+    eps: float = setting("AdamW's epsilon", gt=0)
+    weight_decay: float = setting("decoupled weight decay, applied to every parameter as the official code does", ge=0)
+    gradient_clipping: float = setting("largest global gradient norm; 0 switches clipping off", ge=0)
+    schedule: Literal["amplify", "cosine", "linear", "constant"] = setting(
+        "decay of the learning rate; amplify is the official cosine × linear"
+    )
+    warmup_steps: int = setting("steps of linear warm-up from 0", ge=0)
+    decay_steps: int = setting("step at which the decay ends", ge=0)
+    final_lr_share: float = setting("share of the peak learning rate kept after decay_steps", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _order(self):
+        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+            raise ValueError(f"decay_steps {self.decay_steps} must be greater than warmup_steps {self.warmup_steps}")
+        return self
+
+
+class Training(Section):
+    steps: int = setting("optimizer steps in all", operational=True, gt=0)
+    global_batch_tokens: int = setting("tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0)
+    micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto: bf16 on GPUs, fp32 on CPUs")
+    activation_checkpointing: bool = setting("recompute activations in backward: less memory, a third more time", True)
+    seed: int = setting("seed of initial weights, order of the data and masks", ge=0)
+
+
+class Evaluation(Section):
+    every: int = setting("steps between evaluations; 0: only before and after", operational=True, ge=0)
+    max_rows: int = setting("rows of each validation set used while training; 0: all", operational=True, ge=0)
+
+
+class Checkpoint(Section):
+    every: int = setting("steps between checkpoints; 0: only at the end", operational=True, ge=0)
+    keep_last: int = setting("newest checkpoints that are kept", operational=True, ge=1)
+    keep_every: int = setting("checkpoints at multiples of this step are kept for ever; 0: none", True, ge=0)
+
+
+class Log(Section):
+    every: int = setting("steps between points of TensorBoard; only there are values copied from the device", True, gt=0)
+
+
+class RunConfig(Section):
+    model: Model
+    data: Data
+    masking: Masking
+    optimizer: Optimizer
+    training: Training
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    log: Log
+
+    @model_validator(mode="after")
+    def _steps(self):
+        for name in ("evaluation", "checkpoint"):
+            if getattr(self, name).every % self.log.every:
+                raise ValueError(
+                    f"{name}.every {getattr(self, name).every} must be a multiple of log.every {self.log.every}, "
+                    "so that a resumed run logs the same points"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def binding(self) -> dict[str, Any]:
+        """Every setting that must be the same when a run is resumed, as {'section.field': value}."""
+        values = self.model_dump(mode="json")
+        return {
+            f"{section}.{name}": values[section][name]
+            for section, name, field in fields()
+            if not field.json_schema_extra["operational"]
+        }
+
+
+def fields():
+    """(section, name, pydantic field) of every setting, in order."""
+    for section, info in RunConfig.model_fields.items():
+        for name, field in info.annotation.model_fields.items():
+            yield section, name, field
+
+
+def recipes() -> list[str]:
+    return sorted(f.name[:-5] for f in resources.files("amplify_ds.recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting, grouped by section. Values stay text here; `resolve` gives them their types."""
+    groups = {name: parser.add_argument_group(name) for name in RunConfig.model_fields}
+    for section, name, field in fields():
+        several = {"nargs": "+"} if str(field.annotation).startswith(("list", "tuple")) else {}
+        groups[section].add_argument(
+            f"--{section}.{name}", default=argparse.SUPPRESS, help=field.description,
+            metavar=name.rsplit("_", 1)[-1].upper(), **several,
+        )  # fmt: skip
+
+
+def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunConfig:
+    """Merge recipe, YAML file and flags ({'section.field': text}) and check the whole.
+
+    Raises AmplifyError listing every setting that is unknown (with the nearest valid name) or has a bad value, and
+    where each came from.
+    """
+    layers = [(f"recipe {recipe}", _flat(_read_yaml(resources.files("amplify_ds.recipes") / f"{recipe}.yaml")))]
+    if config_file is not None:
+        layers.append((config_file, _flat(_read_yaml(Path(config_file)))))
+    layers.append(("command line", flags))
+
+    known = [f"{section}.{name}" for section, name, _ in fields()]
+    nested: dict[str, dict[str, Any]] = {section: {} for section in RunConfig.model_fields}
+    origin, problems = {}, []
+    for source, values in layers:
+        for key, value in values.items():
+            if key not in known:
+                problems.append(f"{key} ({source}): {unknown_setting(key, known)}")
+                continue
+            section, name = key.split(".")
+            nested[section][name] = None if value in ("null", "none", ["none"]) else value
+            origin[key] = source
+    if not problems:
+        try:
+            return RunConfig.model_validate(nested)
+        except ValidationError as error:
+            for item in error.errors():
+                key = ".".join(str(part) for part in item["loc"][:2])
+                message = item["msg"].removeprefix("Value error, ")
+                found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
+                problems.append(f"{key} ({origin.get(key, 'several settings')}): {message}{found}")
+    raise AmplifyError("the configuration does not hold:\n  " + "\n  ".join(problems))
+
+
+def unknown_setting(key: str, known: list[str]) -> str:
+    """Why `key` is refused, and what was probably meant."""
+    if any(word in key.lower() for word in ("zero", "offload", "stage", "comm")):
+        return "ZeRO, offload and communication are set in the DeepSpeed file (--deepspeed_config), not here"
+    by_field = {name.split(".")[-1]: name for name in known}
+    near = difflib.get_close_matches(key, known, 1, 0.6) or [
+        by_field[name] for name in difflib.get_close_matches(key.split(".")[-1], by_field, 1, 0.6)
+    ]
+    hint = f"did you mean {near[0]}?" if near else f"the settings are listed by --help (sections {', '.join(RunConfig.model_fields)})"
+    return f"no such setting; {hint}"
+
+
+def _read_yaml(path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise AmplifyError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AmplifyError(f"{path}: cannot be read as a configuration file: {error}") from None
+    except yaml.YAMLError as error:
+        raise AmplifyError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise AmplifyError(f"{path}: expected sections ({', '.join(RunConfig.model_fields)}), found {content!r:.60}")
+    return content
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """{'section': {'field': value}} -> {'section.field': value}; anything else keeps its key, to be refused by name."""
+    flat: dict[str, Any] = {}
+    for section, values in content.items():
+        if isinstance(values, dict):
+            flat.update({f"{section}.{name}": value for name, value in values.items()})
+        else:
+            flat[str(section)] = values
+    return flat

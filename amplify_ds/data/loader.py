@@ -1,0 +1,154 @@
+"""From shards to batches: what the model reads at each step is a pure function of (seed, step).
+
+The training order is endless: position p of the stream is a row, given by order.rows_at. Optimizer step s reads the
+positions [s·G, (s + 1)·G) of the global batch of G rows; rank r takes an equal, contiguous share of them, in micro
+batches. So the state of the stream is one integer, the step, and the stream is the same for every number of ranks,
+of loader workers and of rows a micro batch. A row's mask is keyed by (seed, epoch, row).
+
+Evaluation reads every row once, split over the ranks, with masks that only depend on each protein (masking.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from amplify_ds.data import masking
+from amplify_ds.data.order import rows_at
+from amplify_ds.data.shards import Shards
+from amplify_ds.vocab import EOS
+
+SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows laid end to end: T = rows · row_tokens tokens in S segments, M slots for masked positions."""
+
+    input_ids: torch.Tensor  # [T] int64, masks applied
+    position_ids: torch.Tensor  # [T] int64, from 0 in each segment
+    cu_seqlens: torch.Tensor  # [S + 1] int32, always on the CPU
+    max_seqlen: int
+    masked_positions: torch.Tensor  # [M] int64, places in input_ids
+    labels: torch.Tensor  # [M] int64, -100 in an unused slot
+    tokens: int  # real ones: no padding
+    residues: int  # real ones: neither padding nor <bos>, <eos>
+    targets: int  # labels that are not -100
+
+    def model_inputs(self) -> dict:
+        """The keyword arguments of the model's forward."""
+        names = ("input_ids", "position_ids", "cu_seqlens", "max_seqlen", "masked_positions")
+        return {name: getattr(self, name) for name in names}
+
+    def to(self, device: torch.device) -> PackedBatch:
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedBatch:  # called by DataLoader
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, move) -> PackedBatch:
+        names = [f.name for f in fields(self) if f.name != "cu_seqlens" and torch.is_tensor(getattr(self, f.name))]
+        return replace(self, **{name: move(getattr(self, name)) for name in names})
+
+
+def pack(rows: list[tuple[np.ndarray, np.ndarray]], masks: list[tuple], max_length: int) -> PackedBatch:
+    """Join rows (tokens [row_tokens], lengths [segments]) and their masks (input_ids, positions, labels)."""
+    row_tokens = len(rows[0][0])
+    lengths = np.concatenate([_cover(lengths, row_tokens, max_length) for _, lengths in rows])
+    ends = np.cumsum(lengths)
+    total = row_tokens * len(rows)
+    empty = -len(ends) % SEGMENT_MULTIPLE
+    cu_seqlens = np.concatenate([[0], ends, np.full(empty, total)]).astype(np.int32)
+    positions = np.arange(total) - np.repeat(ends - lengths, lengths)
+    masked = np.concatenate([places + i * row_tokens for i, (_, places, _) in enumerate(masks)])
+    labels = np.concatenate([mask[2] for mask in masks])
+    return PackedBatch(
+        input_ids=torch.from_numpy(np.concatenate([mask[0] for mask in masks]).astype(np.int64)),
+        position_ids=torch.from_numpy(positions),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        max_seqlen=max_length,
+        masked_positions=torch.from_numpy(masked),
+        labels=torch.from_numpy(labels),
+        tokens=int(sum(lengths.sum() for _, lengths in rows)),
+        residues=int(sum((tokens > EOS).sum() for tokens, _ in rows)),
+        targets=int((labels >= 0).sum()),
+    )
+
+
+def _cover(lengths: np.ndarray, row_tokens: int, max_length: int) -> np.ndarray:
+    """Segment lengths that cover the whole row: the padding at its end becomes segments of its own."""
+    padding = row_tokens - int(lengths.sum())
+    pieces = [max_length] * (padding // max_length) + [padding % max_length] * (padding % max_length > 0)
+    return np.concatenate([lengths.astype(np.int64), np.asarray(pieces, np.int64)])
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the global batch is cut: `accumulation` micro batches of `micro_rows` rows on each of `world_size` ranks."""
+
+    global_rows: int
+    micro_rows: int
+    accumulation: int
+    rank: int
+    world_size: int
+
+    def positions(self, index: int) -> np.ndarray:
+        """Stream positions of this rank's micro batch `index`, counted over all steps."""
+        step, part = divmod(index, self.accumulation)
+        share = self.accumulation * self.micro_rows
+        begin = step * self.global_rows + self.rank * share + part * self.micro_rows
+        return np.arange(begin, begin + self.micro_rows)
+
+
+class TrainingBatches(Dataset):
+    """Micro batch `index` of one rank. `masking_shares`: fraction, mask_share, random_share of config.Masking."""
+
+    def __init__(self, shards: Shards, plan: BatchPlan, seed: int, fraction: float, mask_share: float, random_share: float):
+        self.shards, self.plan, self.seed = shards, plan, seed
+        self.shares = (fraction, mask_share, random_share)
+        self.slots = masking.masked_per_row(shards.manifest, fraction)
+
+    def __getitem__(self, index: int) -> PackedBatch:
+        epochs, rows = rows_at(self.plan.positions(index), self.shards.num_rows, self.seed)
+        content = [self.shards.row(int(row)) for row in rows]
+        masks = [
+            masking.mask_row(tokens, (self.seed, int(epoch), int(row)), self.slots, *self.shares)
+            for (tokens, _), epoch, row in zip(content, epochs, rows)
+        ]
+        return pack(content, masks, self.shards.max_length)
+
+
+def training_loader(batches: TrainingBatches, first_step: int, last_step: int, workers: int, pin_memory: bool):
+    """Iterate the micro batches of steps [first_step, last_step), prepared ahead of time by `workers` processes."""
+    accumulation = batches.plan.accumulation
+    order = range(first_step * accumulation, last_step * accumulation)
+    return iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory))
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    batch: PackedBatch
+    windows: np.ndarray  # [M] number of the window that each target belongs to, counted over all evaluated rows
+    counted: bool  # False for a repeat that only keeps the ranks in step
+
+
+def evaluation_batches(
+    shards: Shards, protocol: str, fraction: float, rows: int, micro_rows: int, rank: int, world_size: int
+) -> Iterator[EvaluationBatch]:
+    """The first `rows` rows, split over the ranks so that every rank yields the same number of batches."""
+    window_starts = np.concatenate([[0], np.cumsum([len(shards.row(i)[1]) for i in range(rows)])])
+    groups = [range(i, min(i + micro_rows, rows)) for i in range(0, rows, micro_rows)]
+    for turn in range(-(-len(groups) // world_size)):
+        number = turn * world_size + rank
+        group = groups[min(number, len(groups) - 1)]
+        content = [shards.row(i) for i in group]
+        masks = [masking.mask_windows(tokens, lengths, fraction, protocol) for tokens, lengths in content]
+        windows = [
+            window_starts[row] + np.searchsorted(np.cumsum(lengths), mask[1], side="right")
+            for row, (_, lengths), mask in zip(group, content, masks)
+        ]
+        yield EvaluationBatch(pack(content, masks, shards.max_length), np.concatenate(windows), number < len(groups))

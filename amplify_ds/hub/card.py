@@ -1,0 +1,66 @@
+"""The model card (README.md) of an exported model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [biology, protein, AMPLIFY, masked-language-modelling]
+---
+
+# AMPLIFY, pretrained with amplify_ds {version}
+
+An AMPLIFY protein language model (encoder, masked-language modelling), in the layout of the published
+`chandar-lab/AMPLIFY_*` checkpoints. It needs torch and transformers; `trust_remote_code=True` loads the model file of
+this folder.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForMaskedLM.from_pretrained("FOLDER", trust_remote_code=True)
+output = model(**tokenizer("MKTAYIAKQR", return_tensors="pt"))
+output.last_hidden_state   # embeddings [1, length + 2, hidden_size], after the final norm
+output.logits              # [1, length + 2, {vocabulary}]
+```
+
+## Training
+
+{step:,} optimizer steps, {residues:,} residues read, {precision}. Training data: shards with fingerprint
+`{fingerprint}`.
+
+## Validation
+
+| set | protocol | step | perplexity | residue frequencies alone |
+|---|---|---|---|---|
+{scores}
+
+`published` is 80/10/10 masking of 15 % of the residues, a tenth of the targets standing unmasked; `mask_only` replaces
+every target by `<mask>`. The two are not comparable with each other.
+
+## Configuration
+
+```yaml
+{settings}```
+"""
+
+
+def model_card(state: dict[str, Any], version: str) -> str:
+    """Fill the card from a checkpoint's state."""
+    newest = {(item["set"], item["protocol"]): item for item in state["progress"]["history"]}
+    scores = [
+        f"| {item['set']} | {item['protocol']} | {item['step']} | {item['perplexity']:.3f} | {item['baseline_perplexity']:.3f} |"
+        for item in newest.values()
+    ]
+    return CARD.format(
+        version=version, vocabulary=state["model"]["vocab_size"], step=state["step"],
+        residues=state["progress"]["residues"], precision=state["precision"],
+        fingerprint=state["binding"]["training data"], scores="\n".join(scores) or "| none | | | | |",
+        settings=yaml.safe_dump(state["settings"], sort_keys=False),
+    )  # fmt: skip

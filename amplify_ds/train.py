@@ -1,0 +1,126 @@
+"""Pretrain AMPLIFY on packed shards: `deepspeed … --no_local_rank --module amplify_ds.train --recipe … --output RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from amplify_ds import config
+from amplify_ds.errors import AmplifyError, command
+
+DESCRIPTION = """\
+Pretrain AMPLIFY by masked-language modelling on packed shards.
+
+A recipe is a complete configuration; a YAML file and flags change parts of it. ZeRO, offload and communication are
+in the DeepSpeed file. A run directory that holds a checkpoint is continued from the newest one.
+
+  two CPU ranks:   DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 --no_local_rank \\
+                     --module amplify_ds.train --recipe tiny --deepspeed_config ds_configs/zero1.json \\
+                     --data.train SHARDS --data.validation VALIDATION_SHARDS --output runs/first
+  16 GPUs:         deepspeed --hostfile hostfile --no_local_rank --module amplify_ds.train --recipe 120M \\
+                     --deepspeed_config ds_configs/zero1.json --data.train SHARDS --output runs/120M
+  look first:      add --dry-run
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise AmplifyError(f"{message}; --help lists every option")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="amplify_ds.train", description=DESCRIPTION, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--recipe", required=True, choices=config.recipes(), help="the complete configuration to start from")
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings that replace the recipe's, in the same sections")
+    parser.add_argument("--deepspeed_config", metavar="FILE.json", default="ds_configs/zero1.json", help="ZeRO, offload, communication (default %(default)s)")  # fmt: skip
+    parser.add_argument("--output", metavar="RUN", required=True, help="run directory: checkpoints, TensorBoard events, result")
+    parser.add_argument("--resume", metavar="auto|never|PATH", default="auto", help="auto: continue from the newest checkpoint in RUN; never: refuse a RUN that has one; PATH: start from that checkpoint (default auto)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
+    config.add_flags(parser)
+    return parser
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, config.RunConfig]:
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(arguments)
+    flags = {key: value for key, value in vars(known).items() if "." in key}
+    # Unknown flags go the way of unknown YAML keys, to be refused together with the nearest valid names.
+    flags.update({word.lstrip("-").partition("=")[0]: "?" for word in unknown if word.startswith("--")})
+    run = config.resolve(known.recipe, known.config, flags)
+    if unknown:
+        raise AmplifyError(f"not understood: {' '.join(unknown)}; --help lists every option")
+    if run.data.train is None:
+        raise AmplifyError("data.train is not set: give --data.train DIR (shards, made by data_prep/build_shards.py)")
+    return known, run
+
+
+def main() -> int:
+    arguments, run = parse(sys.argv[1:])
+    if arguments.dry_run:
+        return dry_run(arguments, run)
+    from amplify_ds.training import ds_config, engine, orphans, runs  # seconds to import, so only now
+
+    orphans.end_with_launcher()
+    output = Path(arguments.output)
+    zero = ds_config.read(arguments.deepspeed_config)
+    try:
+        from amplify_ds.training.trainer import Trainer
+
+        trainer = Trainer(run, zero, output, arguments.resume)
+        done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
+        result = trainer.pretrain()
+    except AmplifyError:
+        if engine.rank():  # rank 0 has the same to say; the launcher ends this rank when rank 0 has ended
+            time.sleep(5)
+        raise
+    if trainer.leader:
+        print(
+            f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
+            f"residues at {result['residues_per_second']:,.0f} a second\n"
+            f"checkpoint: {result['checkpoint']}\n"
+            f"next: python -m amplify_ds.plot {output}   |   python -m amplify_ds.export {output} FOLDER   |   "
+            f"tensorboard --logdir {output}"
+        )
+    engine.stop_ranks()
+    return 0
+
+
+def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
+    import os
+
+    from amplify_ds.data.shards import Shards
+    from amplify_ds.training import ds_config, plan
+
+    if int(os.environ.get("RANK", 0)):
+        return 0
+    import torch
+
+    zero = ds_config.read(arguments.deepspeed_config)
+    shards = Shards(run.data.train)
+    sets = plan.validation_sets(run)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    cut = plan.batch_plan(run, shards.row_tokens, 0, world_size)
+    model = plan.model_config(run, shards.max_length)
+    precision = plan.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    memory = plan.memory_per_device(run, model, shards.row_tokens, ds_config.stage(zero), world_size, precision)
+    print(run.to_yaml())
+    print(f"parameters              {plan.parameter_count(model):,}")
+    print(f"devices                 {world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}")
+    print(f"tokens a step           {run.training.global_batch_tokens:,} = {cut.global_rows} rows of {shards.row_tokens:,}: "
+          f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated")  # fmt: skip
+    print(f"steps an epoch          {shards.num_rows / cut.global_rows:,.1f} ({shards.num_rows:,} rows in {run.data.train})")
+    print(f"epochs                  {run.training.steps * cut.global_rows / shards.num_rows:,.2f} in {run.training.steps:,} steps")
+    for name, validation in sets.items():
+        print(f"validation {name:<12} {validation.num_rows:,} rows in {validation.path}")
+    for part, size in memory.items():
+        print(f"memory a device, about  {size / 2**30:,.2f} GiB for {part}")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,85 @@
+"""DeepSpeed's JSON file: what it may hold, and how the run's settings are added to it.
+
+The file owns ZeRO, offload and communication; the run configuration owns batch, clipping, precision and optimizer.
+DeepSpeed ignores unknown top-level keys without a word, so the file is checked here first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from amplify_ds.config import RunConfig
+from amplify_ds.errors import AmplifyError
+
+ALLOWED = (
+    "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
+    "comms_logger", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "timers",
+)  # fmt: skip
+OWNED_BY_RUN = {
+    "train_batch_size": "training.global_batch_tokens",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_rows",
+    "gradient_accumulation_steps": "training.global_batch_tokens (accumulation is derived)",
+    "gradient_clipping": "optimizer.gradient_clipping",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "torch_autocast": "training.precision",
+    "data_types": "training.precision",
+    "optimizer": "optimizer.*",
+    "scheduler": "optimizer.schedule",
+    "activation_checkpointing": "training.activation_checkpointing",
+    "steps_per_print": "log.every",
+    "tensorboard": "log.every",
+    "seed": "training.seed",
+}
+
+
+def read(path: str) -> dict[str, Any]:
+    """The checked content of the file. Raises AmplifyError naming file and key."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise AmplifyError(f"{path}: no such DeepSpeed file; ds_configs/ has zero0.json to zero3.json") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AmplifyError(f"{path}: cannot be read as a DeepSpeed JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    for key in content:
+        if key in OWNED_BY_RUN:
+            raise AmplifyError(
+                f"{path}: {key} does not belong here; it is the run's setting {OWNED_BY_RUN[key]} "
+                "(recipe, --config file or flag)"
+            )
+        if key not in ALLOWED:
+            near = difflib.get_close_matches(key, ALLOWED, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(ALLOWED)}"
+            raise AmplifyError(f"{path}: unknown key {key}; {hint}")
+    if stage(content) not in (0, 1, 2, 3):
+        raise AmplifyError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {stage(content)!r}")
+    return content
+
+
+def stage(content: dict[str, Any]) -> int:
+    return content.get("zero_optimization", {}).get("stage", 0)
+
+
+def merge(content: dict[str, Any], run: RunConfig, accumulation: int, world_size: int, precision: str) -> dict[str, Any]:
+    """What DeepSpeed is given: the file and the run's settings in DeepSpeed's words (a batch counts rows)."""
+    rows = run.training.micro_batch_rows
+    merged = {
+        **content,
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": rows * accumulation * world_size,
+        "gradient_clipping": run.optimizer.gradient_clipping,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded states are stepped by torch's AdamW: no compiler needed
+    }
+    if precision == "bf16":
+        if stage(content) == 0:  # DeepSpeed's own bf16 at stage 0 leaves Adam's step count one ahead
+            merged["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        else:
+            merged["bf16"] = {"enabled": True}
+            merged["data_types"] = {"grad_accum_dtype": "fp32"}  # else micro batches are added up in bf16
+    return merged

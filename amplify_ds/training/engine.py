@@ -1,0 +1,209 @@
+"""The only file that imports deepspeed: start the ranks, build the engine, read and write its full state.
+
+DeepSpeed keeps float32 weights and Adam's moments in flat partitions that depend on ZeRO stage and number of ranks.
+Checkpoints must not depend on either, so `named_state` gathers them as full tensors under the parameters' names and
+`load_state` puts such tensors into a fresh engine of any stage and size. That reaches into DeepSpeed 0.19.8 (the pin
+of requirements.txt; the places are marked "insides"); tests/test_checkpoint.py fails if another version differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+import deepspeed  # noqa: E402
+import deepspeed.ops  # noqa: E402
+from deepspeed import comm  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    logger,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+from amplify_ds.config import RunConfig  # noqa: E402
+from amplify_ds.training import ds_config  # noqa: E402
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+logger.setLevel(logging.WARNING)
+
+
+def start_ranks() -> torch.device:
+    """Join the other ranks and return this rank's device. Without a launcher the process is its own single rank."""
+    accelerator = deepspeed.accelerator.get_accelerator()
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if accelerator.device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
+    else:
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed()
+    return torch.device(accelerator.current_device_name())
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def barrier() -> None:
+    comm.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    comm.all_reduce(values)
+    return values
+
+
+def stop_ranks() -> None:
+    if comm.is_initialized():
+        comm.destroy_process_group()
+
+
+class Engine:
+    """A model under DeepSpeed.
+
+    `forward(batch inputs)` is the wrapped model; `step` does one optimizer step from its micro batches.
+    """
+
+    def __init__(self, model, run: RunConfig, zero: dict[str, Any], accumulation: int, precision: str, device):
+        self.device = device
+        self.stage = ds_config.stage(zero)
+        self.precision = precision
+        settings = run.optimizer
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
+            weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
+        )  # fmt: skip
+        config = ds_config.merge(zero, run, accumulation, world_size(), precision)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self.module = self._engine.module
+
+    def forward(self, **inputs):
+        return self._engine(**inputs)
+
+    def step(self, losses: Iterable[torch.Tensor], lr: float, want_norm: bool) -> torch.Tensor | float | None:
+        """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
+
+        Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
+        Returns the gradient norm before clipping when it is wanted.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        for loss in losses:
+            self._engine.backward(loss)
+            norm = None
+            if want_norm and self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            self._engine.step()
+        return norm if self.stage == 0 else self._engine.get_global_grad_norm()
+
+    def evaluation(self) -> Callable[..., torch.Tensor]:
+        """The wrapped model in evaluation mode: model inputs -> logits. Collective at stage 3."""
+        self._engine.eval()
+
+        def logits(**inputs):
+            with torch.no_grad():
+                return self._engine(**inputs).logits
+
+        return logits
+
+    def training(self) -> None:
+        self._engine.train()
+
+    def named_state(self) -> Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]:
+        """(name, float32 weight, {moment name: tensor}) of every parameter, on the CPU. Collective.
+
+        Before the first optimizer step there are no moments.
+        """
+        stepped = bool(self._inner.state)
+        if self.stage in (1, 2) and stepped:
+            self._link_moments()
+        for name, param in self.module.named_parameters():
+            if self.stage == 0:
+                weight, state = param.detach(), self._inner.state.get(param, {})
+                moments = {key: state[key] for key in MOMENTS if key in state}
+            else:
+                weight = safe_get_full_fp32_param(param)
+                moments = {key: safe_get_full_optimizer_state(param, key) for key in MOMENTS if stepped}
+            yield name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}
+
+    def load_state(self, tensors: Callable[[str, str], torch.Tensor], steps: int) -> None:
+        """Put weights and moments into a fresh engine. Collective.
+
+        `tensors(kind, name)` gives the full float32 tensor of a parameter, kind being "weight" or one of MOMENTS;
+        `steps`: optimizer steps taken so far (AdamW's bias correction). With 0 steps only weights are loaded.
+        """
+        if steps:
+            self._create_moments(steps)
+        for name, param in self.module.named_parameters():
+            self._set(param, None, tensors("weight", name))
+            for key in MOMENTS if steps else ():
+                self._set(param, key, tensors(key, name))
+
+    # Insides of DeepSpeed 0.19.8 from here on.
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        """The torch optimizer whose state is kept by flat partition (stages 1 to 3) or by parameter (stage 0)."""
+        return self._optimizer if self.stage == 0 else self._optimizer.optimizer
+
+    def _partitions(self) -> list[torch.Tensor]:
+        """The tensors that the inner optimizer steps."""
+        if self.stage == 0:
+            return list(self.module.parameters())
+        if self.stage == 3:
+            return self._optimizer.fp32_partitioned_groups_flat
+        return self._optimizer.single_partition_of_fp32_groups
+
+    def _create_moments(self, steps: int) -> None:
+        for partition in self._partitions():
+            self._inner.state[partition] = {
+                "step": torch.tensor(float(steps), device=partition.device if self.device.type == "cuda" else "cpu"),
+                **{key: torch.zeros_like(partition.detach()) for key in MOMENTS},
+            }
+        if self.stage in (1, 2):
+            self._link_moments()
+
+    def _link_moments(self) -> None:
+        # DeepSpeed links moments to parameters after the first parameter group's first step only.
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set(self, param: torch.nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
+        value = value.to(self.device)
+        if self.stage == 0:
+            (param.data if moment is None else self._inner.state[param][moment]).copy_(value)
+        elif self.stage == 3:
+            size = param.ds_tensor.numel()  # a rank's share, the last one padded
+            padded = torch.nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+            share = padded[rank() * size : (rank() + 1) * size]
+            if moment is None:
+                safe_set_local_fp32_param(param, share)
+                param.ds_tensor.data.copy_(share)
+            else:
+                safe_set_local_optimizer_state(param, share, moment)
+        elif moment is None:
+            safe_set_full_fp32_param(param, value)
+            param.data.copy_(value)  # the copy that the next forward reads
+        else:
+            safe_set_full_optimizer_state(param, value, moment)
+
+
+def _host_copy(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -1,0 +1,146 @@
+"""Validation with frozen masks, under two protocols that are never mixed up, beside what residue frequencies score.
+
+Each protein's masked positions depend on its own tokens only (data/masking.py): the same in every packing, for every
+model, at every step. The two protocols select the same positions and differ in what stands there:
+
+- `published`: 80 % <mask>, 10 % a random token, 10 % the residue itself, as NVIDIA and the official code validate
+  (4.23 for the 120M, 3.05 for the 350M). A tenth of the targets stand unmasked, so copying alone scores well.
+- `mask_only`: every selected position is <mask>.
+
+The baseline is the best guess that knows residue frequencies (those of the evaluated set itself, the lowest any fixed
+frequencies can score) and nothing of the neighbours. At <mask> it is p(b). Where a token a stands that is no <mask>,
+Bayes' rule over "unchanged" (share u) and "random" (share r over V tokens) gives
+    P(b | a) ∝ p(b)·(u·[a = b] + r / V).
+
+Standard errors take windows (proteins, or pieces of long ones) as the independent unit: for a mean loss
+Σ l_w / Σ n_w, SE² = W/(W − 1) · Σ (l_w − mean·n_w)² / (Σ n_w)². Members of one family resemble each other, so the
+true uncertainty about proteins at large is greater.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from amplify_ds.data.loader import evaluation_batches
+from amplify_ds.data.masking import PROTOCOLS
+from amplify_ds.data.shards import Shards
+from amplify_ds.vocab import MASK, SPECIAL, TOKENS
+
+FRACTION = 0.15  # of the residues, under both protocols, whatever training does
+
+
+@dataclass(frozen=True)
+class Score:
+    """One validation set under one protocol. Losses in nats a target; `gain`: baseline_loss − loss, paired."""
+
+    protocol: str
+    loss: float
+    loss_se: float
+    accuracy: float
+    baseline_loss: float
+    baseline_loss_se: float
+    gain: float
+    gain_se: float
+    targets: int
+    windows: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def baseline_perplexity(self) -> float:
+        return math.exp(self.baseline_loss)
+
+    def as_dict(self) -> dict:
+        return {**asdict(self), "perplexity": self.perplexity, "baseline_perplexity": self.baseline_perplexity}
+
+    def describe(self) -> str:
+        """Two lines for a person: model and baseline as perplexities with standard errors, and their distance."""
+        title = "80/10/10 masking, as published" if self.protocol == "published" else "<mask> only"
+        return (
+            f"{title}: perplexity {self.perplexity:.3f} ± {self.perplexity * self.loss_se:.3f}, accuracy "
+            f"{self.accuracy:.1%}; residue frequencies alone {self.baseline_perplexity:.3f} ± "
+            f"{self.baseline_perplexity * self.baseline_loss_se:.3f}\n"
+            f"    {self.gain:.4f} ± {self.gain_se:.4f} nats below the frequencies "
+            f"({self.gain / self.gain_se if self.gain_se else math.nan:.1f} standard errors)"
+        )
+
+
+def evaluate(
+    logits: Callable[..., torch.Tensor],
+    shards: Shards,
+    protocol: str,
+    device: torch.device,
+    max_rows: int = 0,
+    micro_rows: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Score:
+    """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks."""
+    rows = min(max_rows, shards.num_rows) if max_rows else shards.num_rows
+    frequencies = residue_frequencies(shards)
+    windows = sum(len(shards.row(i)[1]) for i in range(rows))
+    sums = np.zeros((4, windows))  # targets, loss, correct, baseline loss: of each window
+    for item in evaluation_batches(shards, protocol, FRACTION, rows, micro_rows, rank, world_size):
+        out = logits(**item.batch.to(device).model_inputs()).float().cpu()
+        if not item.counted:
+            continue
+        labels = item.batch.labels
+        seen = item.batch.input_ids[item.batch.masked_positions].numpy()
+        measures = (
+            np.ones(len(labels)),
+            F.cross_entropy(out, labels, reduction="none").numpy(),
+            (out.argmax(-1) == labels).numpy(),
+            -np.log(baseline(frequencies, seen, protocol)[np.arange(len(labels)), labels.numpy()]),
+        )
+        for row, measure in zip(sums, measures):
+            np.add.at(row, item.windows, measure)
+        progress(micro_rows)
+    total = sum_over_ranks(torch.from_numpy(sums).to(device)).cpu().numpy()
+    targets, losses, correct, baseline_losses = total
+    loss, loss_se = _mean(losses, targets)
+    baseline_loss, baseline_loss_se = _mean(baseline_losses, targets)
+    gain, gain_se = _mean(baseline_losses - losses, targets)
+    return Score(
+        protocol, loss, loss_se, float(correct.sum() / targets.sum()), baseline_loss, baseline_loss_se,
+        gain, gain_se, int(targets.sum()), int((targets > 0).sum()),
+    )  # fmt: skip
+
+
+def residue_frequencies(shards: Shards) -> np.ndarray:
+    """[V] shares of each token among those that can be masked (no <pad>, <bos>, <eos>)."""
+    counts = np.asarray(shards.manifest["token_counts"], float)
+    for token in ("<pad>", "<bos>", "<eos>"):
+        counts[SPECIAL.index(token)] = 0
+    return counts / counts.sum()
+
+
+def baseline(frequencies: np.ndarray, seen: np.ndarray, protocol: str) -> np.ndarray:
+    """[M, V] probabilities that residue frequencies give where the tokens `seen` [M] stand in the input."""
+    mask_share, random_share = PROTOCOLS[protocol]
+    size = len(TOKENS)
+    likelihood = np.full((size, size), random_share / size)  # of the token seen (row), given the residue (column)
+    likelihood[np.diag_indices(size)] += 1 - mask_share - random_share
+    likelihood[MASK] = mask_share + random_share / size
+    guess = frequencies * likelihood[seen]
+    return guess / guess.sum(1, keepdims=True)
+
+
+def _mean(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """(mean, standard error) of Σ sums / Σ counts, the entries being independent."""
+    used = counts > 0
+    sums, counts = sums[used], counts[used]
+    if not len(counts):
+        return math.nan, math.nan
+    mean = sums.sum() / counts.sum()
+    spread = ((sums - mean * counts) ** 2).sum() * len(counts) / max(1, len(counts) - 1)
+    return float(mean), float(math.sqrt(spread) / counts.sum())

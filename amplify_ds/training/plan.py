@@ -1,0 +1,92 @@
+"""What follows from a configuration before anything starts: the cut of the batch, the model's shape, memory.
+
+`--dry-run` prints it; the trainer uses it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import BatchPlan
+from amplify_ds.data.shards import Shards
+from amplify_ds.errors import AmplifyError
+from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+
+
+def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> BatchPlan:
+    """Cut the global batch into rows, ranks and micro batches. Raises AmplifyError saying what would divide."""
+    tokens, micro_rows = run.training.global_batch_tokens, run.training.micro_batch_rows
+    if tokens % row_tokens:
+        nearest = max(1, round(tokens / row_tokens)) * row_tokens
+        raise AmplifyError(
+            f"training.global_batch_tokens {tokens} is not a whole number of rows: a row of {run.data.train} has "
+            f"{row_tokens} tokens. The nearest that is: {nearest}"
+        )
+    rows = tokens // row_tokens
+    if rows % world_size:
+        divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        raise AmplifyError(
+            f"the global batch of {rows} rows ({tokens} tokens) does not divide over {world_size} devices; it does "
+            f"over {', '.join(divisors)}. Change training.global_batch_tokens (multiples of "
+            f"{row_tokens * world_size}) or the number of devices"
+        )
+    share = rows // world_size
+    if share % micro_rows:
+        divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
+        raise AmplifyError(
+            f"the {share} rows of each device ({rows} rows over {world_size} devices) are no multiple of "
+            f"training.micro_batch_rows {micro_rows}; choose one of {', '.join(divisors)}"
+        )
+    return BatchPlan(rows, micro_rows, share // micro_rows, rank, world_size)
+
+
+def model_config(run: RunConfig, max_length: int) -> AMPLIFYConfig:
+    try:
+        return AMPLIFYConfig(**run.model.model_dump(), max_length=max_length)
+    except ValueError as error:
+        raise AmplifyError(str(error)) from None
+
+
+def parameter_count(config: AMPLIFYConfig) -> int:
+    """Of the encoder, its embedding and its decoder: 118,276,507 for the 120M, 354,008,667 for the 350M."""
+    size, vocabulary = config.hidden_size, config.vocab_size
+    layer = 4 * size * size + 3 * size * config.ffn_size + 2 * size
+    return config.num_hidden_layers * layer + 2 * vocabulary * size + size + vocabulary
+
+
+def resolve_precision(asked: str, device_type: str) -> str:
+    return asked if asked != "auto" else "fp32" if device_type == "cpu" else "bf16"
+
+
+def validation_sets(run: RunConfig) -> dict[str, Shards]:
+    """NAME=DIR, or DIR named after itself -> opened shards."""
+    sets: dict[str, Shards] = {}
+    for entry in run.data.validation:
+        name, _, path = entry.rpartition("=")
+        name = name or Path(path).name
+        if name in sets:
+            raise AmplifyError(f"data.validation: two sets are called {name}; name them, as in first={path}")
+        sets[name] = Shards(path)
+    return sets
+
+
+def memory_per_device(run: RunConfig, config: AMPLIFYConfig, row_tokens: int, stage: int, world_size: int, precision: str):
+    """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
+
+    Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16, with a float32 copy of the weights beside the
+    moments); AdamW's moments 8. ZeRO 1 divides moments and copy over the ranks, 2 gradients too, 3 weights too. An
+    activation is what a block keeps for backward: about 14 values of width H and 4 of width F a token (measured within
+    a quarter at `tiny` on a CPU); with checkpointing its input alone, and one block's at a time.
+    """
+    count, wide = parameter_count(config), 2 if precision == "bf16" else 4
+    optimizer = 8 * count + (4 * count if precision == "bf16" or stage else 0)
+    gradients, weights = 4 * count, wide * count
+    share = {0: (1, 1, 1), 1: (world_size, 1, 1), 2: (world_size, world_size, 1), 3: (world_size,) * 3}[stage]
+    states = optimizer / share[0] + gradients / share[1] + weights / share[2]
+    tokens = run.training.micro_batch_rows * row_tokens
+    block = tokens * wide * (14 * config.hidden_size + 4 * config.ffn_size)
+    kept = block * config.num_hidden_layers
+    if run.training.activation_checkpointing:
+        kept = block + tokens * wide * config.hidden_size * config.num_hidden_layers
+    return {"weights, gradients and optimizer": int(states), "activations": int(kept)}

@@ -1,0 +1,90 @@
+"""A run directory: who may write to it, and whether it is the run that is asked for.
+
+    RUN/run.json      every setting and the fingerprint of the training data, written once
+    RUN/checkpoints/  see checkpoint.py
+    RUN/events/       TensorBoard
+    RUN/result.json   written when the last step is done: the run is complete
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from amplify_ds.config import RunConfig
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import checkpoint
+
+DESCRIPTION, RESULT, EVENTS = "run.json", "result.json", "events"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Complete or as before: written beside it, flushed, renamed."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
+    """Make or check the run directory; returns its lock, to be kept for as long as the run writes.
+
+    Raises AmplifyError when another process trains there, when the directory holds something else, or when it is the
+    run of another configuration; nothing in it is changed then.
+    """
+    description = output / DESCRIPTION
+    if output.exists() and not output.is_dir():
+        raise AmplifyError(f"{output}: is a file; --output names the run's directory")
+    others = [p.name for p in output.iterdir() if not p.name.startswith(".")] if output.is_dir() else []
+    if others and not description.exists():
+        raise AmplifyError(f"{output}: holds other files ({', '.join(sorted(others)[:3])}) and no {DESCRIPTION}; choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    lock = open(output / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first") from None
+
+    asked = {**run.binding(), "training data": data_fingerprint}
+    if description.exists():
+        found = read_description(output)["binding"]
+        differing = [
+            f"{key}: the run has {found.get(key)!r}, asked for is {asked.get(key)!r}"
+            for key in sorted({*asked, *found})
+            if found.get(key) != asked.get(key)
+        ]
+        if differing:
+            raise AmplifyError(
+                f"{output}: is the run of another configuration:\n  " + "\n  ".join(differing)
+                + "\nChoose another --output, or ask for the same settings to continue it."
+            )  # fmt: skip
+        if resume == "never" and checkpoint.complete(output):
+            raise AmplifyError(f"{output}: holds checkpoints; --resume never starts in a new --output only")
+    write_json(description, {"binding": asked, "settings": run.model_dump(mode="json")})
+    return lock
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run / DESCRIPTION).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise AmplifyError(f"{run / DESCRIPTION}: cannot be read ({error}); is {run} a run directory?") from None
+
+
+def choose_checkpoint(output: Path, resume: str, asked: dict[str, Any]) -> checkpoint.CheckpointFile | None:
+    """The checkpoint to continue from: the newest of the run (auto), none (never), or the one named."""
+    if resume in ("auto", "never"):
+        return checkpoint.newest(output)  # never: open_run saw that there is none
+    chosen = checkpoint.open_checkpoint(Path(resume))
+    newest = checkpoint.newest(output)
+    if newest is not None and newest.path.resolve() != chosen.path.resolve():
+        raise AmplifyError(f"{output}: has its own newest checkpoint {newest.path.name}; to start from {resume}, choose another --output")
+    differing = [key for key, value in chosen.state["binding"].items() if asked.get(key) != value]
+    if differing:
+        raise AmplifyError(f"{resume}: was made with other settings: {', '.join(differing)}")
+    return chosen

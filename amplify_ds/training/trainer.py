@@ -1,0 +1,272 @@
+"""Pretraining: the loop, and what happens around a step.
+
+    for each step:  micro batches -> logits at masked positions -> cross-entropy -> backward;  one optimizer step
+    every so often: log | evaluate | checkpoint
+
+The state of a run is its weights, AdamW's moments and one integer, the step: data, masks and learning rate are pure
+functions of it. Sums for the log stay on the device; they are copied to the host at logging steps only.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import TrainingBatches, training_loader
+from amplify_ds.data.shards import Shards
+from amplify_ds.errors import AmplifyError
+from amplify_ds.model.modeling_amplify import AMPLIFY
+from amplify_ds.training import checkpoint, engine, runs
+from amplify_ds.training.evaluate import PROTOCOLS, evaluate
+from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, validation_sets
+from amplify_ds.training.schedule import learning_rate
+
+SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
+
+
+def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy in float32 over M slots, a constant number: means over micro batches and ranks are true means."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / labels.numel()
+
+
+@dataclass
+class Progress:
+    """What is carried from step to step, and through checkpoints."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent training, without evaluation and checkpoints
+    residues: int = 0  # read while training, over all ranks
+    history: list[dict[str, Any]] = field(default_factory=list)  # every evaluation
+
+
+@dataclass
+class Interval:
+    """Sums since the last log, of this rank; `totals` names them in order."""
+
+    device_sums: torch.Tensor
+    host_sums: torch.Tensor
+    began: float
+
+    @classmethod
+    def start(cls, device: torch.device) -> Interval:
+        return cls(torch.zeros(2, device=device), torch.zeros(5, dtype=torch.float64), time.perf_counter())
+
+    def add(self, batch, loss: torch.Tensor, logits: torch.Tensor, waited: float) -> None:
+        with torch.no_grad():
+            loss_sum = loss.detach() * batch.labels.numel()
+            self.device_sums += torch.stack((loss_sum, (logits.argmax(-1) == batch.labels).sum().float()))
+        self.host_sums += torch.tensor(
+            [batch.targets, batch.residues, batch.tokens, batch.input_ids.numel(), waited], dtype=torch.float64
+        )
+
+    def totals(self) -> list[float]:
+        """Over all ranks: loss, correct, targets, residues, tokens, places for tokens, seconds waited for data.
+
+        Collective, and the only copy from the device.
+        """
+        both = torch.cat((self.device_sums.double(), self.host_sums.to(self.device_sums.device)))
+        return engine.sum_over_ranks(both).tolist()
+
+
+class Trainer:
+    """One run on this rank. Construct it on every rank, call `pretrain` on every rank."""
+
+    def __init__(self, run: RunConfig, zero: dict[str, Any], output: Path, resume: str = "auto"):
+        self.run, self.output = run, output
+        self.leader = engine.rank() == 0
+        self.shards = Shards(run.data.train)
+        self.validation = validation_sets(run)
+        self.plan = batch_plan(run, self.shards.row_tokens, engine.rank(), engine.world_size())
+        self.binding = {**run.binding(), "training data": self.shards.fingerprint}
+        if self.leader:
+            self._lock = runs.open_run(output, run, self.shards.fingerprint, resume)
+        self.device = engine.start_ranks()
+        engine.barrier()  # the run directory exists and is ours
+
+        torch.manual_seed(run.training.seed)  # every rank draws the same initial weights
+        model = AMPLIFY(model_config(run, self.shards.max_length))
+        model.gradient_checkpointing = run.training.activation_checkpointing
+        self.parameters = sum(p.numel() for p in model.parameters())
+        precision = resolve_precision(run.training.precision, self.device.type)
+        self.engine = engine.Engine(model, run, zero, self.plan.accumulation, precision, self.device)
+        self.progress = Progress()
+        found = runs.choose_checkpoint(output, resume, self.binding)
+        if found is not None:
+            self.engine.load_state(found.reader(), found.step)
+            self.progress = Progress(**found.state["progress"])
+            self.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
+
+    def say(self, text: str) -> None:
+        if self.leader:
+            tqdm.write(text, file=sys.stderr)
+
+    def pretrain(self) -> dict[str, Any]:
+        """Train to the last step; returns what result.json holds. Collective."""
+        run, progress = self.run, self.progress
+        batches = TrainingBatches(self.shards, self.plan, run.training.seed, **run.masking.model_dump())
+        loader = training_loader(batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda")
+        with self._writer() as self.events, self._bar() as self.bar:
+            if progress.step == 0:
+                self._evaluate()
+            last_saved, self._last_line = progress.step, time.perf_counter()
+            interval = Interval.start(self.device)
+            while progress.step < run.training.steps:
+                logging = (progress.step + 1) % run.log.every == 0 or progress.step + 1 == run.training.steps
+                rate = learning_rate(progress.step, run.optimizer)
+                norm = self.engine.step(self._losses(loader, interval), rate, logging)
+                progress.step += 1
+                if logging:
+                    self._log(interval, norm, rate)
+                self.bar.update()
+                if due(progress.step, run.evaluation.every, run.training.steps):
+                    self._evaluate()
+                if due(progress.step, run.checkpoint.every, run.training.steps):
+                    self._save()
+                    last_saved = progress.step
+                if logging:
+                    interval = Interval.start(self.device)
+            if last_saved != progress.step:
+                self._save()
+        return self._finish()
+
+    def _losses(self, loader, interval: Interval):
+        """The losses of one step's micro batches; the engine goes backward through each before the next is made."""
+        for _ in range(self.plan.accumulation):
+            began = time.perf_counter()
+            batch = next(loader)
+            waited = time.perf_counter() - began
+            batch = batch.to(self.device)
+            logits = self.engine.forward(**batch.model_inputs()).logits
+            loss = masked_language_loss(logits, batch.labels)
+            interval.add(batch, loss, logits, waited)
+            yield loss
+
+    def _log(self, interval: Interval, norm, rate: float) -> None:
+        progress = self.progress
+        loss_sum, correct, targets, residues, tokens, places, waited = interval.totals()
+        seconds = time.perf_counter() - interval.began
+        loss, norm = loss_sum / targets, float(norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise AmplifyError(
+                f"step {progress.step}: loss {loss}, gradient norm {norm}; training has diverged. The newest checkpoint "
+                "is from before it. Start again from there with a lower --optimizer.lr in another --output."
+            )
+        progress.seconds += seconds
+        progress.residues += int(residues)
+        for tag, value in {
+            "train/loss": loss,
+            "train/perplexity": math.exp(loss),
+            "train/accuracy": correct / targets,
+            "train/learning_rate": rate,
+            "train/gradient_norm": norm,
+            "speed/residues_per_second": residues / seconds,
+            "speed/seconds_waiting_for_data": waited / engine.world_size(),
+            "data/packing_efficiency": tokens / places,
+            "data/epoch": progress.step * self.plan.global_rows / self.shards.num_rows,
+        }.items():
+            self.events.add_scalar(tag, value, progress.step)
+        self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s", refresh=False)
+        if self.bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.perf_counter()
+            left = (self.run.training.steps - progress.step) * seconds / self.run.log.every
+            self.say(
+                f"step {progress.step} of {self.run.training.steps}: loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s, "
+                f"about {left / 60:.0f} min left"
+            )
+
+    def _evaluate(self) -> None:
+        for name, shards in self.validation.items():
+            for protocol in PROTOCOLS:
+                score = evaluate(
+                    self.engine.evaluation(), shards, protocol, self.device, self.run.evaluation.max_rows,
+                    self.run.training.micro_batch_rows, engine.rank(), engine.world_size(), engine.sum_over_ranks,
+                )  # fmt: skip
+                self.progress.history.append({"step": self.progress.step, "set": name, **score.as_dict()})
+                for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
+                    self.events.add_scalar(f"validation/{name}/{protocol}/{key}", score.as_dict()[key], self.progress.step)
+                self.say(f"step {self.progress.step}, {name}, {score.describe()}")
+        self.engine.training()
+
+    def _save(self) -> None:
+        """Collective. If rank 0 cannot write, every rank ends with the same error."""
+        self.events.flush()  # what a resumed run will not log again
+        state = {
+            "step": self.progress.step,
+            "progress": vars(self.progress),
+            "binding": self.binding,
+            "settings": self.run.model_dump(mode="json"),
+            "model": self.engine.module.config.to_dict(),
+            "precision": self.engine.precision,
+        }
+        triples = list(self.engine.named_state())
+        problem = None
+        if self.leader:
+            try:
+                checkpoint.write(self.output, triples, state)
+                checkpoint.prune(self.output, self.run.checkpoint.keep_last, self.run.checkpoint.keep_every)
+            except AmplifyError as error:
+                problem = error
+        failed = engine.sum_over_ranks(torch.tensor([float(problem is not None)], device=self.device)).item()
+        if failed:
+            raise problem or AmplifyError("rank 0 could not write the checkpoint")
+
+    def _finish(self) -> dict[str, Any]:
+        progress = self.progress
+        result = {
+            "steps": progress.step,
+            "parameters": self.parameters,
+            "devices": engine.world_size(),
+            "device": self.device.type,
+            "residues": progress.residues,
+            "seconds": progress.seconds,
+            "residues_per_second": progress.residues / progress.seconds,
+            "packing_efficiency": self.shards.manifest["packing_efficiency"],
+            "checkpoint": str(checkpoint.complete(self.output)[-1]) if self.leader else None,
+            "evaluations": progress.history,
+        }
+        if self.leader:
+            runs.write_json(self.output / runs.RESULT, result)
+        return result
+
+    def _writer(self) -> SummaryWriter:
+        """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
+        if not self.leader:
+            return _NoEvents()
+        replaced_from = self.progress.step + 1 if self.progress.step else 0
+        writer = SummaryWriter(self.output / runs.EVENTS, purge_step=replaced_from)
+        if self.progress.step == 0:
+            writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", 0)
+        return writer
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            total=self.run.training.steps, initial=self.progress.step, unit="step", desc="pretraining",
+            disable=not (self.leader and sys.stderr.isatty()), dynamic_ncols=True,
+        )  # fmt: skip
+
+
+class _NoEvents:
+    """What the other ranks log to."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+def due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# From bundled real proteins to a trained model that Hugging Face can load: environment, shards, pretraining, plots,
+# export. Run it again after an interruption, or to see the result: what is complete is reused.
+#   bash launch/quickstart.sh             everything lands in runs/quickstart
+#   bash launch/quickstart.sh --help
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${1:-} in
+  "") ;;
+  -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+  *) echo "error: unknown argument $1; see bash launch/quickstart.sh --help" >&2; exit 2 ;;
+esac
+stage() { printf '\n== %s\n' "$*"; }
+began=$SECONDS
+
+stage "1/7 environment"
+. launch/environment.sh
+echo ".venv is ready: $(python --version), $(python -c 'import torch; print("torch", torch.__version__)'), $gpus GPUs, $cores cores"
+
+place=runs/quickstart
+examples=data_prep/example
+shards="--max-length 512 --row-tokens 2048"
+
+stage "2/7 real proteins -> shards (clean, tokenize, pack)"
+python data_prep/build_shards.py --input $examples/validation.fasta.gz --output $place/validation $shards
+python data_prep/build_shards.py --input $examples/train.fasta.gz --exclude $examples/validation.fasta.gz \
+  --output $place/train $shards
+
+stage "3/7 pretraining: recipe tiny, DeepSpeed ZeRO stage 1"
+# The global batch of 8 rows divides over 1, 2, 4 or 8 devices.
+available=$((gpus > 0 ? gpus : cores))
+ranks=1
+while ((ranks < 8 && ranks * 2 <= available)); do ranks=$((ranks * 2)); done
+export OMP_NUM_THREADS=$((cores / ranks > 0 ? cores / ranks : 1))
+export AMPLIFY_LAUNCHER_PID=$$
+if [ "$gpus" = 0 ]; then export GLOO_SOCKET_IFNAME=lo; fi
+echo "$ranks ranks, $OMP_NUM_THREADS threads each"
+deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --no_local_rank --module amplify_ds.train \
+  --recipe tiny --deepspeed_config ds_configs/zero1.json \
+  --data.train $place/train --data.validation $place/validation --output $place/run
+[ -f $place/run/result.json ] || { echo "error: pretraining ended before its last step; run this again" >&2; exit 1; }
+
+stage "4/7 validation of the last checkpoint, in a process of its own"
+python -m amplify_ds.evaluate --model $place/run --data $place/validation
+
+stage "5/7 plots from the TensorBoard events"
+python -m amplify_ds.plot $place/run
+
+stage "6/7 export to a Hugging Face folder"
+if [ -d $place/export ]; then
+  echo "reusing $place/export"
+else
+  python -m amplify_ds.export $place/run $place/export
+fi
+
+stage "7/7 the export, loaded by a process that cannot import amplify_ds"
+python launch/try_export.py $place/export
+
+python launch/summary.py $place $((SECONDS - began))

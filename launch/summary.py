@@ -1,0 +1,53 @@
+"""The table at the end of the quick start: `python launch/summary.py PLACE SECONDS`."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("place", type=Path, help="where the quick start put shards, run and export")
+    parser.add_argument("seconds", type=int, help="how long it took")
+    arguments = parser.parse_args()
+    place = arguments.place
+    run = place / "run"
+    train, validation = (json.loads((place / name / "manifest.json").read_text()) for name in ("train", "validation"))
+    result = json.loads((run / "result.json").read_text())
+    scores = {(score["step"], score["protocol"]): score for score in result["evaluations"]}
+
+    def perplexity(protocol):
+        first, last = scores[0, protocol], scores[result["steps"], protocol]
+        return (
+            f"{first['perplexity']:.2f} before, {last['perplexity']:.2f} after; residue frequencies alone "
+            f"{last['baseline_perplexity']:.2f} ({last['gain'] / last['gain_se']:.0f} standard errors above)"
+        )
+
+    rows = [
+        ("sequences", f"{train['counts']['sequences']:,} to train on, {validation['counts']['sequences']:,} to validate on"),
+        ("residues", f"{train['counts']['residues']:,} and {validation['counts']['residues']:,}"),
+        ("packing efficiency", f"{train['packing_efficiency']:.2%} of the tokens in a row are real"),
+        ("model", f"{result['parameters']:,} parameters"),
+        ("steps", f"{result['steps']} on {result['devices']} {result['device']} ranks, {result['residues']:,} residues read"),
+        ("speed", f"{result['residues_per_second']:,.0f} residues/s"),
+        ("perplexity, <mask> only", perplexity("mask_only")),
+        ("perplexity, 80/10/10", perplexity("published")),
+        ("took", f"{arguments.seconds // 60} min {arguments.seconds % 60} s"),
+    ]
+    commands = [
+        ("shards", place / "train", f"python data_prep/inspect_shards.py {place}/train --verify"),
+        ("checkpoint", result["checkpoint"], f"python -m amplify_ds.evaluate --model {run} --data {place}/validation"),
+        ("events", run / "events", f"tensorboard --logdir {run}"),
+        ("plots", run / "plots", f"python -m amplify_ds.plot {run}"),
+        ("export", place / "export", f"python launch/try_export.py {place}/export"),
+    ]
+    print("\n== done")
+    for name, value in rows:
+        print(f"{name:<24}{value}")
+    print(f"\n{'what':<12}{'where':<44}next (after `. .venv/bin/activate`)")
+    for name, path, command in commands:
+        print(f"{name:<12}{str(path):<44}{command}")
+
+
+if __name__ == "__main__":
+    main()
