@@ -22,8 +22,10 @@ def main():
 
     import torch
     from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     encoder = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
     masked = INSULIN[:PLACE] + "<mask>" + INSULIN[PLACE + 1 :]

@@ -23,7 +23,7 @@ this folder.
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
 model = AutoModelForMaskedLM.from_pretrained("FOLDER", trust_remote_code=True)
 output = model(**tokenizer("MKTAYIAKQR", return_tensors="pt"))
 output.last_hidden_state   # embeddings [1, length + 2, hidden_size], after the final norm

@@ -73,7 +73,7 @@ def load_model(path: Path) -> AMPLIFY:
 def published_config(config: AMPLIFYConfig) -> dict[str, Any]:
     """config.json with the published fields, and the entry for masked-language modelling that the published one lacks."""
     return {
-        **config.to_dict(),
+        **config.to_diff_dict(),
         "_name_": "AMPLIFY",
         "architectures": ["AMPLIFY"],
         "auto_map": {
@@ -123,9 +123,11 @@ def export(source: Path, target: Path) -> checkpoint.CheckpointFile:
 def largest_difference(model: AMPLIFY, folder: Path) -> float:
     """Between `model` fed packed proteins and the folder, loaded as a user loads it and fed them padded."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     loaded = AutoModelForMaskedLM.from_pretrained(folder.resolve(), trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder.resolve())
+    tokenizer = AutoTokenizer.from_pretrained(folder.resolve(), trust_remote_code=True)
     padded = tokenizer(list(SAMPLE), return_tensors="pt", padding=True)
     ids = [torch.tensor(build_tokenizer().encode(sequence).ids) for sequence in SAMPLE]
     lengths = [len(x) for x in ids]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ from amplify_ds.training import ds_config  # noqa: E402
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls, not ours
 
 
 def start_ranks() -> torch.device:

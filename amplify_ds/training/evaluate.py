@@ -63,13 +63,14 @@ class Score:
 
     def describe(self) -> str:
         """Two lines for a person: model and baseline as perplexities with standard errors, and their distance."""
+        standard_errors = abs(self.gain) / self.gain_se if self.gain_se else math.nan
         title = "80/10/10 masking, as published" if self.protocol == "published" else "<mask> only"
         return (
             f"{title}: perplexity {self.perplexity:.3f} ± {self.perplexity * self.loss_se:.3f}, accuracy "
             f"{self.accuracy:.1%}; residue frequencies alone {self.baseline_perplexity:.3f} ± "
             f"{self.baseline_perplexity * self.baseline_loss_se:.3f}\n"
-            f"    {self.gain:.4f} ± {self.gain_se:.4f} nats below the frequencies "
-            f"({self.gain / self.gain_se if self.gain_se else math.nan:.1f} standard errors)"
+            f"    {abs(self.gain):.4f} ± {self.gain_se:.4f} nats {'below' if self.gain >= 0 else 'above'} the frequencies "
+            f"({standard_errors:.0f} standard errors)"
         )
 
 

@@ -1,0 +1,67 @@
+"""The endless order in which rows are read, as a pure function: place in training -> (epoch, row).
+
+Place p lies in epoch p // size, and an epoch reads every row once, in an order of its own: row = permute(p % size).
+The permutation is computed, never stored, so memory and start-up cost nothing whatever the number of rows, and the
+state of the data stream is one integer.
+
+`permute` is a Feistel network. The index is a number of b bits, 2^(b-1) < size <= 2^b, cut into a high and a low half.
+In turn each half is XORed with a hash of the other half and the key: every such round can be undone, so all rounds
+together are a permutation of [0, 2^b). Indices that land at `size` or above are sent through again until they land
+below (cycle-walking): a permutation of [0, size), after fewer than two passes on average.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROUNDS = 8  # four a half; three already make a Feistel network pseudo-random, the rest is for very small sizes
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def rows_at(positions: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (epochs, rows), int64 [n] each, at `positions` (integers [n], >= 0) of the order over `size` rows."""
+    positions = np.asarray(positions, dtype=np.int64)
+    epochs = positions // size
+    return epochs, permute(positions % size, size, (seed, epochs))
+
+
+def permute(index: np.ndarray, size: int, key: tuple[int | np.ndarray, ...]) -> np.ndarray:
+    """Return where the permutation of range(`size`) chosen by `key` sends each `index`, as int64 [n].
+
+    index: integers [n] in [0, size). size: 1 to 2^40. key: integers of 64 bits, each one for all or an array [n].
+    """
+    bits = (size - 1).bit_length()
+    index = np.array(index, dtype=np.uint64)
+    keys = np.broadcast_to(_hash_key(key), index.shape)
+    outside = np.arange(index.size)
+    while outside.size:
+        index[outside] = _feistel(index[outside], bits, keys[outside])
+        outside = outside[index[outside] >= size]
+    return index.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
+    low_bits = np.uint64(bits // 2)
+    low_mask, high_mask = np.uint64((1 << bits // 2) - 1), np.uint64((1 << bits - bits // 2) - 1)
+    low, high = value & low_mask, value >> low_bits
+    for _ in range(ROUNDS // 2):
+        keys = keys + _GOLDEN
+        high = high ^ (_mix(low ^ keys) & high_mask)
+        keys = keys + _GOLDEN
+        low = low ^ (_mix(high ^ keys) & low_mask)
+    return high << low_bits | low
+
+
+def _hash_key(key: tuple[int | np.ndarray, ...]) -> np.ndarray:
+    """Fold the parts of a key into one well-mixed uint64 for each index (or one for all), at least one-dimensional."""
+    state = np.zeros(1, dtype=np.uint64)
+    for part in key:
+        state = _mix(state + _GOLDEN + np.atleast_1d(np.asarray(part)).astype(np.uint64))
+    return state
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: every bit of the input changes about half of the bits of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

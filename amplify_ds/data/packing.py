@@ -1,0 +1,65 @@
+"""Long sequences -> windows; windows -> full rows.
+
+Windows: a sequence of n tokens (<bos> and <eos> counted) is tiled by ceil(n / max_length) windows of nearly equal
+length: nothing is lost, and no tiny last window is left over. The cut comes after <bos> and <eos> were added, as in the
+official recipe, so only the first window has <bos> and only the last has <eos>.
+
+Rows: windows arrive in random order and wait, at most `LOOKAHEAD` at a time. While a row has room for any of them it
+takes the one that has waited longest, so what stands in a row is as random as the order of arrival. Once there is not
+room for all, it takes the longest that fits (best fit), until none fits. With a thousand lengths to choose from the
+last one usually fits to the token: on real proteins rows are over 99.9 % full, the very last row aside.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+LOOKAHEAD = 1024
+
+
+def tile(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut sequences of `lengths` tokens (integers [s], >= 1) into windows of at most `max_length` tokens.
+
+    Returns (sequence, start, stop), int64 [windows] each, in order: window w is sequence[w][start[w]:stop[w]].
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    counts = -(-lengths // max_length)
+    sequence = np.repeat(np.arange(len(lengths)), counts)
+    window = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, … in each sequence
+    length, count = lengths[sequence], counts[sequence]
+    return sequence, length * window // count, length * (window + 1) // count
+
+
+def pack(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
+    """Pack windows of `lengths` tokens (each 1 to `row_tokens`), in random order, into rows of `row_tokens` tokens.
+
+    Yields the rows: each the indices of its windows. Every window is in exactly one row.
+    """
+    count = len(lengths)
+    waiting: list[int] = []  # the windows that wait, sorted by length: length * count + index
+    placed = bytearray(count)
+    arrived = oldest = 0
+    while arrived < count or waiting:
+        row, room = [], row_tokens
+        while True:
+            while arrived < count and len(waiting) < LOOKAHEAD:
+                insort(waiting, lengths[arrived] * count + arrived)
+                arrived += 1
+            if not waiting:
+                break
+            if waiting[-1] // count <= room:
+                while placed[oldest]:
+                    oldest += 1
+                chosen = bisect_left(waiting, lengths[oldest] * count + oldest)
+            else:
+                chosen = bisect_left(waiting, (room + 1) * count) - 1  # the longest that fits
+                if chosen < 0:
+                    break
+            length, window = divmod(waiting.pop(chosen), count)
+            placed[window] = True
+            row.append(window)
+            room -= length
+        yield row

@@ -1,0 +1,63 @@
+"""Verify a directory of shards: every file against its checksum, the contents against the format and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from amplify_ds.data.shards import MANIFEST, REBUILD, Shards
+from amplify_ds.errors import AmplifyError
+from amplify_ds.vocab import PAD, TOKENS
+
+
+def verify(path: str | Path, progress: Callable[[int], object] = lambda read: None) -> int:
+    """Check the shards at `path`; return the number of files, or raise AmplifyError naming the first that is wrong.
+
+    `progress` is called with the number of bytes just read.
+    """
+    shards = Shards(path)
+    files = shards.files()
+    for name, expected in files.items():
+        found = _sha256(shards.path / name, progress)
+        if found != expected["sha256"]:
+            raise AmplifyError(f"{shards.path / name} was altered: its sha256 is {found}, {MANIFEST} says "
+                               f"{expected['sha256']}. {REBUILD}")
+    token_counts = sum(_check_contents(shards, shard) for shard in range(len(shards.manifest["shards"])))
+    counts = shards.manifest["counts"]
+    if token_counts.tolist() != shards.manifest["token_counts"] or counts["rows"] != shards.num_rows:
+        raise AmplifyError(f"{shards.path / MANIFEST} counts other tokens or rows than the shards hold. {REBUILD}")
+    return len(files)
+
+
+def _sha256(path: Path, progress: Callable[[int], object]) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+def _check_contents(shards: Shards, shard: int) -> np.ndarray:
+    """Check that the rows of a shard are what the format says; return how often each token occurs, int64 [27]."""
+    tokens, lengths, row_starts = shards.arrays(shard)
+    tokens_file, lengths_file, starts_file = (shards.path / name for name in shards.manifest["shards"][shard]["files"])
+    if row_starts[0] != 0 or row_starts[-1] != len(lengths) or (np.diff(row_starts) < 1).any():
+        raise AmplifyError(f"{starts_file} does not cut {len(lengths)} windows into rows. {REBUILD}")
+    if lengths.min() < 1 or lengths.max() > shards.max_length:
+        raise AmplifyError(f"{lengths_file} has windows of {lengths.min()} to {lengths.max()} tokens, expected 1 to "
+                           f"{shards.max_length}. {REBUILD}")
+    counts = np.zeros(256, dtype=np.int64)
+    column = np.arange(shards.row_tokens)
+    for row, used in enumerate(np.add.reduceat(lengths, row_starts[:-1], dtype=np.int64)):
+        if used > shards.row_tokens or not np.array_equal(tokens[row] != PAD, column < used):
+            raise AmplifyError(f"{tokens_file}, row {row}: its windows have {used} tokens in all, but that is not "
+                               f"where <pad> begins. {REBUILD}")
+        counts += np.bincount(tokens[row], minlength=256)
+    counts[PAD] = 0
+    if counts[len(TOKENS):].any():
+        raise AmplifyError(f"{tokens_file} holds ids that are no token. {REBUILD}")
+    return counts[:len(TOKENS)]

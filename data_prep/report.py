@@ -1,0 +1,25 @@
+"""What a manifest says, as lines of text: the part that build_shards.py and inspect_shards.py both print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def counts(manifest: dict) -> list[tuple[str, str]]:
+    """Return (name, value) lines: what was read, mended, dropped and kept, and how full the rows are."""
+    found = manifest["counts"]
+    return [
+        ("records read", f"{found['records']:,}"),
+        *((f"  dropped: {reason}", f"{count:,}") for reason, count in found["rejected"].items()),
+        ("sequences kept", f"{found['sequences']:,}"),
+        *((f"  mended: {reason}", f"{count:,}") for reason, count in found["mended"].items()),
+        ("residues", f"{found['residues']:,}"),
+        ("windows", f"{found['windows']:,} of at most {manifest['max_length']:,} tokens"),
+        ("rows", f"{found['rows']:,} of {manifest['row_tokens']:,} tokens"),
+        ("packing efficiency", f"{manifest['packing_efficiency']:.2%} of the tokens are not <pad>"),
+    ]
+
+
+def table(lines: Iterable[tuple[str, str]]) -> str:
+    """Write (name, value) lines in two columns."""
+    return "\n".join(f"{name:<30}{value}" for name, value in lines)

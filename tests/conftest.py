@@ -1,0 +1,79 @@
+"""What several tests share: small shards of real proteins, and the real launcher."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dnaio
+import pytest
+from hypothesis import settings
+
+settings.register_profile("no time limits", deadline=None)
+settings.load_profile("no time limits")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "data_prep" / "example"
+# A model of 0.1 million parameters and 10 short steps: enough to tell right from wrong, quick on one core.
+SMALL = {
+    "model.hidden_size": 64, "model.num_hidden_layers": 2, "model.num_attention_heads": 1,
+    "model.intermediate_size": 128, "training.steps": 10, "training.global_batch_tokens": 4096,
+    "optimizer.lr": 5e-3, "optimizer.warmup_steps": 3, "optimizer.decay_steps": 9,
+    "log.every": 1, "evaluation.every": 0, "evaluation.max_rows": 4, "checkpoint.every": 0,
+}  # fmt: skip
+
+
+def environment(ranks: int) -> dict:
+    cores = len(os.sched_getaffinity(0))
+    return {
+        **os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks)),
+        "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+
+
+def run(*words, **options) -> subprocess.CompletedProcess:
+    """A command of the repository, run from its top; its text output is captured."""
+    return subprocess.run([str(w) for w in words], cwd=ROOT, text=True, capture_output=True, timeout=600, **options)
+
+
+def python(*words, **options) -> subprocess.CompletedProcess:
+    return run(sys.executable, *words, **options)
+
+
+def launch_words(ranks: int, output, shards, stage: int = 1, **settings) -> list[str]:
+    """`deepspeed … --module amplify_ds.train …` as a user types it; settings: section__field=value."""
+    flags = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
+    words = [
+        str(Path(sys.executable).with_name("deepspeed")), "-q", "--num_accelerators", ranks, "--master_addr", "127.0.0.1",
+        "--master_port", 29600 + os.getpid() % 1000, "--no_local_rank", "--module", "amplify_ds.train", "--recipe", "tiny",
+        "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json", "--data.train", shards["train"],
+        "--data.validation", f"held_out={shards['validation']}", "--output", output,
+    ]  # fmt: skip
+    return [str(w) for w in (*words, *(part for key, value in flags.items() for part in (f"--{key}", value)))]
+
+
+def train(ranks: int, output, shards, stage: int = 1, **settings) -> subprocess.CompletedProcess:
+    return run(*launch_words(ranks, output, shards, stage, **settings), env=environment(ranks))
+
+
+def losses(output) -> dict[int, float]:
+    """{step: training loss} from the TensorBoard events of a run."""
+    from amplify_ds.plot import read_scalars
+
+    return dict(zip(*read_scalars(Path(output))["train/loss"]))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> dict[str, Path]:
+    """Shards of the first bundled proteins, in rows of 1,024 tokens and windows of 256."""
+    place = tmp_path_factory.mktemp("shards")
+    for name, count in (("train", 400), ("validation", 30)):
+        with dnaio.open(EXAMPLE / f"{name}.fasta.gz") as reader, open(place / f"{name}.fasta", "w") as file:
+            for _, record in zip(range(count), reader):
+                file.write(f">{record.name}\n{record.sequence}\n")
+        result = python(
+            "data_prep/build_shards.py", "--input", place / f"{name}.fasta", "--output", place / name,
+            "--max-length", 256, "--row-tokens", 1024,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    return {name: place / name for name in ("train", "validation")}

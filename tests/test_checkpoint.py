@@ -1,0 +1,191 @@
+"""Interrupted runs against uninterrupted ones; checkpoints that know nothing of ranks and ZeRO stage."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, environment, launch_words, losses, train
+from safetensors.torch import load_file, save_file
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import checkpoint
+
+EVERY_FOUR = {"checkpoint__every": 4, "checkpoint__keep_last": 9}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    result = train(2, output, shards, 1, **EVERY_FOUR)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def final_tensors(output: Path) -> dict[str, torch.Tensor]:
+    folder = output / "checkpoints/step-00000010"
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "optimizer.safetensors")}
+
+
+def step_of_newest(output: Path) -> int:
+    found = checkpoint.newest(output)
+    return found.step if found else 0
+
+
+def test_sigkill_at_a_random_step_changes_nothing(uninterrupted, shards, tmp_path):
+    """Kill the launcher and the ranks together, and a rank alone; each time the same command continues."""
+    output = tmp_path / "run"
+    chance = random.Random(os.getpid())
+    for killed in ("everything", "one rank"):
+        log = open(tmp_path / f"{killed}.log", "w")
+        process = subprocess.Popen(
+            launch_words(2, output, shards, 1, **EVERY_FOUR), cwd=ROOT, env=environment(2), stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        begun = step_of_newest(output)
+        while step_of_newest(output) == begun and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, Path(log.name).read_text()
+        time.sleep(chance.uniform(0, 0.3))
+        if killed == "everything":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            for pid in ranks_of(process.pid)[-1:]:
+                os.kill(pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        wait_for_lock(output)
+    assert not (output / "result.json").exists() or step_of_newest(output) == 10
+    result = train(2, output, shards, 1, **EVERY_FOUR)
+    assert result.returncode == 0, result.stderr
+    assert losses(output) == losses(uninterrupted)
+    ours, theirs = final_tensors(output), final_tensors(uninterrupted)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    evaluations = [json.loads((path / "result.json").read_text())["evaluations"] for path in (output, uninterrupted)]
+    assert evaluations[0] == evaluations[1]
+
+
+def ranks_of(group: int) -> list[int]:
+    """Process ids of the training ranks in a process group."""
+    listed = subprocess.run(["ps", "-eo", "pid=,pgid=,args="], text=True, capture_output=True).stdout.splitlines()
+    rows = [line.split(None, 2) for line in listed]
+    return [int(pid) for pid, pgid, words in rows if int(pgid) == group and "-m amplify_ds.train" in words and "launch" not in words]
+
+
+def wait_for_lock(output: Path) -> None:
+    """Until no process holds the run, as a user waits before starting the command again."""
+    import fcntl
+
+    with open(output / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+@pytest.mark.parametrize("stage, ranks", [(0, 1), (2, 2), (3, 2), (1, 1)])
+def test_another_stage_or_number_of_ranks_continues(uninterrupted, shards, tmp_path, stage, ranks):
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted, output)
+    (output / "result.json").unlink()
+    for step in (8, 10):
+        shutil.rmtree(output / f"checkpoints/step-{step:08d}")
+    result = train(ranks, output, shards, stage, **EVERY_FOUR)
+    assert result.returncode == 0 and "4 of 10 steps are done" in result.stderr, result.stderr
+    expected, found = losses(uninterrupted), losses(output)
+    assert list(found) == list(range(1, 11))
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)
+    ours, theirs = final_tensors(output), final_tensors(uninterrupted)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-3, msg=lambda text: f"{name}: {text}")
+
+
+def test_bfloat16_resumes_to_the_bit(shards, tmp_path):
+    settings = {"training__precision": "bf16", "training__steps": 4, "checkpoint__every": 2, "checkpoint__keep_last": 9}
+    for name in ("whole", "cut"):
+        assert train(2, tmp_path / name, shards, 2, **settings).returncode == 0
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
+    assert train(2, tmp_path / "cut", shards, 2, **settings).returncode == 0
+    whole, cut = (load_file(tmp_path / name / "checkpoints/step-00000004/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+def triples(value: float):
+    for name in ("a", "b"):
+        yield name, torch.full((3,), value), {"exp_avg": torch.zeros(3), "exp_avg_sq": torch.ones(3)}
+
+
+def write(run: Path, step: int) -> Path:
+    return checkpoint.write(run, triples(step), {"step": step})
+
+
+def test_retention_keeps_the_last_and_every_mth(tmp_path):
+    for step in range(10, 80, 10):
+        write(tmp_path, step)
+        checkpoint.prune(tmp_path, keep_last=2, keep_every=30)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == [f"step-{s:08d}" for s in (30, 60, 70)]
+
+
+def test_a_half_written_checkpoint_is_never_seen(tmp_path):
+    write(tmp_path, 10)
+    partial = tmp_path / "checkpoints/.step-00000020.partial"
+    partial.mkdir()
+    save_file({"a": torch.zeros(3)}, partial / "model.safetensors")
+    assert checkpoint.newest(tmp_path).step == 10
+    write(tmp_path, 20)
+    assert checkpoint.newest(tmp_path).step == 20 and not partial.exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = write(tmp_path, 10)
+    with open(path / "model.safetensors", "r+b") as file:
+        file.truncate(50)
+    with pytest.raises(AmplifyError, match="step-00000010: not a complete checkpoint"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
+    """A file size limit stands in for the full disk: both make write() fail half way."""
+    write(tmp_path, 10)
+    program = (
+        "import resource, signal, sys, torch; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path; from amplify_ds.training import checkpoint; from amplify_ds.errors import command\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "big = [('a', torch.zeros(100_000), {})]\n"
+        f"command(lambda: checkpoint.write(Path({str(tmp_path)!r}), big, {{'step': 20}}) and 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 1 and "could not be written" in result.stderr and "Traceback" not in result.stderr
+    assert checkpoint.newest(tmp_path).step == 10
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000010"]
+
+
+def test_resume_never_and_resume_from_a_path(uninterrupted, shards, tmp_path):
+    refused = train(1, uninterrupted, shards, 1, **EVERY_FOUR, resume="never")
+    assert refused.returncode != 0 and "--resume never starts in a new --output only" in refused.stderr
+    older = uninterrupted / "checkpoints/step-00000008"
+    result = train(2, tmp_path / "run", shards, 1, **EVERY_FOUR, resume=older)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = final_tensors(tmp_path / "run"), final_tensors(uninterrupted)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_two_trainers_never_share_a_run(shards, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = train(1, tmp_path / "run", shards)
+    assert result.returncode != 0 and "another process is training this run" in result.stderr
+
+
+def test_a_directory_of_other_files_is_refused(shards, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    result = train(1, tmp_path, shards)
+    assert result.returncode != 0 and "holds other files (thesis.tex)" in result.stderr
+    assert os.listdir(tmp_path) == ["thesis.tex"]

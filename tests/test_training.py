@@ -1,0 +1,102 @@
+"""Training through the real launcher, against a plain PyTorch loop around the independent reference model."""
+
+import json
+
+import pytest
+import torch
+from conftest import SMALL, losses, train
+from reference_amplify import ReferenceAMPLIFY
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from amplify_ds import config
+from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.shards import Shards
+from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
+from amplify_ds.training.schedule import learning_rate
+
+
+@pytest.fixture(scope="module")
+def plain(shards):
+    """Losses, gradient norms and final weights of ten steps in one process: padded proteins, torch's AdamW."""
+    run = config.resolve("tiny", None, SMALL)
+    torch.manual_seed(run.training.seed)
+    model = ReferenceAMPLIFY(**run.model.model_dump())
+    torch.manual_seed(run.training.seed)
+    model.load_state_dict(AMPLIFY(AMPLIFYConfig(**run.model.model_dump())).state_dict())  # same initial weights
+    settings = run.optimizer
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+    batches = TrainingBatches(Shards(shards["train"]), BatchPlan(4, 4, 1, 0, 1), 0, **run.masking.model_dump())
+    found = []
+    for step in range(run.training.steps):
+        batch = batches[step]
+        bounds = batch.cu_seqlens.unique().tolist()
+        segments = [batch.input_ids[a:b] for a, b in zip(bounds, bounds[1:])]
+        ids = torch.nn.utils.rnn.pad_sequence(segments, batch_first=True)
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(s) for s in segments])[:, None]
+        # An empty slot of a last, emptier row counts as a target of loss 0: see data/masking.py.
+        logits = model(ids, mask)[mask][batch.masked_positions]
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum") / len(batch.labels)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clipping)
+        optimizer.step()
+        found.append((loss.item() * len(batch.labels) / batch.targets, norm.item()))
+    return *zip(*found), model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "stage, ranks, settings",
+    [
+        (0, 2, {}),
+        (1, 2, {"training__micro_batch_rows": 2}),
+        (2, 2, {}),
+        (3, 2, {"training__activation_checkpointing": "true"}),
+        (1, 1, {"data__workers": 2}),
+    ],
+)
+def test_every_stage_trains_as_one_plain_process_does(plain, shards, tmp_path, stage, ranks, settings):
+    from amplify_ds.plot import read_scalars
+
+    result = train(ranks, tmp_path / "run", shards, stage, **settings)
+    assert result.returncode == 0, result.stderr
+    expected_losses, expected_norms, weights = plain
+    scalars = read_scalars(tmp_path / "run")
+    assert scalars["train/loss"][0] == list(range(1, 11))
+    assert scalars["train/loss"][1] == pytest.approx(expected_losses, abs=1e-5)
+    assert scalars["train/gradient_norm"][1] == pytest.approx(expected_norms, rel=1e-4)
+    assert expected_losses[-1] < expected_losses[0] - 0.1
+    saved = load_file(tmp_path / "run/checkpoints/step-00000010/model.safetensors")
+    assert saved.keys() == weights.keys()
+    for name in saved:
+        torch.testing.assert_close(saved[name], weights[name], atol=1e-4, rtol=1e-3, msg=lambda text: f"{name}: {text}")
+
+
+def test_bfloat16_stays_near_float32(plain, shards, tmp_path):
+    for stage in (0, 1):
+        result = train(1, tmp_path / f"{stage}", shards, stage, training__precision="bf16", training__steps=3)
+        assert result.returncode == 0, result.stderr
+        assert list(losses(tmp_path / f"{stage}").values()) == pytest.approx(plain[0][:3], abs=1e-2)
+
+
+def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
+    first = train(1, tmp_path / "run", shards, training__steps=2)
+    assert first.returncode == 0 and "complete: 2 steps" in first.stdout, first.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert {(e["step"], e["protocol"]) for e in result["evaluations"]} == {
+        (step, protocol) for step in (0, 2) for protocol in ("published", "mask_only")
+    }
+    again = train(1, tmp_path / "run", shards, training__steps=2)
+    assert again.returncode == 0 and "already complete: 2 steps" in again.stdout
+    assert json.loads((tmp_path / "run/result.json").read_text()) == result
+
+    other = train(1, tmp_path / "run", shards, training__steps=2, optimizer__lr=0.01)
+    assert other.returncode != 0
+    assert "optimizer.lr: the run has 0.005, asked for is 0.01" in other.stderr and "Traceback" not in other.stderr
+    assert json.loads((tmp_path / "run/result.json").read_text()) == result
+
+
+def test_divergence_ends_the_run_with_a_message(shards, tmp_path):
+    result = train(1, tmp_path / "run", shards, optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0)
+    assert result.returncode != 0 and "training has diverged" in result.stderr and "Traceback" not in result.stderr
