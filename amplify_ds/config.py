@@ -13,7 +13,7 @@ import argparse
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -78,7 +78,9 @@ class Optimizer(Section):
 
 class Training(Section):
     steps: int = setting("optimizer steps in all", operational=True, gt=0)
-    global_batch_tokens: int = setting("tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0)
+    global_batch_tokens: int = setting(
+        "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0
+    )
     micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = setting("auto: bf16 on GPUs, fp32 on CPUs")
     activation_checkpointing: bool = setting("recompute activations in backward: less memory, a third more time", True)
@@ -97,7 +99,9 @@ class Checkpoint(Section):
 
 
 class Log(Section):
-    every: int = setting("steps between points of TensorBoard; only there are values copied from the device", True, gt=0)
+    every: int = setting(
+        "steps between points of TensorBoard; only there are values copied from the device", True, gt=0
+    )
 
 
 class RunConfig(Section):
@@ -148,11 +152,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag a setting, grouped by section. Values stay text here; `resolve` gives them their types."""
     groups = {name: parser.add_argument_group(name) for name in RunConfig.model_fields}
     for section, name, field in fields():
-        several = {"nargs": "+"} if str(field.annotation).startswith(("list", "tuple")) else {}
+        kind = str(field.annotation)
+        several = {"nargs": "+"} if kind.startswith(("list", "tuple")) else {}
+        metavar = "|".join(get_args(field.annotation)) if "Literal" in kind else METAVARS[kind]
         groups[section].add_argument(
-            f"--{section}.{name}", default=argparse.SUPPRESS, help=field.description,
-            metavar=name.rsplit("_", 1)[-1].upper(), **several,
-        )  # fmt: skip
+            f"--{section}.{name}", default=argparse.SUPPRESS, help=field.description, metavar=metavar, **several
+        )
+
+
+METAVARS = {
+    str(int): "N", str(float): "X", str(bool): "true|false", str(str | None): "DIR", str(list[str]): "[NAME=]DIR",
+    str(tuple[float, float]): "X",
+}  # fmt: skip
 
 
 def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunConfig:
@@ -194,10 +205,14 @@ def unknown_setting(key: str, known: list[str]) -> str:
     if any(word in key.lower() for word in ("zero", "offload", "stage", "comm")):
         return "ZeRO, offload and communication are set in the DeepSpeed file (--deepspeed_config), not here"
     by_field = {name.split(".")[-1]: name for name in known}
-    near = difflib.get_close_matches(key, known, 1, 0.6) or [
-        by_field[name] for name in difflib.get_close_matches(key.split(".")[-1], by_field, 1, 0.6)
+    near = difflib.get_close_matches(key, known, 1, 0.75) or [
+        by_field[name] for name in difflib.get_close_matches(key.split(".")[-1], by_field, 1, 0.75)
     ]
-    hint = f"did you mean {near[0]}?" if near else f"the settings are listed by --help (sections {', '.join(RunConfig.model_fields)})"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"the settings are listed by --help (sections {', '.join(RunConfig.model_fields)})"
+    )
     return f"no such setting; {hint}"
 
 

@@ -32,8 +32,10 @@ def command(main: Callable[[], int | None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        code = _report(f"error: {error.strerror}{where}. Nothing complete was changed; make room (or choose another "
-                       "place) and run the same command again.")
+        code = _report(
+            f"error: {error.strerror}{where}. Nothing complete was changed; make room (or choose another "
+            "place) and run the same command again."
+        )
     sys.exit(code)
 
 

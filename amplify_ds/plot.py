@@ -44,7 +44,12 @@ def draw(run: Path, output: Path) -> list[Path]:
     }  # fmt: skip
     with plt.rc_context(style):
         figures = [
-            _figure(plt, [("training", *scalars["train/loss"], "C0", "-")], "Training loss", "loss (nats per masked residue)"),
+            _figure(
+                plt,
+                [("training", *scalars["train/loss"], "C0", "-")],
+                "Training loss",
+                "loss (nats per masked residue)",
+            ),
             _figure(plt, _validation(scalars, "loss"), "Validation loss", "loss (nats per masked residue)"),
             _figure(plt, _validation(scalars, "perplexity"), "Validation perplexity", "perplexity"),
         ]

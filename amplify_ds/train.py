@@ -1,8 +1,9 @@
-"""Pretrain AMPLIFY on packed shards: `deepspeed … --no_local_rank --module amplify_ds.train --recipe … --output RUN`."""
+"""Pretrain AMPLIFY on packed shards: `deepspeed … --no_local_rank --module amplify_ds.train …`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,15 +33,27 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="amplify_ds.train", description=DESCRIPTION, allow_abbrev=False,
+        prog="amplify_ds.train",
+        usage="%(prog)s --recipe NAME --output RUN [--config FILE.yaml] [--section.setting VALUE …]",
+        description=DESCRIPTION,
+        epilog="What is not given is as in the recipe: amplify_ds/recipes/NAME.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--recipe", required=True, choices=config.recipes(), help="the complete configuration to start from")
+    add("--config", metavar="FILE.yaml", help="settings that replace the recipe's, in the same sections")
+    add(
+        "--deepspeed_config", metavar="FILE.json", default="ds_configs/zero1.json",
+        help="ZeRO, offload, communication (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--recipe", required=True, choices=config.recipes(), help="the complete configuration to start from")
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings that replace the recipe's, in the same sections")
-    parser.add_argument("--deepspeed_config", metavar="FILE.json", default="ds_configs/zero1.json", help="ZeRO, offload, communication (default %(default)s)")  # fmt: skip
-    parser.add_argument("--output", metavar="RUN", required=True, help="run directory: checkpoints, TensorBoard events, result")
-    parser.add_argument("--resume", metavar="auto|never|PATH", default="auto", help="auto: continue from the newest checkpoint in RUN; never: refuse a RUN that has one; PATH: start from that checkpoint (default auto)")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
+    add("--output", metavar="RUN", required=True, help="run directory: checkpoints, TensorBoard events, result")
+    add(
+        "--resume", metavar="auto|never|PATH", default="auto",
+        help="auto: continue from the newest checkpoint in RUN; never: refuse a RUN that has one; "
+        "PATH: start from that checkpoint (default auto)",
+    )  # fmt: skip
+    add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
     config.add_flags(parser)
     return parser
 
@@ -91,8 +104,6 @@ def main() -> int:
 
 
 def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
-    import os
-
     from amplify_ds.data.shards import Shards
     from amplify_ds.training import ds_config, plan
 
@@ -108,17 +119,21 @@ def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     model = plan.model_config(run, shards.max_length)
     precision = plan.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
     memory = plan.memory_per_device(run, model, shards.row_tokens, ds_config.stage(zero), world_size, precision)
+    rows = f"{cut.global_rows} rows of {shards.row_tokens:,}"
+    share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
+    epochs = run.training.steps * cut.global_rows / shards.num_rows
+    lines = {
+        "parameters": f"{plan.parameter_count(model):,}",
+        "devices": f"{world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}",
+        "tokens a step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
+        "steps an epoch": f"{shards.num_rows / cut.global_rows:,.1f} ({shards.num_rows:,} rows in {run.data.train})",
+        "epochs": f"{epochs:,.2f} in {run.training.steps:,} steps",
+        **{f"validation {name}": f"{opened.num_rows:,} rows in {opened.path}" for name, opened in sets.items()},
+        **{f"memory, {part}": f"about {size / 2**30:,.2f} GiB a device" for part, size in memory.items()},
+    }
     print(run.to_yaml())
-    print(f"parameters              {plan.parameter_count(model):,}")
-    print(f"devices                 {world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}")
-    print(f"tokens a step           {run.training.global_batch_tokens:,} = {cut.global_rows} rows of {shards.row_tokens:,}: "
-          f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated")  # fmt: skip
-    print(f"steps an epoch          {shards.num_rows / cut.global_rows:,.1f} ({shards.num_rows:,} rows in {run.data.train})")
-    print(f"epochs                  {run.training.steps * cut.global_rows / shards.num_rows:,.2f} in {run.training.steps:,} steps")
-    for name, validation in sets.items():
-        print(f"validation {name:<12} {validation.num_rows:,} rows in {validation.path}")
-    for part, size in memory.items():
-        print(f"memory a device, about  {size / 2**30:,.2f} GiB for {part}")
+    for name, text in lines.items():
+        print(f"{name:<44}{text}")
     return 0
 
 

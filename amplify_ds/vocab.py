@@ -15,9 +15,32 @@ from collections.abc import Iterable
 import numpy as np
 
 TOKENS: tuple[str, ...] = (
-    "<pad>", "<unk>", "<mask>", "<bos>", "<eos>",
+    "<pad>",
+    "<unk>",
+    "<mask>",
+    "<bos>",
+    "<eos>",
     "|",  # the break between the chains of an antibody
-    "L", "A", "G", "V", "S", "E", "R", "T", "I", "D", "P", "K", "Q", "N", "F", "Y", "M", "H", "W", "C",
+    "L",
+    "A",
+    "G",
+    "V",
+    "S",
+    "E",
+    "R",
+    "T",
+    "I",
+    "D",
+    "P",
+    "K",
+    "Q",
+    "N",
+    "F",
+    "Y",
+    "M",
+    "H",
+    "W",
+    "C",
     "B",  # aspartate or asparagine: a token, but no training sequence holds it
 )
 PAD, UNK, MASK, BOS, EOS = range(5)

@@ -36,8 +36,10 @@ class FastaFile:
         if not path.exists():
             raise AmplifyError(f"there is no file {path}. Check the path; expected a FASTA file, plain or gzip.")
         if not path.is_file():
-            raise AmplifyError(f"{path} is a directory or a device, expected a FASTA file, plain or gzip. Give the "
-                               "files of a directory one by one, for example as DIRECTORY/*.fasta.gz.")
+            raise AmplifyError(
+                f"{path} is a directory or a device, expected a FASTA file, plain or gzip. Give the "
+                "files of a directory one by one, for example as DIRECTORY/*.fasta.gz."
+            )
         self.path = path
         self.bytes = path.stat().st_size
         self.sha256 = ""
@@ -69,8 +71,10 @@ class FastaFile:
         try:
             yield from self._parse(progress)
         except (EOFError, OSError, zlib.error) as error:
-            raise AmplifyError(f"{self.path} cannot be read to its end: {error}. If it is compressed, test it with "
-                               "`gzip -t` and fetch it again.") from error
+            raise AmplifyError(
+                f"{self.path} cannot be read to its end: {error}. If it is compressed, test it with "
+                "`gzip -t` and fetch it again."
+            ) from error
 
     def _parse(self, progress: Callable[[int], object]) -> Iterator[list[bytes]]:
         with _Hashed(self.path, progress) as source, self._text(source) as stream, FastaReader(stream) as reader:
@@ -94,10 +98,14 @@ class FastaFile:
         with _Hashed(self.path, lambda read: None) as source, self._text(source) as stream:
             for number, line in enumerate(stream, 1):
                 if not line.isascii():
-                    return AmplifyError(f"{self.path}, line {number}: {line[:40]!r} holds bytes that are not ASCII. "
-                                        f"Expected FASTA in plain ASCII letters.{damaged}")
-        return AmplifyError(f"{self.path}, line {error.line + 1}: not FASTA. {error.message} Expected lines such as "
-                            f'">name" and "MKV…".{damaged}')
+                    return AmplifyError(
+                        f"{self.path}, line {number}: {line[:40]!r} holds bytes that are not ASCII. "
+                        f"Expected FASTA in plain ASCII letters.{damaged}"
+                    )
+        return AmplifyError(
+            f"{self.path}, line {error.line + 1}: not FASTA. {error.message} Expected lines such as "
+            f'">name" and "MKV…".{damaged}'
+        )
 
 
 class _Hashed(io.RawIOBase):

@@ -1,6 +1,6 @@
 """Look into a directory of shards: a summary from the manifest, a check of every file, a row as text.
 
-    python data_prep/inspect_shards.py data/train --verify --show 0
+python data_prep/inspect_shards.py data/train --verify --show 0
 """
 
 from __future__ import annotations
@@ -55,14 +55,20 @@ def _summary(shards: Shards) -> list[tuple[str, str]]:
     return [
         ("directory", str(shards.path)),
         ("fingerprint", shards.fingerprint),
-        *((what, f"{file['name']}, {file['bytes']:,} bytes, sha256 {file['sha256']}")
-          for what in ("inputs", "exclude") for file in manifest[what]),
+        *(
+            (what, f"{file['name']}, {file['bytes']:,} bytes, sha256 {file['sha256']}")
+            for what in ("inputs", "exclude")
+            for file in manifest[what]
+        ),
         ("settings", ", ".join(f"{name} {manifest[name]}" for name in ("max_length", "row_tokens", "windows", "seed"))),
         *counts(manifest),
         ("sequence length (residues)", f"mean {lengths @ sequences / upto[-1]:,.0f}, {', '.join(quantiles)}"),
         ("residue frequencies (%)", "  ".join(f"{residue} {100 * share:.2f}" for share, residue in frequencies)),
-        ("files", f"{len(shards.files())} of {len(manifest['shards'])} shards, written by amplify_ds "
-                  f"{manifest['amplify_ds_version']}"),
+        (
+            "files",
+            f"{len(shards.files())} of {len(manifest['shards'])} shards, written by amplify_ds "
+            f"{manifest['amplify_ds_version']}",
+        ),
     ]
 
 
@@ -74,9 +80,13 @@ def _show(shards: Shards, row: int) -> str:
     lines = [f"row {row}: {len(lengths)} windows, {lengths.sum():,} of {shards.row_tokens:,} tokens"]
     for window in np.split(tokens, np.cumsum(lengths))[:-1]:
         begins, ends = window[0] == BOS, window[-1] == EOS
-        kind = {(True, True): "whole protein", (True, False): "first window", (False, True): "last window",
-                (False, False): "middle window"}[begins, ends]
-        text = decode(window[int(begins):len(window) - int(ends)])
+        kind = {
+            (True, True): "whole protein",
+            (True, False): "first window",
+            (False, True): "last window",
+            (False, False): "middle window",
+        }[begins, ends]
+        text = decode(window[int(begins) : len(window) - int(ends)])
         lines.append(f"{len(text):>6} residues, {kind:<13}  {text}")
     return "\n".join(lines)
 
@@ -86,12 +96,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory that build_shards.py made")
-    parser.add_argument("--verify", action="store_true",
-                        help="read every file and compare it with its checksum, check that rows are sound, and exit "
-                             "with an error that names the first file that is not as it should be")
-    parser.add_argument("--show", type=int, metavar="ROW",
-                        help="print the proteins of this row (0 is the first) as text, one a line, each with its "
-                             "length and whether it is a whole protein or a window of a longer one")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every file and compare it with its checksum, check that rows are sound, and exit "
+        "with an error that names the first file that is not as it should be",
+    )
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="ROW",
+        help="print the proteins of this row (0 is the first) as text, one a line, each with its "
+        "length and whether it is a whole protein or a window of a longer one",
+    )
     return parser.parse_args(arguments)
 
 

@@ -61,8 +61,10 @@ def build(
 
     if not shards:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by_reason(rejected).items())
-        raise AmplifyError(f"no usable sequence among {records:,} records: {reasons} (why: data_prep/clean.py). "
-                           "Expected proteins in one-letter code.")
+        raise AmplifyError(
+            f"no usable sequence among {records:,} records: {reasons} (why: data_prep/clean.py). "
+            "Expected proteins in one-letter code."
+        )
     rows, tokens = sum(shard["rows"] for shard in shards), int(token_counts.sum())
     return {
         "format": FORMAT,
@@ -136,10 +138,12 @@ def _pack(
         pad = bytes([PAD])
         step = max(1, _PIECE // row_tokens)
         for index in range(0, len(rows), step):
-            piece = b"".join([
-                b"".join([tokens[begin[window]:end[window]] for window in row]).ljust(row_tokens, pad)
-                for row in rows[index:index + step]
-            ])
+            piece = b"".join(
+                [
+                    b"".join([tokens[begin[window] : end[window]] for window in row]).ljust(row_tokens, pad)
+                    for row in rows[index : index + step]
+                ]
+            )
             token_counts[:] += np.bincount(np.frombuffer(piece, dtype=np.uint8), minlength=len(TOKENS))
             token_counts[PAD] = 0
             yield piece

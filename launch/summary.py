@@ -24,11 +24,17 @@ def main():
         )
 
     rows = [
-        ("sequences", f"{train['counts']['sequences']:,} to train on, {validation['counts']['sequences']:,} to validate on"),
+        (
+            "sequences",
+            f"{train['counts']['sequences']:,} to train on, {validation['counts']['sequences']:,} to validate on",
+        ),
         ("residues", f"{train['counts']['residues']:,} and {validation['counts']['residues']:,}"),
         ("packing efficiency", f"{train['packing_efficiency']:.2%} of the tokens in a row are real"),
         ("model", f"{result['parameters']:,} parameters"),
-        ("steps", f"{result['steps']} on {result['devices']} {result['device']} ranks, {result['residues']:,} residues read"),
+        (
+            "steps",
+            f"{result['steps']} on {result['devices']} {result['device']} ranks, {result['residues']:,} residues read",
+        ),
         ("speed", f"{result['residues_per_second']:,.0f} residues/s"),
         ("perplexity, <mask> only", perplexity("mask_only")),
         ("perplexity, 80/10/10", perplexity("published")),

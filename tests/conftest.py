@@ -65,7 +65,7 @@ def losses(output) -> dict[int, float]:
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> dict[str, Path]:
-    """Shards of the first bundled proteins, in rows of 1,024 tokens and windows of 256."""
+    """Shards of the first bundled proteins, in rows of 1,024 tokens and windows of at most 96."""
     place = tmp_path_factory.mktemp("shards")
     for name, count in (("train", 400), ("validation", 30)):
         with dnaio.open(EXAMPLE / f"{name}.fasta.gz") as reader, open(place / f"{name}.fasta", "w") as file:
@@ -73,7 +73,7 @@ def shards(tmp_path_factory) -> dict[str, Path]:
                 file.write(f">{record.name}\n{record.sequence}\n")
         result = python(
             "data_prep/build_shards.py", "--input", place / f"{name}.fasta", "--output", place / name,
-            "--max-length", 256, "--row-tokens", 1024,
+            "--max-length", 96, "--row-tokens", 1024,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
     return {name: place / name for name in ("train", "validation")}

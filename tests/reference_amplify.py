@@ -85,16 +85,25 @@ class Block(nn.Module):
 
 
 class ReferenceAMPLIFY(nn.Module):
-    def __init__(self, vocab_size=27, hidden_size=640, num_hidden_layers=24,
-                 num_attention_heads=10, intermediate_size=2560, norm_eps=1e-5):
+    def __init__(
+        self,
+        vocab_size=27,
+        hidden_size=640,
+        num_hidden_layers=24,
+        num_attention_heads=10,
+        intermediate_size=2560,
+        norm_eps=1e-5,
+    ):
         super().__init__()
         if hidden_size != num_attention_heads * HEAD_SIZE:
-            raise ValueError(f"every head is {HEAD_SIZE} wide: {num_attention_heads} heads need "
-                             f"hidden_size {num_attention_heads * HEAD_SIZE}, not {hidden_size}")
+            raise ValueError(
+                f"every head is {HEAD_SIZE} wide: {num_attention_heads} heads need "
+                f"hidden_size {num_attention_heads * HEAD_SIZE}, not {hidden_size}"
+            )
         self.encoder = nn.Embedding(vocab_size, hidden_size, padding_idx=0)
         self.transformer_encoder = nn.ModuleList(
-            Block(hidden_size, num_attention_heads, intermediate_size, norm_eps)
-            for _ in range(num_hidden_layers))
+            Block(hidden_size, num_attention_heads, intermediate_size, norm_eps) for _ in range(num_hidden_layers)
+        )
         self.layer_norm_2 = RMSNorm(hidden_size, norm_eps)
         self.decoder = nn.Linear(hidden_size, vocab_size)
         for module in self.modules():

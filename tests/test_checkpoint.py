@@ -75,7 +75,11 @@ def ranks_of(group: int) -> list[int]:
     """Process ids of the training ranks in a process group."""
     listed = subprocess.run(["ps", "-eo", "pid=,pgid=,args="], text=True, capture_output=True).stdout.splitlines()
     rows = [line.split(None, 2) for line in listed]
-    return [int(pid) for pid, pgid, words in rows if int(pgid) == group and "-m amplify_ds.train" in words and "launch" not in words]
+    return [
+        int(pid)
+        for pid, pgid, words in rows
+        if int(pgid) == group and "-m amplify_ds.train" in words and "launch" not in words
+    ]
 
 
 def wait_for_lock(output: Path) -> None:
@@ -109,7 +113,9 @@ def test_bfloat16_resumes_to_the_bit(shards, tmp_path):
         assert train(2, tmp_path / name, shards, 2, **settings).returncode == 0
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
     assert train(2, tmp_path / "cut", shards, 2, **settings).returncode == 0
-    whole, cut = (load_file(tmp_path / name / "checkpoints/step-00000004/model.safetensors") for name in ("whole", "cut"))
+    whole, cut = (
+        load_file(tmp_path / name / "checkpoints/step-00000004/model.safetensors") for name in ("whole", "cut")
+    )
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 

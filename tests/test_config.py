@@ -1,10 +1,10 @@
 """The run configuration and DeepSpeed's file: what is merged, what is refused, and how."""
 
 import json
+from importlib import resources
 
 import pytest
 import yaml
-from importlib import resources
 
 from amplify_ds import config
 from amplify_ds.errors import AmplifyError

@@ -40,7 +40,7 @@ def proteins(count: int, seed: int = 0, longest: int = 300) -> list[str]:
 def write_fasta(path: Path, sequences, width: int = 60, compress: bool = False) -> Path:
     lines = []
     for number, sequence in enumerate(sequences):
-        lines += [f">protein|{number} an entry", *(sequence[i:i + width] for i in range(0, len(sequence), width))]
+        lines += [f">protein|{number} an entry", *(sequence[i : i + width] for i in range(0, len(sequence), width))]
     text = "".join(f"{line}\n" for line in lines).encode()
     path.write_bytes(gzip.compress(text, mtime=0) if compress else text)
     return path
@@ -85,8 +85,14 @@ def test_every_sequence_comes_back(tmp_path, max_length, row_tokens):
     dropped = ["MKX", "BBB", "MKU*", "MK-V", "MK*V", "1", "", "*"]
     sequences = [*kept, *kept[:30], *dirty, *dropped]
     random.Random(1).shuffle(sequences)
-    build(write_fasta(tmp_path / "in.fasta", sequences), tmp_path / "out",
-          "--max-length", max_length, "--row-tokens", row_tokens)
+    build(
+        write_fasta(tmp_path / "in.fasta", sequences),
+        tmp_path / "out",
+        "--max-length",
+        max_length,
+        "--row-tokens",
+        row_tokens,
+    )
 
     expected = [*kept, *dirty.values()]
     assert windows(tmp_path / "out") == Counter(part for sequence in expected for part in cut(sequence, max_length))
@@ -116,8 +122,9 @@ def test_the_order_and_the_form_of_the_input_do_not_matter(tmp_path):
     two.write_bytes(two.read_bytes() + gzip.compress(b"\n# a comment\n\n"))  # a second gzip member
     for order in ([one, two], [two, one]):
         output = tmp_path / f"from {order[0].name}"
-        build_shards.main(["--input", *map(str, order), "--output", str(output), "--max-length", "64",
-                           "--row-tokens", "256"])
+        build_shards.main(
+            ["--input", *map(str, order), "--output", str(output), "--max-length", "64", "--row-tokens", "256"]
+        )
         assert content(output) == first
     assert (tmp_path / "from b1.fasta/manifest.json").read_bytes() == (tmp_path / "from b2/manifest.json").read_bytes()
 
@@ -158,8 +165,14 @@ def test_excluded_sequences_are_not_in_the_shards(tmp_path):
     sequences = proteins(100)
     held_out = [sequences[3], sequences[7].lower(), sequences[9] + "*", "MKVMKVMKV"]
     exclude = write_fasta(tmp_path / "held_out.fasta", held_out)
-    build(write_fasta(tmp_path / "in.fasta", [*sequences, sequences[3]]), tmp_path / "out",
-          "--exclude", exclude, "--max-length", 400)
+    build(
+        write_fasta(tmp_path / "in.fasta", [*sequences, sequences[3]]),
+        tmp_path / "out",
+        "--exclude",
+        exclude,
+        "--max-length",
+        400,
+    )
     expected = set(sequences) - {sequences[3], sequences[7], sequences[9]}
     assert windows(tmp_path / "out") == Counter(f"<bos>{sequence}<eos>" for sequence in expected)
     assert Shards(tmp_path / "out").manifest["counts"]["rejected"]["excluded"] == 4
@@ -194,23 +207,29 @@ ORDINARY = b">a\nMKVLLA\n>b\nMKC\n"
 PACKED = gzip.compress(b"".join(b">%d\n%s\n" % (i, s.encode()) for i, s in enumerate(proteins(500))))
 
 
-@pytest.mark.parametrize("name, data, words", [
-    ("empty.fasta", b"", ["empty.fasta is empty"]),
-    ("blank.fasta", b"\n \n", ["blank.fasta holds no FASTA record"]),
-    ("empty.gz", gzip.compress(b""), ["empty.gz holds no FASTA record"]),
-    ("text.fasta", b"\nname,sequence\na,MKV\n", ["text.fasta, line 2", "not FASTA", "name,sequence"]),
-    ("archive.bz2", bz2.compress(ORDINARY), ["archive.bz2, line 1", "not ASCII"]),
-    ("reads.fastq", b"@a\nACGT\n+\nIIII\n", ["reads.fastq, line 1", "not FASTA"]),
-    ("truncated.gz", PACKED[:-500], ["truncated.gz", "gzip -t"]),
-    ("beheaded.gz", PACKED[:15], ["beheaded.gz", "gzip -t"]),
-    ("damaged.gz", PACKED[:5000] + bytes(40) + PACKED[5040:], ["damaged.gz", "gzip -t"]),
-    ("checksum.gz", PACKED[:-8] + bytes(4) + PACKED[-4:], ["checksum.gz", "gzip -t"]),
-    ("latin.fasta", ORDINARY + b">c\nMKV\nM\xe9K\n>d\nMKV\n", ["latin.fasta, line 7", "not ASCII"]),
-    ("utf8.fasta", ORDINARY + ">c \u00e9\nMKV\n".encode(), ["utf8.fasta, line 5", "not ASCII"]),
-    ("utf8.gz", gzip.compress(ORDINARY + ">c\nMK\u00e9\n".encode()), ["utf8.gz, line 6", "not ASCII", "gzip -t"]),
-    ("useless.fasta", b">a\nMKX\n>b\n>c\nM-K\n>d\nMKZ\n",
-     ["no usable sequence among 4", "2 B J O U X Z", "1 empty", "1 other characters"]),
-])
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        ("empty.fasta", b"", ["empty.fasta is empty"]),
+        ("blank.fasta", b"\n \n", ["blank.fasta holds no FASTA record"]),
+        ("empty.gz", gzip.compress(b""), ["empty.gz holds no FASTA record"]),
+        ("text.fasta", b"\nname,sequence\na,MKV\n", ["text.fasta, line 2", "not FASTA", "name,sequence"]),
+        ("archive.bz2", bz2.compress(ORDINARY), ["archive.bz2, line 1", "not ASCII"]),
+        ("reads.fastq", b"@a\nACGT\n+\nIIII\n", ["reads.fastq, line 1", "not FASTA"]),
+        ("truncated.gz", PACKED[:-500], ["truncated.gz", "gzip -t"]),
+        ("beheaded.gz", PACKED[:15], ["beheaded.gz", "gzip -t"]),
+        ("damaged.gz", PACKED[:5000] + bytes(40) + PACKED[5040:], ["damaged.gz", "gzip -t"]),
+        ("checksum.gz", PACKED[:-8] + bytes(4) + PACKED[-4:], ["checksum.gz", "gzip -t"]),
+        ("latin.fasta", ORDINARY + b">c\nMKV\nM\xe9K\n>d\nMKV\n", ["latin.fasta, line 7", "not ASCII"]),
+        ("utf8.fasta", ORDINARY + ">c \u00e9\nMKV\n".encode(), ["utf8.fasta, line 5", "not ASCII"]),
+        ("utf8.gz", gzip.compress(ORDINARY + ">c\nMK\u00e9\n".encode()), ["utf8.gz, line 6", "not ASCII", "gzip -t"]),
+        (
+            "useless.fasta",
+            b">a\nMKX\n>b\n>c\nM-K\n>d\nMKZ\n",
+            ["no usable sequence among 4", "2 B J O U X Z", "1 empty", "1 other characters"],
+        ),
+    ],
+)
 def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AmplifyError) as refusal:
@@ -220,14 +239,17 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("options, word", [
-    (["--max-length", 2], "--max-length is 2"),
-    (["--max-length", 65536, "--row-tokens", 100_000], "--max-length is 65536"),
-    (["--max-length", 300, "--row-tokens", 299], "--row-tokens is 299"),
-    (["--seed", -1], "--seed is -1"),
-    (["--exclude", "nowhere.fasta"], "there is no file nowhere.fasta"),
-    (["--exclude", "/"], "/ is a directory"),
-])
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--max-length", 2], "--max-length is 2"),
+        (["--max-length", 65536, "--row-tokens", 100_000], "--max-length is 65536"),
+        (["--max-length", 300, "--row-tokens", 299], "--row-tokens is 299"),
+        (["--seed", -1], "--seed is -1"),
+        (["--exclude", "nowhere.fasta"], "there is no file nowhere.fasta"),
+        (["--exclude", "/"], "/ is a directory"),
+    ],
+)
 def test_bad_options_are_named(tmp_path, options, word):
     path = write_fasta(tmp_path / "in.fasta", proteins(3))
     with pytest.raises(AmplifyError) as refusal:
@@ -259,13 +281,16 @@ def test_a_complete_directory_is_reused(tmp_path, capsys):
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == written
 
 
-@pytest.mark.parametrize("change, options, word", [
-    (lambda text: text, ["--max-length", 100], "max_length: 512 there, 100 here"),
-    (lambda text: text, ["--seed", 1], "seed: 0 there, 1 here"),
-    (lambda text: text + b">c\nMKV\n", [], "inputs"),
-    (lambda text: text.replace(b"MKV", b"MKW"), [], "inputs: files of the same names and sizes"),
-    (lambda text: text, ["--exclude", "{input}"], "exclude"),
-])
+@pytest.mark.parametrize(
+    "change, options, word",
+    [
+        (lambda text: text, ["--max-length", 100], "max_length: 512 there, 100 here"),
+        (lambda text: text, ["--seed", 1], "seed: 0 there, 1 here"),
+        (lambda text: text + b">c\nMKV\n", [], "inputs"),
+        (lambda text: text.replace(b"MKV", b"MKW"), [], "inputs: files of the same names and sizes"),
+        (lambda text: text, ["--exclude", "{input}"], "exclude"),
+    ],
+)
 def test_shards_of_other_settings_or_sequences_are_left_alone(tmp_path, change, options, word):
     path = tmp_path / "in.fasta"
     path.write_bytes(ORDINARY)
@@ -318,8 +343,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, limit, file):
     """No file may grow beyond the limit: writing fails half-way, as on a full disk."""
     path = write_fasta(tmp_path / "in.fasta", proteins(300))
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-    result = script("build_shards.py", "--input", path, "--output", tmp_path / "out", "--row-tokens", 65_000,
-                    code=limited)
+    result = script(
+        "build_shards.py", "--input", path, "--output", tmp_path / "out", "--row-tokens", 65_000, code=limited
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: cannot write") and file in result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["in.fasta"]

@@ -18,7 +18,7 @@ def make_row(seed: int, filled: int = ROW_TOKENS) -> tuple[np.ndarray, np.ndarra
     while sum(lengths) < filled:
         length = min(draw.randint(3, 400), filled - sum(lengths))
         start = sum(lengths)
-        tokens[start:start + length] = draw.randint(5, 27, length)
+        tokens[start : start + length] = draw.randint(5, 27, length)
         tokens[start] = BOS
         if length > 1:
             tokens[start + length - 1] = EOS
@@ -78,11 +78,11 @@ def test_evaluation_mask_agrees_with_its_definition(protocol, shares):
     expected, places = tokens.tolist(), []
     start = 0
     for length in lengths.tolist():
-        window = tokens[start:start + length]
+        window = tokens[start : start + length]
         eligible = int(is_eligible(window).sum())
         count = max(1, round(0.15 * eligible)) if eligible else 0
         masked, chosen = mask_by_definition(window.tolist(), window.tobytes(), count, *shares)
-        expected[start:start + length] = masked
+        expected[start : start + length] = masked
         places += [start + place for place in chosen]
         start += length
     assert input_ids.tolist() == expected and positions.tolist() == places

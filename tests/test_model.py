@@ -138,7 +138,9 @@ def test_initial_weights_are_uniform_in_the_published_range():
     assert model.encoder.weight[0].abs().max() > 0.01  # the padding row is drawn like the rest
 
 
-@pytest.mark.parametrize("field, value", [("hidden_act", "gelu"), ("att_bias", True), ("rms_norm", False), ("bias", True)])
+@pytest.mark.parametrize(
+    "field, value", [("hidden_act", "gelu"), ("att_bias", True), ("rms_norm", False), ("bias", True)]
+)
 def test_a_variant_that_is_not_built_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         AMPLIFYConfig(**SHAPE, **{field: value})

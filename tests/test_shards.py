@@ -70,7 +70,7 @@ def assert_rows(shards):
         assert (tokens.dtype, lengths.dtype, len(tokens)) == (np.uint8, np.uint16, ROW_TOKENS)
         assert lengths.tolist() == [len(window) for window in ROWS[index]]
         content = np.concatenate(ROWS[index])
-        assert np.array_equal(tokens[:len(content)], content) and not tokens[len(content):].any()
+        assert np.array_equal(tokens[: len(content)], content) and not tokens[len(content) :].any()
 
 
 def test_rows_are_read_back(directory):
@@ -141,11 +141,14 @@ def test_refuses_what_is_no_directory_of_shards(tmp_path):
     refused(tmp_path, "manifest.json", "format")
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"format": "other"}, ["format"]),
-    ({"format_version": 2}, ["version 2", "version 1"]),
-    ({"vocabulary_sha256": "0" * 64}, ["vocabulary", VOCABULARY_SHA256]),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"format": "other"}, ["format"]),
+        ({"format_version": 2}, ["version 2", "version 1"]),
+        ({"vocabulary_sha256": "0" * 64}, ["vocabulary", VOCABULARY_SHA256]),
+    ],
+)
 def test_refuses_another_format_or_vocabulary(directory, change, words):
     rewrite_manifest(directory, **change)
     refused(directory, *words)
@@ -170,7 +173,7 @@ def test_refuses_missing_and_truncated_files(directory, name):
 @pytest.mark.parametrize("change", [b"\x93NUMPZ", b"\x93NUMPY\x01\x00\x76\x00{'descr': '|i1'"])
 def test_refuses_a_file_with_another_header(directory, change):
     path = directory / "shard-00001.tokens.npy"
-    path.write_bytes(change + path.read_bytes()[len(change):])
+    path.write_bytes(change + path.read_bytes()[len(change) :])
     with pytest.raises(AmplifyError, match="shard"):
         Shards(directory).row(2)
 
@@ -193,17 +196,20 @@ def test_verify_names_the_file_of_an_altered_byte(directory, number, array, plac
         verify(directory)
 
 
-@pytest.mark.parametrize("array, change, complaint", [
-    ("tokens", lambda x: x[:, ::-1], "tokens.npy, row 0"),  # <pad> first
-    ("tokens", lambda x: np.where(x == 0, 6, x), "tokens.npy, row 0"),  # no <pad> where windows end
-    ("tokens", lambda x: np.where(x == 7, 27, x), "no token"),
-    ("tokens", lambda x: np.where(x == 7, 8, x), "manifest.json"),  # other tokens than were counted
-    ("lengths", lambda x: x + 1, "1 to 10"),
-    ("lengths", lambda x: np.where(x == 10, 9, x), "row 1"),
-    ("row_starts", lambda x: x[::-1], "row_starts.npy"),
-    ("row_starts", lambda x: x + 1, "row_starts.npy"),
-    ("row_starts", lambda x: np.where(x == 3, 2, x), "row 0"),
-])
+@pytest.mark.parametrize(
+    "array, change, complaint",
+    [
+        ("tokens", lambda x: x[:, ::-1], "tokens.npy, row 0"),  # <pad> first
+        ("tokens", lambda x: np.where(x == 0, 6, x), "tokens.npy, row 0"),  # no <pad> where windows end
+        ("tokens", lambda x: np.where(x == 7, 27, x), "no token"),
+        ("tokens", lambda x: np.where(x == 7, 8, x), "manifest.json"),  # other tokens than were counted
+        ("lengths", lambda x: x + 1, "1 to 10"),
+        ("lengths", lambda x: np.where(x == 10, 9, x), "row 1"),
+        ("row_starts", lambda x: x[::-1], "row_starts.npy"),
+        ("row_starts", lambda x: x + 1, "row_starts.npy"),
+        ("row_starts", lambda x: np.where(x == 3, 2, x), "row 0"),
+    ],
+)
 def test_verify_checks_contents_that_fit_their_checksums(directory, array, change, complaint):
     path = directory / f"shard-00000.{array}.npy"
     content = np.load(path)

@@ -98,5 +98,7 @@ def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
 
 
 def test_divergence_ends_the_run_with_a_message(shards, tmp_path):
-    result = train(1, tmp_path / "run", shards, optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0)
+    result = train(
+        1, tmp_path / "run", shards, optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0
+    )
     assert result.returncode != 0 and "training has diverged" in result.stderr and "Traceback" not in result.stderr

@@ -107,7 +107,9 @@ class BatchPlan:
 class TrainingBatches(Dataset):
     """Micro batch `index` of one rank. `masking_shares`: fraction, mask_share, random_share of config.Masking."""
 
-    def __init__(self, shards: Shards, plan: BatchPlan, seed: int, fraction: float, mask_share: float, random_share: float):
+    def __init__(
+        self, shards: Shards, plan: BatchPlan, seed: int, fraction: float, mask_share: float, random_share: float
+    ):
         self.shards, self.plan, self.seed = shards, plan, seed
         self.shares = (fraction, mask_share, random_share)
         self.slots = masking.masked_per_row(shards.manifest, fraction)

@@ -23,6 +23,7 @@ import numpy as np
 
 from amplify_ds.data.shards import MANIFEST
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import sync
 
 _LOCK = "lock"
 
@@ -43,15 +44,15 @@ def building(target: Path) -> Iterator[Path]:
             _clear(partial)
             yield partial
             with writing(target):
-                _sync(partial)
+                sync(partial)
                 partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         with writing(target):
             (target / _LOCK).unlink()
-            _sync(target)
-            _sync(target.parent)
+            sync(target)
+            sync(target.parent)
 
 
 def write_shard(
@@ -73,6 +74,7 @@ def write_shard(
 
 def write_manifest(directory: Path, manifest: dict) -> None:
     """Write manifest.json: JSON with one key, and one element of a list of objects, a line."""
+
     def text(value: object) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return "[\n" + ",\n".join(f"  {json.dumps(element)}" for element in value) + "\n ]"
@@ -91,8 +93,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AmplifyError(f"cannot write {path}: {error.strerror}. Nothing incomplete is left there; make room or "
-                           "choose another place, and run the same command again.") from error
+        raise AmplifyError(
+            f"cannot write {path}: {error.strerror}. Nothing incomplete is left there; make room or "
+            "choose another place, and run the same command again."
+        ) from error
 
 
 def _write_array(file: Path, dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes]) -> dict:
@@ -112,8 +116,10 @@ def _write_array(file: Path, dtype: str, shape: tuple[int, ...], pieces: Iterabl
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    busy = AmplifyError(f"another build is writing this directory (its files are in {partial}). Wait until it has "
-                        "ended, or choose another output directory.")
+    busy = AmplifyError(
+        f"another build is writing this directory (its files are in {partial}). Wait until it has "
+        "ended, or choose another output directory."
+    )
     with writing(partial):
         partial.mkdir(exist_ok=True)
     try:
@@ -143,12 +149,3 @@ def _clear(partial: Path) -> None:
             shutil.rmtree(path)
         elif path.name != _LOCK:
             path.unlink()
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable (file contents were synced when written)."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -87,8 +87,10 @@ class Shards:
             found = [(array.dtype, array.shape) for array in arrays]
             rows, segments = entry["rows"], entry["segments"]
             if found != [("u1", (rows, self.row_tokens)), ("u2", (segments,)), ("i8", (rows + 1,))]:
-                raise AmplifyError(f"the arrays of shard {shard} of {self.path} have types and shapes {found}, not "
-                                   f"those of {rows} rows and {segments} segments as {MANIFEST} says. {REBUILD}")
+                raise AmplifyError(
+                    f"the arrays of shard {shard} of {self.path} have types and shapes {found}, not "
+                    f"those of {rows} rows and {segments} segments as {MANIFEST} says. {REBUILD}"
+                )
             self._open[shard] = arrays
         return self._open[shard]
 
@@ -98,25 +100,33 @@ class Shards:
 
 def _read_manifest(path: Path) -> dict:
     if not path.is_dir():
-        raise AmplifyError(f"there is no directory {path}. Build the shards with data_prep/build_shards.py --output "
-                           f"{path}.")
+        raise AmplifyError(
+            f"there is no directory {path}. Build the shards with data_prep/build_shards.py --output {path}."
+        )
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise AmplifyError(f"{path} holds no {MANIFEST}, so it is no directory of shards. Give one that "
-                           "data_prep/build_shards.py wrote.") from None
+        raise AmplifyError(
+            f"{path} holds no {MANIFEST}, so it is no directory of shards. Give one that "
+            "data_prep/build_shards.py wrote."
+        ) from None
     except ValueError as error:
         raise AmplifyError(f"{file} is not valid JSON ({error}). {REBUILD}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise AmplifyError(f'{file} is not of the format "{FORMAT}". Give a directory that data_prep/build_shards.py '
-                           "wrote.")
+        raise AmplifyError(
+            f'{file} is not of the format "{FORMAT}". Give a directory that data_prep/build_shards.py wrote.'
+        )
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise AmplifyError(f"{file} has format version {manifest.get('format_version')}, this program reads version "
-                           f"{FORMAT_VERSION}. {REBUILD}")
+        raise AmplifyError(
+            f"{file} has format version {manifest.get('format_version')}, this program reads version "
+            f"{FORMAT_VERSION}. {REBUILD}"
+        )
     if manifest.get("vocabulary_sha256") != VOCABULARY_SHA256:
-        raise AmplifyError(f"{file} is of another vocabulary (sha256 {manifest.get('vocabulary_sha256')}, expected "
-                           f"{VOCABULARY_SHA256}): its ids mean other tokens. {REBUILD}")
+        raise AmplifyError(
+            f"{file} is of another vocabulary (sha256 {manifest.get('vocabulary_sha256')}, expected "
+            f"{VOCABULARY_SHA256}): its ids mean other tokens. {REBUILD}"
+        )
     if missing := [key for key in _REQUIRED if key not in manifest]:
         raise AmplifyError(f"{file} lacks {', '.join(missing)}. {REBUILD}")
     return manifest
@@ -128,8 +138,9 @@ def _check_size(file: Path, expected: int) -> None:
     except FileNotFoundError:
         raise AmplifyError(f"{file} is missing, but {MANIFEST} lists it. {REBUILD}") from None
     if found != expected:
-        raise AmplifyError(f"{file} has {found:,} bytes, {MANIFEST} says {expected:,}: it was truncated or altered. "
-                           f"{REBUILD}")
+        raise AmplifyError(
+            f"{file} has {found:,} bytes, {MANIFEST} says {expected:,}: it was truncated or altered. {REBUILD}"
+        )
 
 
 def _map(file: Path) -> np.ndarray:

@@ -23,8 +23,10 @@ def verify(path: str | Path, progress: Callable[[int], object] = lambda read: No
     for name, expected in files.items():
         found = _sha256(shards.path / name, progress)
         if found != expected["sha256"]:
-            raise AmplifyError(f"{shards.path / name} was altered: its sha256 is {found}, {MANIFEST} says "
-                               f"{expected['sha256']}. {REBUILD}")
+            raise AmplifyError(
+                f"{shards.path / name} was altered: its sha256 is {found}, {MANIFEST} says "
+                f"{expected['sha256']}. {REBUILD}"
+            )
     token_counts = sum(_check_contents(shards, shard) for shard in range(len(shards.manifest["shards"])))
     counts = shards.manifest["counts"]
     if token_counts.tolist() != shards.manifest["token_counts"] or counts["rows"] != shards.num_rows:
@@ -48,16 +50,20 @@ def _check_contents(shards: Shards, shard: int) -> np.ndarray:
     if row_starts[0] != 0 or row_starts[-1] != len(lengths) or (np.diff(row_starts) < 1).any():
         raise AmplifyError(f"{starts_file} does not cut {len(lengths)} windows into rows. {REBUILD}")
     if lengths.min() < 1 or lengths.max() > shards.max_length:
-        raise AmplifyError(f"{lengths_file} has windows of {lengths.min()} to {lengths.max()} tokens, expected 1 to "
-                           f"{shards.max_length}. {REBUILD}")
+        raise AmplifyError(
+            f"{lengths_file} has windows of {lengths.min()} to {lengths.max()} tokens, expected 1 to "
+            f"{shards.max_length}. {REBUILD}"
+        )
     counts = np.zeros(256, dtype=np.int64)
     column = np.arange(shards.row_tokens)
     for row, used in enumerate(np.add.reduceat(lengths, row_starts[:-1], dtype=np.int64)):
         if used > shards.row_tokens or not np.array_equal(tokens[row] != PAD, column < used):
-            raise AmplifyError(f"{tokens_file}, row {row}: its windows have {used} tokens in all, but that is not "
-                               f"where <pad> begins. {REBUILD}")
+            raise AmplifyError(
+                f"{tokens_file}, row {row}: its windows have {used} tokens in all, but that is not "
+                f"where <pad> begins. {REBUILD}"
+            )
         counts += np.bincount(tokens[row], minlength=256)
     counts[PAD] = 0
-    if counts[len(TOKENS):].any():
+    if counts[len(TOKENS) :].any():
         raise AmplifyError(f"{tokens_file} holds ids that are no token. {REBUILD}")
-    return counts[:len(TOKENS)]
+    return counts[: len(TOKENS)]

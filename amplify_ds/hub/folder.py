@@ -111,7 +111,9 @@ def export(source: Path, target: Path) -> checkpoint.CheckpointFile:
         (partial / "README.md").write_text(model_card(found.state, amplify_ds.__version__))
         difference = largest_difference(model, partial)
         if not difference <= TOLERANCE:
-            raise AmplifyError(f"{target}: not written; the exported model's logits differ by {difference:.1e} (allowed {TOLERANCE:.0e})")
+            raise AmplifyError(
+                f"{target}: not written; the exported model's logits differ by {difference:.1e} (allowed {TOLERANCE:.0e})"
+            )
         partial.rename(target)
     except (OSError, SafetensorError) as error:
         raise AmplifyError(f"{target}: could not be written ({error}); nothing was left behind") from None

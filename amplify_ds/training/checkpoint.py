@@ -12,7 +12,6 @@ newest one is found by its name; there is no pointer that could be wrong. No pic
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import sync
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{8,})")
@@ -104,9 +104,9 @@ def write(run: Path, named_state, state: dict[str, Any]) -> Path:
             save_file(moments, partial / MOMENTS, metadata={"format": "pt"})
         (partial / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            sync(path)
         partial.rename(final)
-        _flush(final.parent)
+        sync(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise AmplifyError(
@@ -130,11 +130,3 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.deleted")
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -65,7 +65,9 @@ def stage(content: dict[str, Any]) -> int:
     return content.get("zero_optimization", {}).get("stage", 0)
 
 
-def merge(content: dict[str, Any], run: RunConfig, accumulation: int, world_size: int, precision: str) -> dict[str, Any]:
+def merge(
+    content: dict[str, Any], run: RunConfig, accumulation: int, world_size: int, precision: str
+) -> dict[str, Any]:
     """What DeepSpeed is given: the file and the run's settings in DeepSpeed's words (a batch counts rows)."""
     rows = run.training.micro_batch_rows
     merged = {

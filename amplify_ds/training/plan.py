@@ -71,7 +71,9 @@ def validation_sets(run: RunConfig) -> dict[str, Shards]:
     return sets
 
 
-def memory_per_device(run: RunConfig, config: AMPLIFYConfig, row_tokens: int, stage: int, world_size: int, precision: str):
+def memory_per_device(
+    run: RunConfig, config: AMPLIFYConfig, row_tokens: int, stage: int, world_size: int, precision: str
+):
     """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
 
     Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16, with a float32 copy of the weights beside the
@@ -85,7 +87,7 @@ def memory_per_device(run: RunConfig, config: AMPLIFYConfig, row_tokens: int, st
     share = {0: (1, 1, 1), 1: (world_size, 1, 1), 2: (world_size, world_size, 1), 3: (world_size,) * 3}[stage]
     states = optimizer / share[0] + gradients / share[1] + weights / share[2]
     tokens = run.training.micro_batch_rows * row_tokens
-    block = tokens * wide * (14 * config.hidden_size + 4 * config.ffn_size)
+    block = tokens * wide * (12 * config.hidden_size + 4 * config.ffn_size)
     kept = block * config.num_hidden_layers
     if run.training.activation_checkpointing:
         kept = block + tokens * wide * config.hidden_size * config.num_hidden_layers

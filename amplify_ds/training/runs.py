@@ -1,34 +1,24 @@
 """A run directory: who may write to it, and whether it is the run that is asked for.
 
-    RUN/run.json      every setting and the fingerprint of the training data, written once
-    RUN/checkpoints/  see checkpoint.py
-    RUN/events/       TensorBoard
-    RUN/result.json   written when the last step is done: the run is complete
+RUN/run.json      every setting and the fingerprint of the training data, written once
+RUN/checkpoints/  see checkpoint.py
+RUN/events/       TensorBoard
+RUN/result.json   written when the last step is done: the run is complete
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import write_json
 from amplify_ds.training import checkpoint
 
 DESCRIPTION, RESULT, EVENTS = "run.json", "result.json", "events"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Complete or as before: written beside it, flushed, renamed."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
@@ -42,7 +32,9 @@ def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
         raise AmplifyError(f"{output}: is a file; --output names the run's directory")
     others = [p.name for p in output.iterdir() if not p.name.startswith(".")] if output.is_dir() else []
     if others and not description.exists():
-        raise AmplifyError(f"{output}: holds other files ({', '.join(sorted(others)[:3])}) and no {DESCRIPTION}; choose another --output")
+        raise AmplifyError(
+            f"{output}: holds other files ({', '.join(sorted(others)[:3])}) and no {DESCRIPTION}; choose another --output"
+        )
     output.mkdir(parents=True, exist_ok=True)
     lock = open(output / ".lock", "w")
     try:
@@ -83,7 +75,9 @@ def choose_checkpoint(output: Path, resume: str, asked: dict[str, Any]) -> check
     chosen = checkpoint.open_checkpoint(Path(resume))
     newest = checkpoint.newest(output)
     if newest is not None and newest.path.resolve() != chosen.path.resolve():
-        raise AmplifyError(f"{output}: has its own newest checkpoint {newest.path.name}; to start from {resume}, choose another --output")
+        raise AmplifyError(
+            f"{output}: has its own newest checkpoint {newest.path.name}; to start from {resume}, choose another --output"
+        )
     differing = [key for key, value in chosen.state["binding"].items() if asked.get(key) != value]
     if differing:
         raise AmplifyError(f"{resume}: was made with other settings: {', '.join(differing)}")

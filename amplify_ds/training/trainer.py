@@ -25,6 +25,7 @@ from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import TrainingBatches, training_loader
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, engine, runs
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
@@ -114,7 +115,9 @@ class Trainer:
         """Train to the last step; returns what result.json holds. Collective."""
         run, progress = self.run, self.progress
         batches = TrainingBatches(self.shards, self.plan, run.training.seed, **run.masking.model_dump())
-        loader = training_loader(batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda")
+        loader = training_loader(
+            batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda"
+        )
         with self._writer() as self.events, self._bar() as self.bar:
             if progress.step == 0:
                 self._evaluate()
@@ -193,7 +196,9 @@ class Trainer:
                 )  # fmt: skip
                 self.progress.history.append({"step": self.progress.step, "set": name, **score.as_dict()})
                 for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
-                    self.events.add_scalar(f"validation/{name}/{protocol}/{key}", score.as_dict()[key], self.progress.step)
+                    self.events.add_scalar(
+                        f"validation/{name}/{protocol}/{key}", score.as_dict()[key], self.progress.step
+                    )
                 self.say(f"step {self.progress.step}, {name}, {score.describe()}")
         self.engine.training()
 
@@ -235,7 +240,7 @@ class Trainer:
             "evaluations": progress.history,
         }
         if self.leader:
-            runs.write_json(self.output / runs.RESULT, result)
+            write_json(self.output / runs.RESULT, result)
         return result
 
     def _writer(self) -> SummaryWriter:
