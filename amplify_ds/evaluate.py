@@ -1,4 +1,4 @@
-"""Perplexity of a model on packed shards: `python -m amplify_ds.evaluate --model CHECKPOINT_OR_HF_FOLDER --data DIR`."""
+"""Perplexity of a model on packed shards: `python -m amplify_ds.evaluate --model … --data DIR`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="amplify_ds.evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="CHECKPOINT_OR_HF_FOLDER", help="a checkpoint, a run (its newest checkpoint) or a Hugging Face folder")  # fmt: skip
     parser.add_argument(
-        "--data", required=True, type=Path, metavar="DIR", help="shards, made by data_prep/build_shards.py"
-    )
+        "--model", required=True, type=Path, metavar="CHECKPOINT_OR_HF_FOLDER",
+        help="a checkpoint, a run (its newest checkpoint) or a Hugging Face folder",
+    )  # fmt: skip
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="shards, from data_prep/build_shards.py")
     parser.add_argument("--max-rows", type=int, default=0, metavar="N", help="score the first N rows (default: all)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -58,7 +59,11 @@ def main() -> int:
     if arguments.json:
         print(json.dumps({score.protocol: score.as_dict() for score in scores}, indent=1))
         return 0
-    print(f"{arguments.model} on {rows} of {shards.num_rows} rows of {arguments.data}: {scores[0].targets:,} targets in {scores[0].windows:,} windows")  # fmt: skip
+    first = scores[0]
+    print(
+        f"{arguments.model} on {rows} of {shards.num_rows} rows of {arguments.data}: {first.targets:,} targets in "
+        f"{first.windows:,} windows"
+    )
     for score in scores:
         print(score.describe())
     return 0
