@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # From bundled real proteins to a trained model that Hugging Face can load: environment, shards, pretraining, plots,
 # export. Run it again after an interruption, or to see the result: what is complete is reused.
-#   bash launch/quickstart.sh             everything lands in runs/quickstart
-#   bash launch/quickstart.sh --help
+#   bash launch/quickstart.sh                            everything lands in runs/quickstart
+#   bash launch/quickstart.sh DIR                        … in DIR
+#   bash launch/quickstart.sh DIR --training.steps 50    … with settings of amplify_ds.train
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case ${1:-} in
-  "") ;;
   -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-  *) echo "error: unknown argument $1; see bash launch/quickstart.sh --help" >&2; exit 2 ;;
+  -*) echo "error: $1 stands where a directory is expected; see bash launch/quickstart.sh --help" >&2; exit 2 ;;
 esac
+place=${1:-runs/quickstart}
+shift $(($# > 0))
 stage() { printf '\n== %s\n' "$*"; }
 began=$SECONDS
 
@@ -17,14 +19,13 @@ stage "1/7 environment"
 . launch/environment.sh
 echo ".venv is ready: $(python --version), $(python -c 'import torch; print("torch", torch.__version__)'), $gpus GPUs, $cores cores"
 
-place=runs/quickstart
 examples=data_prep/example
-shards="--max-length 512 --row-tokens 2048"
+shape="--max-length 512 --row-tokens 512"
 
 stage "2/7 real proteins -> shards (clean, tokenize, pack)"
-python data_prep/build_shards.py --input $examples/validation.fasta.gz --output $place/validation $shards
+python data_prep/build_shards.py --input $examples/validation.fasta.gz --output "$place"/validation $shape
 python data_prep/build_shards.py --input $examples/train.fasta.gz --exclude $examples/validation.fasta.gz \
-  --output $place/train $shards
+  --output "$place"/train $shape
 
 stage "3/7 pretraining: recipe tiny, DeepSpeed ZeRO stage 1"
 # The global batch of 8 rows divides over 1, 2, 4 or 8 devices.
@@ -37,23 +38,28 @@ if [ "$gpus" = 0 ]; then export GLOO_SOCKET_IFNAME=lo; fi
 echo "$ranks ranks, $OMP_NUM_THREADS threads each"
 deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --no_local_rank --module amplify_ds.train \
   --recipe tiny --deepspeed_config ds_configs/zero1.json \
-  --data.train $place/train --data.validation $place/validation --output $place/run
-[ -f $place/run/result.json ] || { echo "error: pretraining ended before its last step; run this again" >&2; exit 1; }
+  --training.micro_batch_rows $((8 / ranks)) \
+  --data.train "$place"/train --data.validation "$place"/validation --output "$place"/run "$@"
+[ -f "$place"/run/result.json ] || { echo "error: pretraining ended before its last step; run this again" >&2; exit 1; }
 
 stage "4/7 validation of the last checkpoint, in a process of its own"
-python -m amplify_ds.evaluate --model $place/run --data $place/validation
+python -m amplify_ds.evaluate --model "$place"/run --data "$place"/validation
 
 stage "5/7 plots from the TensorBoard events"
-python -m amplify_ds.plot $place/run
+python -m amplify_ds.plot "$place"/run
 
 stage "6/7 export to a Hugging Face folder"
-if [ -d $place/export ]; then
-  echo "reusing $place/export"
+checkpoint=$(ls -d "$place"/run/checkpoints/step-* | tail -n 1)
+if [ ! -e "$place"/export ]; then
+  python -m amplify_ds.export "$place"/run "$place"/export
+elif cmp -s "$checkpoint"/model.safetensors "$place"/export/model.safetensors; then
+  echo "$place/export holds the weights of $checkpoint: reused"
 else
-  python -m amplify_ds.export $place/run $place/export
+  echo "error: $place/export holds other weights than $checkpoint; remove it and run this again" >&2
+  exit 1
 fi
 
 stage "7/7 the export, loaded by a process that cannot import amplify_ds"
-python launch/try_export.py $place/export
+python launch/try_export.py "$place"/export
 
-python launch/summary.py $place $((SECONDS - began))
+python launch/summary.py "$place" $((SECONDS - began))

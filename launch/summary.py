@@ -20,7 +20,7 @@ def main():
         first, last = scores[0, protocol], scores[result["steps"], protocol]
         return (
             f"{first['perplexity']:.2f} before, {last['perplexity']:.2f} after; residue frequencies alone "
-            f"{last['baseline_perplexity']:.2f} ({last['gain'] / last['gain_se']:.0f} standard errors above)"
+            f"{last['baseline_perplexity']:.2f}, {last['gain'] / last['gain_se']:.0f} standard errors higher"
         )
 
     rows = [
@@ -50,9 +50,10 @@ def main():
     print("\n== done")
     for name, value in rows:
         print(f"{name:<24}{value}")
-    print(f"\n{'what':<12}{'where':<44}next (after `. .venv/bin/activate`)")
+    width = max(len(str(path)) for _, path, _ in commands) + 2
+    print(f"\n{'what':<12}{'where':<{width}}next (after `. .venv/bin/activate`)")
     for name, path, command in commands:
-        print(f"{name:<12}{str(path):<44}{command}")
+        print(f"{name:<12}{str(path):<{width}}{command}")
 
 
 if __name__ == "__main__":

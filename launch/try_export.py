@@ -5,20 +5,22 @@ Prints the embedding shape of a real protein and the five most likely residues a
 
 import argparse
 import sys
+from pathlib import Path
 
 sys.modules["amplify_ds"] = None  # from here on `import amplify_ds` fails: the folder must do without
 
-# Human insulin, UniProt P01308 (INS_HUMAN).
-INSULIN = (
-    "MALWMRLLPLLALLALWGPDPAAAFVNQHLCGSHLVEALYLVCGERGFFYTPKTRREAEDLQVGQVELGGGPGAGSLQPLALEGSLQKRGIVEQCCTSICSLYQLENYCN"
-)
-PLACE = 30  # counted from 0: a cysteine of the B chain
+# Acyl carrier protein of Rickettsia prowazekii, UniProt Q9ZCH9, one of the bundled validation proteins. The serine of
+# its DSL motif carries the prosthetic group, in this family and in nearly all of its kind.
+PROTEIN = "MEFKIMSTTDKIEQKVIEMVAEKLNKDKAIITTDSRFIEDLKADSLDTVELMMAIEVEYGIDIPDDEATKIKTVSDVIKYIKERQS"
+PLACE = PROTEIN.index("DSLDT") + 1  # counted from 0
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="a folder written by amplify_ds.export")
     folder = parser.parse_args().folder
+    if not Path(folder, "config.json").exists():
+        parser.error(f"{folder} is no model folder (no config.json in it); make one with amplify_ds.export")
 
     import torch
     from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -28,14 +30,14 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     encoder = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
-    masked = INSULIN[:PLACE] + "<mask>" + INSULIN[PLACE + 1 :]
+    masked = PROTEIN[:PLACE] + "<mask>" + PROTEIN[PLACE + 1 :]
     with torch.no_grad():
-        embeddings = encoder(**tokenizer(INSULIN, return_tensors="pt")).last_hidden_state
+        embeddings = encoder(**tokenizer(PROTEIN, return_tensors="pt")).last_hidden_state
         logits = model(**tokenizer(masked, return_tensors="pt")).logits
-    print(f"human insulin, {len(INSULIN)} residues with <bos> and <eos>: embeddings {tuple(embeddings.shape)}")
+    print(f"acyl carrier protein, {len(PROTEIN)} residues, <bos> and <eos>: embeddings {tuple(embeddings.shape)}")
     probabilities = logits[0, PLACE + 1].softmax(-1)
     best = [f"{tokenizer.convert_ids_to_tokens(int(i))} {probabilities[i]:.1%}" for i in probabilities.topk(5).indices]
-    print(f"residue {PLACE + 1} masked (it is {INSULIN[PLACE]}): {', '.join(best)}")
+    print(f"residue {PLACE + 1} masked (it is {PROTEIN[PLACE]}): {', '.join(best)}")
 
 
 if __name__ == "__main__":

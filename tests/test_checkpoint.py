@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, environment, launch_words, losses, train
@@ -18,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from amplify_ds.errors import AmplifyError
 from amplify_ds.training import checkpoint
 
-EVERY_FOUR = {"checkpoint__every": 4, "checkpoint__keep_last": 9}
+EVERY_THREE = {"checkpoint__every": 3, "checkpoint__keep_last": 9}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(shards, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
-    result = train(2, output, shards, 1, **EVERY_FOUR)
+    result = train(2, output, shards, 1, **EVERY_THREE)
     assert result.returncode == 0, result.stderr
     return output
 
@@ -40,29 +41,26 @@ def step_of_newest(output: Path) -> int:
 
 
 def test_sigkill_at_a_random_step_changes_nothing(uninterrupted, shards, tmp_path):
-    """Kill the launcher and the ranks together, and a rank alone; each time the same command continues."""
+    """Kill launcher and ranks together, then a rank alone, then the launcher alone; the same command continues."""
     output = tmp_path / "run"
     chance = random.Random(os.getpid())
-    for killed in ("everything", "one rank"):
+    for killed in ("everything", "one rank", "the launcher"):
+        begun = step_of_newest(output)
         log = open(tmp_path / f"{killed}.log", "w")
         process = subprocess.Popen(
-            launch_words(2, output, shards, 1, **EVERY_FOUR), cwd=ROOT, env=environment(2), stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-        begun = step_of_newest(output)
+            launch_words(2, output, shards, 1, **EVERY_THREE), cwd=ROOT, env=environment(2), stdout=log, stderr=log
+        )
         while step_of_newest(output) == begun and process.poll() is None:
             time.sleep(0.01)
         assert process.poll() is None, Path(log.name).read_text()
         time.sleep(chance.uniform(0, 0.3))
-        if killed == "everything":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            for pid in ranks_of(process.pid)[-1:]:
-                os.kill(pid, signal.SIGKILL)
+        family = [process.pid, *ranks_below(process.pid)]
+        assert len(family) == 4, "runner, launcher of this node, two ranks"
+        for pid in {"everything": family, "one rank": family[-1:], "the launcher": family[:1]}[killed]:
+            os.kill(pid, signal.SIGKILL)
         process.wait(timeout=60)
         wait_for_lock(output)
-    assert not (output / "result.json").exists() or step_of_newest(output) == 10
-    result = train(2, output, shards, 1, **EVERY_FOUR)
+    result = train(2, output, shards, 1, **EVERY_THREE)
     assert result.returncode == 0, result.stderr
     assert losses(output) == losses(uninterrupted)
     ours, theirs = final_tensors(output), final_tensors(uninterrupted)
@@ -71,15 +69,10 @@ def test_sigkill_at_a_random_step_changes_nothing(uninterrupted, shards, tmp_pat
     assert evaluations[0] == evaluations[1]
 
 
-def ranks_of(group: int) -> list[int]:
-    """Process ids of the training ranks in a process group."""
-    listed = subprocess.run(["ps", "-eo", "pid=,pgid=,args="], text=True, capture_output=True).stdout.splitlines()
-    rows = [line.split(None, 2) for line in listed]
-    return [
-        int(pid)
-        for pid, pgid, words in rows
-        if int(pgid) == group and "-m amplify_ds.train" in words and "launch" not in words
-    ]
+def ranks_below(pid: int) -> list[int]:
+    """The processes that the launcher has started for training, its own helpers left out, parents first."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [p.pid for p in below if {"deepspeed.launcher.launch", "amplify_ds.train"} & set(p.cmdline())]
 
 
 def wait_for_lock(output: Path) -> None:
@@ -95,10 +88,10 @@ def test_another_stage_or_number_of_ranks_continues(uninterrupted, shards, tmp_p
     output = tmp_path / "run"
     shutil.copytree(uninterrupted, output)
     (output / "result.json").unlink()
-    for step in (8, 10):
+    for step in (6, 9, 10):
         shutil.rmtree(output / f"checkpoints/step-{step:08d}")
-    result = train(ranks, output, shards, stage, **EVERY_FOUR)
-    assert result.returncode == 0 and "4 of 10 steps are done" in result.stderr, result.stderr
+    result = train(ranks, output, shards, stage, **EVERY_THREE)
+    assert result.returncode == 0 and "3 of 10 steps are done" in result.stderr, result.stderr
     expected, found = losses(uninterrupted), losses(output)
     assert list(found) == list(range(1, 11))
     assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)
@@ -171,10 +164,10 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
 
 
 def test_resume_never_and_resume_from_a_path(uninterrupted, shards, tmp_path):
-    refused = train(1, uninterrupted, shards, 1, **EVERY_FOUR, resume="never")
+    refused = train(1, uninterrupted, shards, 1, **EVERY_THREE, resume="never")
     assert refused.returncode != 0 and "--resume never starts in a new --output only" in refused.stderr
-    older = uninterrupted / "checkpoints/step-00000008"
-    result = train(2, tmp_path / "run", shards, 1, **EVERY_FOUR, resume=older)
+    older = uninterrupted / "checkpoints/step-00000009"
+    result = train(2, tmp_path / "run", shards, 1, **EVERY_THREE, resume=older)
     assert result.returncode == 0, result.stderr
     ours, theirs = final_tensors(tmp_path / "run"), final_tensors(uninterrupted)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)

@@ -1,10 +1,11 @@
 """Training through the real launcher, against a plain PyTorch loop around the independent reference model."""
 
 import json
+import os
 
 import pytest
 import torch
-from conftest import SMALL, losses, train
+from conftest import SMALL, launch_words, losses, run, train
 from reference_amplify import ReferenceAMPLIFY
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -19,16 +20,16 @@ from amplify_ds.training.schedule import learning_rate
 @pytest.fixture(scope="module")
 def plain(shards):
     """Losses, gradient norms and final weights of ten steps in one process: padded proteins, torch's AdamW."""
-    run = config.resolve("tiny", None, SMALL)
-    torch.manual_seed(run.training.seed)
-    model = ReferenceAMPLIFY(**run.model.model_dump())
-    torch.manual_seed(run.training.seed)
-    model.load_state_dict(AMPLIFY(AMPLIFYConfig(**run.model.model_dump())).state_dict())  # same initial weights
-    settings = run.optimizer
+    asked = config.resolve("tiny", None, SMALL)
+    torch.manual_seed(asked.training.seed)
+    model = ReferenceAMPLIFY(**asked.model.model_dump())
+    torch.manual_seed(asked.training.seed)
+    model.load_state_dict(AMPLIFY(AMPLIFYConfig(**asked.model.model_dump())).state_dict())  # same initial weights
+    settings = asked.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
-    batches = TrainingBatches(Shards(shards["train"]), BatchPlan(4, 4, 1, 0, 1), 0, **run.masking.model_dump())
+    batches = TrainingBatches(Shards(shards["train"]), BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())
     found = []
-    for step in range(run.training.steps):
+    for step in range(asked.training.steps):
         batch = batches[step]
         bounds = batch.cu_seqlens.unique().tolist()
         segments = [batch.input_ids[a:b] for a, b in zip(bounds, bounds[1:])]
@@ -95,6 +96,16 @@ def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
     assert other.returncode != 0
     assert "optimizer.lr: the run has 0.005, asked for is 0.01" in other.stderr and "Traceback" not in other.stderr
     assert json.loads((tmp_path / "run/result.json").read_text()) == result
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bfloat16_on_a_gpu_stays_near_float32(plain, shards, tmp_path, stage):
+    words = launch_words(1, tmp_path / "run", shards, stage, training__precision="bf16")
+    result = run(*words, env=dict(os.environ))
+    assert result.returncode == 0, result.stderr
+    assert list(losses(tmp_path / "run").values()) == pytest.approx(plain[0], abs=5e-2)
 
 
 def test_divergence_ends_the_run_with_a_message(shards, tmp_path):

@@ -129,9 +129,8 @@ class Engine:
         self._engine.train()
 
     def named_state(self) -> Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]:
-        """(name, float32 weight, {moment name: tensor}) of every parameter, on the CPU. Collective.
-
-        Before the first optimizer step there are no moments.
+        """(name, float32 weight, {moment name: tensor}) of every parameter, gathered one at a time. Collective: every
+        rank must draw all of it. Nothing is kept here; before the first optimizer step there are no moments.
         """
         stepped = bool(self._inner.state)
         if self.stage in (1, 2) and stepped:
@@ -143,7 +142,7 @@ class Engine:
             else:
                 weight = safe_get_full_fp32_param(param)
                 moments = {key: safe_get_full_optimizer_state(param, key) for key in MOMENTS if stepped}
-            yield name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}
+            yield name, weight, moments
 
     def load_state(self, tensors: Callable[[str, str], torch.Tensor], steps: int) -> None:
         """Put weights and moments into a fresh engine. Collective.
@@ -205,7 +204,3 @@ class Engine:
             param.data.copy_(value)  # the copy that the next forward reads
         else:
             safe_set_full_optimizer_state(param, value, moment)
-
-
-def _host_copy(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().to("cpu", torch.float32, copy=True).contiguous()

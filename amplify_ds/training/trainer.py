@@ -213,11 +213,14 @@ class Trainer:
             "model": self.engine.module.config.to_dict(),
             "precision": self.engine.precision,
         }
-        triples = list(self.engine.named_state())
+        gathered = []
+        for name, weight, moments in self.engine.named_state():
+            if self.leader:
+                gathered.append((name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}))
         problem = None
         if self.leader:
             try:
-                checkpoint.write(self.output, triples, state)
+                checkpoint.write(self.output, gathered, state)
                 checkpoint.prune(self.output, self.run.checkpoint.keep_last, self.run.checkpoint.keep_every)
             except AmplifyError as error:
                 problem = error
@@ -271,6 +274,10 @@ class _NoEvents:
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: None
+
+
+def _host_copy(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 def due(step: int, every: int, last: int) -> bool:
