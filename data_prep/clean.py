@@ -1,39 +1,112 @@
-"""Clean one sequence: text in, token ids out, or a reason for which it is dropped.
+"""Clean sequences: text in, token ids out; what is mended or dropped is counted by reason.
 
 Mended: blanks within the sequence and `*` at its end are removed, lower case is raised. Dropped: an empty sequence; one
-with a character that is no token; one with any of B J O U X Z (the rule by which UR100P was made). The chain break `|`
-passes. Nearly every sequence needs nothing of this: one table look-up shows it and gives its ids.
+with a character that is no token; one with any of B J O U X Z (the rule by which UR100P was made); if asked for, what
+UniProt's header calls a fragment or puts below a level of protein existence, and what is too short or too long. The
+chain break `|` passes. Nearly every sequence needs nothing of this: one table look-up shows it and gives its ids.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import dataclass, field
+
+from fasta import Batch
 
 from amplify_ds.vocab import RESIDUES, encode_bytes
 
 AMBIGUOUS = b"BJOUXZ"
+MODES = ("drop", "keep")
+LEVELS = {1: "protein", 2: "transcript", 3: "homology", 4: "predicted", 5: "uncertain"}  # UniProt's PE=
 _ALLOWED = RESIDUES.encode() + b"|"
+_LINE_ENDS = b"\r\n"
 _UNCLEAN = 0xFF  # no id
-_ID_OR_UNCLEAN = bytes(encode_bytes(bytes([byte]))[0] if byte in _ALLOWED else _UNCLEAN for byte in range(256))
+_EXISTENCE = re.compile(rb"\bPE=([1-5])\b")
 
 
-def clean(text: bytes, mended: Counter[str], rejected: Counter[str]) -> bytes | None:
-    """Return the ids of the sequence `text`, one byte each, or None; what was done is counted by reason."""
-    ids = text.translate(_ID_OR_UNCLEAN)
-    if ids and _UNCLEAN not in ids:
-        return ids
-    solid = b"".join(text.split())
-    upper = solid.upper()
-    sequence = upper.rstrip(b"*")
-    if not sequence:
-        rejected["empty"] += 1
-    elif sequence.translate(None, _ALLOWED + AMBIGUOUS):
-        rejected["other characters"] += 1
-    elif sequence.translate(None, _ALLOWED):
-        rejected["B J O U X Z"] += 1
-    else:
-        mended["blanks removed"] += solid != text
-        mended["lower case raised"] += upper != solid
-        mended["* at the end removed"] += sequence != upper
-        return encode_bytes(sequence)
-    return None
+@dataclass(frozen=True)
+class Rules:
+    """What is dropped and mended. Every field is an option of build_shards.py and stands in the manifest."""
+
+    ambiguous: str = "drop"  # or "keep": B is a token, J O U X Z become <unk>
+    fragments: str = "keep"
+    max_existence: int = 5  # the highest PE= that passes; UR100P's validation proteins have 1 or 2
+    shortest: int = 1  # residues, `|` counted
+    longest: int | None = None
+    mend: bool = True
+    duplicates: str = "drop"
+
+    def of_sequences(self) -> Rules:
+        """The same without the rules that drop an entry for its name or its length."""
+        return Rules(ambiguous=self.ambiguous, mend=self.mend)
+
+
+@dataclass
+class Cleaner:
+    """Applies rules to batches and counts what it does."""
+
+    rules: Rules
+    mended: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._allowed = _ALLOWED + (AMBIGUOUS if self.rules.ambiguous == "keep" else b"")
+        self._table = bytes(encode_bytes(bytes([x]))[0] if x in self._allowed else _UNCLEAN for x in range(256))
+        self._of_names = self.rules.fragments == "drop" or self.rules.max_existence < max(LEVELS)
+        self._of_length = self.rules.shortest > 1 or self.rules.longest is not None
+
+    def clean(self, batch: Batch) -> list[bytes]:
+        """Return the ids, one byte each, of the sequences that are kept."""
+        sequences = batch.sequences
+        if self._of_names:
+            sequences = [text for name, text in zip(*batch) if self._passes(name)]
+        kept = []
+        for text in sequences:
+            ids = text.translate(self._table, _LINE_ENDS)
+            if _UNCLEAN in ids or not ids:
+                ids = self._mend(text.translate(None, _LINE_ENDS))
+            if ids:
+                kept.append(ids)
+        if self._of_length:
+            kept = [ids for ids in kept if self._fits(len(ids))]
+        return kept
+
+    def _passes(self, name: bytes) -> bool:
+        if self.rules.fragments == "drop" and (b"(Fragment)" in name or b"(Fragments)" in name):
+            self.rejected["fragments"] += 1
+            return False
+        level = _EXISTENCE.search(name)
+        if level and int(level[1]) > self.rules.max_existence:
+            self.rejected["protein existence"] += 1
+            return False
+        return True
+
+    def _fits(self, length: int) -> bool:
+        if length < self.rules.shortest:
+            self.rejected["too short"] += 1
+            return False
+        if self.rules.longest is not None and length > self.rules.longest:
+            self.rejected["too long"] += 1
+            return False
+        return True
+
+    def _mend(self, text: bytes) -> bytes:
+        """Return the ids of a sequence that is not clean as it stands, or nothing."""
+        solid = upper = sequence = text
+        if self.rules.mend:
+            solid = b"".join(text.split())
+            upper = solid.upper()
+            sequence = upper.rstrip(b"*")
+        if not sequence:
+            self.rejected["empty"] += 1
+        elif sequence.translate(None, self._allowed + AMBIGUOUS):
+            self.rejected["other characters"] += 1
+        elif sequence.translate(None, self._allowed):
+            self.rejected["B J O U X Z"] += 1
+        else:
+            self.mended["blanks removed"] += solid != text
+            self.mended["lower case raised"] += upper != solid
+            self.mended["* at the end removed"] += sequence != upper
+            return encode_bytes(sequence)
+        return b""

@@ -1,130 +1,75 @@
-"""Read FASTA, plain or gzip, in batches of sequences; hash the file's bytes on the way.
+"""Read FASTA from a stream of bytes, in batches of records.
 
-The manifest then names exactly what was read, and the progress bar follows the compressed file. Parsing is dnaio's,
-decompression xopen's; whatever they reject becomes one message with file and line.
+A block of bytes is cut at every line that begins with ">"; what follows the last one waits for the next block. Of each
+record the first line is the name, the rest is the sequence with its line ends in it. Lines that begin with # or ; are
+comments. Nothing is decoded: whatever is no residue is left to `clean.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import zlib
-from collections.abc import Callable, Iterator
-from itertools import islice
-from pathlib import Path
-from typing import BinaryIO
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
-from dnaio import FastaReader, FileFormatError
-from xopen import xopen
-
-from amplify_ds.errors import AmplifyError
-
-BATCH = 1024  # records handed over at a time
-_BUFFER = 2**20
-_GZIP = b"\x1f\x8b"
+BLOCK = 2**20
+LONGEST_RECORD = 2**25  # bytes; the longest known protein has 45,000 residues
+_PREAMBLE = re.compile(rb"(?:[ \t\r]*\n|[#;][^\n]*(?:\n|\Z)|[ \t\r]+\Z)*")
+_COMMENT = re.compile(rb"\n[#;][^\n]*")
 
 
-class FastaFile:
-    """One FASTA file on disk.
+class Batch(NamedTuple):
+    """Records as they stand in the input: names (b"" where there are none) and sequences, line ends included."""
 
-    path: Path. bytes: int, its size. compressed: bool, seen from the content, not from the name. sha256: str, of the
-    bytes that `batches` or `hash` has read to the end.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """AmplifyError if there is nothing to read at `path`."""
-        if not path.exists():
-            raise AmplifyError(f"there is no file {path}. Check the path; expected a FASTA file, plain or gzip.")
-        if not path.is_file():
-            raise AmplifyError(
-                f"{path} is a directory or a device, expected a FASTA file, plain or gzip. Give the "
-                "files of a directory one by one, for example as DIRECTORY/*.fasta.gz."
-            )
-        self.path = path
-        self.bytes = path.stat().st_size
-        self.sha256 = ""
-        if not self.bytes:
-            raise AmplifyError(f"{path} is empty, expected a FASTA file. Was its download interrupted?")
-        try:
-            with open(path, "rb") as file:
-                self.compressed = file.read(len(_GZIP)) == _GZIP
-        except OSError as error:
-            raise AmplifyError(f"{path} cannot be read: {error.strerror}.") from error
-
-    @property
-    def estimated_text_bytes(self) -> int:
-        """The size of the text; gzip makes proteins about two times smaller."""
-        return self.bytes * (2 if self.compressed else 1)
-
-    def hash(self) -> None:
-        """Read the file to its end for nothing but its `sha256`."""
-        with _Hashed(self.path, lambda read: None) as source:
-            while source.read(_BUFFER):
-                pass
-            self.sha256 = source.digest.hexdigest()
-
-    def batches(self, progress: Callable[[int], object] = lambda read: None) -> Iterator[list[bytes]]:
-        """Yield the sequences in lists of at most `BATCH`, line ends removed, otherwise as they stand in the file.
-
-        `progress` is called with the number of (compressed) bytes just read.
-        """
-        try:
-            yield from self._parse(progress)
-        except (EOFError, OSError, zlib.error) as error:
-            raise AmplifyError(
-                f"{self.path} cannot be read to its end: {error}. If it is compressed, test it with "
-                "`gzip -t` and fetch it again."
-            ) from error
-
-    def _parse(self, progress: Callable[[int], object]) -> Iterator[list[bytes]]:
-        with _Hashed(self.path, progress) as source, self._text(source) as stream, FastaReader(stream) as reader:
-            sequences = (record.sequence.encode() for record in reader)
-            try:
-                while batch := list(islice(sequences, BATCH)):
-                    yield batch
-            except (UnicodeDecodeError, FileFormatError) as error:
-                raise self._malformed(error) from error
-            if not reader.number_of_records:
-                raise AmplifyError(f'{self.path} holds no FASTA record, expected lines such as ">name" and "MKV…".')
-            self.sha256 = source.digest.hexdigest()
-
-    def _text(self, source: _Hashed) -> BinaryIO:
-        buffered = io.BufferedReader(source, _BUFFER)
-        return xopen(buffered, "rb", threads=0, format="gz") if self.compressed else buffered
-
-    def _malformed(self, error: Exception) -> AmplifyError:
-        """Say which line is not ASCII, or which is not FASTA. dnaio does not know the former, so look again."""
-        damaged = " The file is compressed and may be damaged: test it with `gzip -t`." if self.compressed else ""
-        with _Hashed(self.path, lambda read: None) as source, self._text(source) as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.isascii():
-                    return AmplifyError(
-                        f"{self.path}, line {number}: {line[:40]!r} holds bytes that are not ASCII. "
-                        f"Expected FASTA in plain ASCII letters.{damaged}"
-                    )
-        return AmplifyError(
-            f"{self.path}, line {error.line + 1}: not FASTA. {error.message} Expected lines such as "
-            f'">name" and "MKV…".{damaged}'
-        )
+    names: tuple[bytes, ...] | list[bytes]
+    sequences: tuple[bytes, ...] | list[bytes]
 
 
-class _Hashed(io.RawIOBase):
-    """A file read from beginning to end, hashed and reported as it is read."""
+class Malformed(Exception):
+    """What is wrong, and in which line of the stream (1 is the first); None where lines mean nothing."""
 
-    def __init__(self, path: Path, progress: Callable[[int], object]) -> None:
-        self.digest = hashlib.sha256()
-        self._file = open(path, "rb", buffering=0)
-        self._progress = progress
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.line = message, line
 
-    def readable(self) -> bool:
-        return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        read = self._file.readinto(buffer)
-        self.digest.update(memoryview(buffer)[:read])
-        self._progress(read)
-        return read
+def read_fasta(stream: BinaryIO) -> Iterator[Batch]:
+    """Yield the records of `stream`; raise Malformed where it is not FASTA."""
+    line, rest, begun = 1, b"", False
+    while True:
+        block = stream.read(BLOCK)
+        data = rest + block
+        if not begun:
+            preamble = _PREAMBLE.match(data).end()
+            line, data = line + data.count(b"\n", 0, preamble), data[preamble:]
+            begun = data.startswith(b">")
+            if data and not begun and (data.find(b"\n") >= 0 or not block or len(data) > LONGEST_RECORD):
+                if not data.isascii():
+                    _check_ascii(data, line)
+                found = data[:40].split(b"\n")[0].decode()
+                raise Malformed(f'{found!r} is not FASTA: expected lines such as ">name" and "MKV…"', line)
+        end = data.rfind(b"\n>") if block else len(data)
+        if begun and end > 0:
+            _check_ascii(data[:end], line)
+            yield _records(data[1:end])
+            line += data.count(b"\n", 0, end + 1)
+            rest = data[end + 1 :]
+        else:
+            rest = data
+        if not block:
+            return
+        if len(rest) > LONGEST_RECORD:
+            raise Malformed(f"a record of more than {LONGEST_RECORD:,} bytes, which no protein has", line)
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+
+def _records(text: bytes) -> Batch:
+    if b"\n#" in text or b"\n;" in text:
+        text = _COMMENT.sub(b"", text)
+    names, _, sequences = zip(*[record.partition(b"\n") for record in text.split(b"\n>")])
+    return Batch(names, sequences)
+
+
+def _check_ascii(text: bytes, line: int) -> None:
+    if not text.isascii():
+        for number, content in enumerate(text.split(b"\n"), line):
+            if not content.isascii():
+                raise Malformed(f"{content[:40]!r} holds bytes that are not ASCII, expected plain letters", number)

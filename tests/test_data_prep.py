@@ -26,8 +26,9 @@ sys.path.insert(0, str(SCRIPTS))  # as for `python data_prep/build_shards.py`
 import build_shards  # noqa: E402
 import inspect_shards  # noqa: E402
 import pipeline  # noqa: E402
-from clean import clean  # noqa: E402
-from fasta import FastaFile  # noqa: E402
+import sources  # noqa: E402
+from clean import Cleaner, Rules  # noqa: E402
+from fasta import Batch  # noqa: E402
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -129,20 +130,22 @@ def test_the_order_and_the_form_of_the_input_do_not_matter(tmp_path):
     assert (tmp_path / "from b1.fasta/manifest.json").read_bytes() == (tmp_path / "from b2/manifest.json").read_bytes()
 
 
-def test_many_buckets(tmp_path):
-    """Several shards hold what one would, each sequence once, and the order of the input does not matter either."""
+def test_many_shards(tmp_path, monkeypatch):
+    """Several shards hold what one would, each sequence once; neither order nor pieces nor runs of the input matter."""
     sequences = proteins(400)
-    options = {"max_length": 64, "row_tokens": 256, "windows": "tile", "seed": 3}
-    for name, order in (("a", sequences), ("b", sequences[::-1] + sequences[:50])):
-        (tmp_path / name).mkdir()
-        files = [FastaFile(write_fasta(tmp_path / f"{name}.fasta", order))]
-        manifest = pipeline.build(tmp_path / name, files, [], options, bucket_bytes=files[0].bytes // 6)
-        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(pipeline, "MEGABYTE", 10_000)
+    options = ["--max-length", 64, "--row-tokens", 256, "--seed", 3, "--shard-megabytes", 1]
+    build(write_fasta(tmp_path / "a.fasta", sequences + sequences[:50]), tmp_path / "a", *options)
+    monkeypatch.setattr(sources, "PIECE", 3001)
+    build(write_fasta(tmp_path / "b.fasta", sequences[:50] + sequences[::-1]), tmp_path / "b", *options)
+    manifest = Shards(tmp_path / "a").manifest
     assert len(manifest["shards"]) in (6, 7)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert windows(tmp_path / "a") == Counter(part for s in dict.fromkeys(sequences) for part in cut(s, 64))
     assert verify(tmp_path / "a") == 3 * len(manifest["shards"])
-    assert not list(tmp_path.glob("*/bucket*"))
+    assert manifest["counts"] == Shards(tmp_path / "b").manifest["counts"]
+    assert manifest["counts"]["rejected"] == {"duplicates": 50}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.fasta", "b", "b.fasta"]
 
 
 def test_the_seed_changes_the_order_only(tmp_path):
@@ -180,8 +183,9 @@ def test_excluded_sequences_are_not_in_the_shards(tmp_path):
 
 @given(st.text(st.sampled_from("ACDWYacwy|BXjz*- \t.1")))
 def test_cleaning_agrees_with_its_rules_one_character_at_a_time(text):
-    mended, rejected = Counter(), Counter()
-    ids = clean(text.encode(), mended, rejected)
+    cleaner = Cleaner(Rules())
+    kept = cleaner.clean(Batch([b""], [text.encode()]))
+    ids, mended, rejected = kept[0] if kept else None, cleaner.mended, cleaner.rejected
     solid = [character for character in text if not character.isspace()]
     raised = [character.upper() for character in solid]
     while raised and raised[-1] == "*":
@@ -214,7 +218,7 @@ PACKED = gzip.compress(b"".join(b">%d\n%s\n" % (i, s.encode()) for i, s in enume
         ("blank.fasta", b"\n \n", ["blank.fasta holds no FASTA record"]),
         ("empty.gz", gzip.compress(b""), ["empty.gz holds no FASTA record"]),
         ("text.fasta", b"\nname,sequence\na,MKV\n", ["text.fasta, line 2", "not FASTA", "name,sequence"]),
-        ("archive.bz2", bz2.compress(ORDINARY), ["archive.bz2, line 1", "not ASCII"]),
+        ("archive.bz2", bz2.compress(PACKED)[:-50], ["archive.bz2"]),
         ("reads.fastq", b"@a\nACGT\n+\nIIII\n", ["reads.fastq, line 1", "not FASTA"]),
         ("truncated.gz", PACKED[:-500], ["truncated.gz", "gzip -t"]),
         ("beheaded.gz", PACKED[:15], ["beheaded.gz", "gzip -t"]),
@@ -247,19 +251,23 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
         (["--max-length", 300, "--row-tokens", 299], "--row-tokens is 299"),
         (["--seed", -1], "--seed is -1"),
         (["--exclude", "nowhere.fasta"], "there is no file nowhere.fasta"),
-        (["--exclude", "/"], "/ is a directory"),
+        (["--exclude", "{empty}"], "holds no data file"),
+        (["--validation-fraction", 0.1], "--validation-output"),
+        (["--workers", 0], "--workers is 0"),
+        (["--min-residues", 9, "--max-residues", 8], "--max-residues 8"),
     ],
 )
 def test_bad_options_are_named(tmp_path, options, word):
     path = write_fasta(tmp_path / "in.fasta", proteins(3))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(AmplifyError) as refusal:
-        build(path, tmp_path / "out", *options)
+        build(path, tmp_path / "out", *(str(option).format(empty=tmp_path / "empty") for option in options))
     assert word in str(refusal.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["in.fasta"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in.fasta"]
 
 
 def test_missing_input_and_directory(tmp_path):
-    for path, word in ((tmp_path / "nowhere", "there is no file"), (tmp_path, "is a directory")):
+    for path, word in ((tmp_path / "nowhere", "there is no file"), (tmp_path, "holds no data file")):
         with pytest.raises(AmplifyError, match=word):
             build(path, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -313,14 +321,23 @@ def test_other_files_are_left_alone(tmp_path):
 
 def test_a_second_build_is_refused(tmp_path):
     path = write_fasta(tmp_path / "in.fasta", proteins(3))
-    with building(tmp_path / "out") as directory:
+    with building(tmp_path / "out") as place:
         result = script("build_shards.py", "--input", path, "--output", tmp_path / "out")
-        (directory / "file").touch()
+        (place.shards / "file").touch()
     assert result.returncode == 1 and "another build" in result.stderr
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("where", ["buckets.Buckets.load", "pipeline.write_shard", "build_shards.write_manifest"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "pipeline.write_run",
+        "pipeline.read_slice",
+        "pipeline.write_shard",
+        "build_shards.publish_shard",
+        "build_shards.write_manifest",
+    ],
+)
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, where):
     path = write_fasta(tmp_path / "in.fasta", proteins(100))
     build(path, tmp_path / "undisturbed")
@@ -338,17 +355,22 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, where):
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
 
-@pytest.mark.parametrize("limit, file", [(2000, "bucket-00000.tokens"), (60_000, "shard-00000.tokens.npy")])
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, limit, file):
+@pytest.mark.parametrize("limit, file", [(2000, ".all-0.tokens"), (60_000, ".tokens.npy")])
+def test_a_full_disk_is_named_and_what_is_complete_is_reused(tmp_path, limit, file):
     """No file may grow beyond the limit: writing fails half-way, as on a full disk."""
     path = write_fasta(tmp_path / "in.fasta", proteins(300))
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-    result = script(
-        "build_shards.py", "--input", path, "--output", tmp_path / "out", "--row-tokens", 65_000, code=limited
-    )
+    words = ("--input", path, "--output", tmp_path / "out", "--row-tokens", 65_000)
+    result = script("build_shards.py", *words, code=limited)
     assert result.returncode == 1
     assert result.stderr.startswith("error: cannot write") and file in result.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["in.fasta"]
+    scattered = {file: file.stat().st_mtime_ns for file in (tmp_path / ".out.partial").glob("work/scatter-*")}
+    assert bool(scattered) == (limit > 2000) and not (tmp_path / "out").exists()
+    assert not list((tmp_path / ".out.partial").glob("work/pack*"))
+
+    no_scatter = "import pipeline; pipeline.write_run = None" if scattered else ""
+    assert script("build_shards.py", *words, code=no_scatter).returncode == 0
+    assert verify(tmp_path / "out") == 3 and not (tmp_path / ".out.partial").exists()
 
 
 def test_verify_names_the_file_of_an_altered_byte(tmp_path):

@@ -36,7 +36,7 @@ def write(directory) -> dict:
         padded = [np.concatenate(row).tobytes().ljust(ROW_TOKENS, b"\0") for row in rows]
         lengths = np.array([len(window) for row in rows for window in row])
         starts = np.cumsum([0] + [len(row) for row in rows])
-        entries.append(write_shard(directory, number, ROW_TOKENS, padded, lengths, starts))
+        entries.append(write_shard(directory / f"shard-{number:05d}", ROW_TOKENS, padded, lengths, starts))
     manifest = {
         "format": "amplify_ds.shards", "format_version": 1, "vocabulary_sha256": VOCABULARY_SHA256, "max_length": 10,
         "row_tokens": ROW_TOKENS, "counts": {"rows": len(ROWS)}, "token_counts": counts.tolist(), "shards": entries,
@@ -228,14 +228,14 @@ def test_verify_checks_the_number_of_rows(directory):
 def test_a_build_is_complete_or_absent(tmp_path):
     target = tmp_path / "deep" / "target"
     with building(target) as partial:
-        (partial / "file").write_text("1")
+        (partial.shards / "file").write_text("1")
         assert not target.exists()
     assert [path.name for path in target.iterdir()] == ["file"]
     assert [path.name for path in target.parent.iterdir()] == ["target"]
 
     other = tmp_path / "other"
     with pytest.raises(KeyboardInterrupt), building(other) as partial:
-        (partial / "file").write_text("1")
+        (partial.shards / "file").write_text("1")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
@@ -244,7 +244,7 @@ def test_a_build_takes_an_empty_directory_but_never_a_full_one(tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     with building(target) as partial:
-        (partial / "file").write_text("1")
+        (partial.shards / "file").write_text("1")
     with pytest.raises(AmplifyError, match="target"), building(target):
         pytest.fail("the block was entered")
     assert (target / "file").read_text() == "1"
@@ -259,21 +259,23 @@ def test_a_directory_filled_meanwhile_is_left_alone(tmp_path):
     assert (target / "file").read_text() == "theirs"
 
 
-def test_what_a_killed_build_left_is_removed(tmp_path):
-    left = tmp_path / ".target.partial"
-    (left / "folder").mkdir(parents=True)
-    (left / "folder" / "file").write_text("old")
-    (left / "lock").touch()
-    (left / "shard-00000.tokens.npy").write_text("old")
-    with building(tmp_path / "target") as partial:
-        (partial / "file").write_text("new")
-    assert [path.name for path in (tmp_path / "target").iterdir()] == ["file"]
+def test_what_a_build_completed_is_there_for_the_next(tmp_path):
+    target = tmp_path / "target"
+    with pytest.raises(KeyboardInterrupt), building(target) as partial:
+        (partial.work / "run.tokens").write_text("1")
+        raise KeyboardInterrupt
+    assert not target.exists()
+    with building(target) as partial:
+        assert (partial.work / "run.tokens").read_text() == "1"
+        (partial.shards / "file").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_a_second_build_is_refused_and_the_first_goes_on(tmp_path):
     target = tmp_path / "target"
     with building(target) as partial:
-        (partial / "file").write_text("first")
+        (partial.shards / "file").write_text("first")
         with pytest.raises(AmplifyError, match="another build"), building(target):
             pytest.fail("the block was entered")
     assert (target / "file").read_text() == "first"

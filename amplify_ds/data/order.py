@@ -46,9 +46,9 @@ def _feistel(value: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     low, high = value & low_mask, value >> low_bits
     for _ in range(ROUNDS // 2):
         keys = keys + _GOLDEN
-        high = high ^ (_mix(low ^ keys) & high_mask)
+        high = high ^ (mix(low ^ keys) & high_mask)
         keys = keys + _GOLDEN
-        low = low ^ (_mix(high ^ keys) & low_mask)
+        low = low ^ (mix(high ^ keys) & low_mask)
     return high << low_bits | low
 
 
@@ -56,11 +56,11 @@ def _hash_key(key: tuple[int | np.ndarray, ...]) -> np.ndarray:
     """Fold the parts of a key into one well-mixed uint64 for each index (or one for all), at least one-dimensional."""
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
-        state = _mix(state + _GOLDEN + np.atleast_1d(np.asarray(part)).astype(np.uint64))
+        state = mix(state + _GOLDEN + np.atleast_1d(np.asarray(part)).astype(np.uint64))
     return state
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: every bit of the input changes about half of the bits of the output."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

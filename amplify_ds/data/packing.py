@@ -2,7 +2,8 @@
 
 Windows: a sequence of n tokens (<bos> and <eos> counted) is tiled by ceil(n / max_length) windows of nearly equal
 length: nothing is lost, and no tiny last window is left over. The cut comes after <bos> and <eos> were added, as in the
-official recipe, so only the first window has <bos> and only the last has <eos>.
+official recipe, so only the first window has <bos> and only the last has <eos>. Or one window of max_length tokens at a
+random place is cut from every longer sequence, every place as likely as the next (the official recipe).
 
 Rows: windows arrive in random order and wait, at most `LOOKAHEAD` at a time. While a row has room for any of them it
 takes the one that has waited longest, so what stands in a row is as random as the order of arrival. Once there is not
@@ -31,6 +32,18 @@ def tile(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, 
     window = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, … in each sequence
     length, count = lengths[sequence], counts[sequence]
     return sequence, length * window // count, length * (window + 1) // count
+
+
+def crop(lengths: np.ndarray, max_length: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut one window of at most `max_length` tokens from each sequence; draws: uint64 [s], evenly distributed.
+
+    Returns (sequence, start, stop) as `tile` does.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    window = np.minimum(lengths, max_length)
+    places = (lengths - window + 1).astype(np.uint64)
+    start = ((draws >> np.uint64(32)) * places >> np.uint64(32)).astype(np.int64)
+    return np.arange(len(lengths)), start, start + window
 
 
 def pack(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:

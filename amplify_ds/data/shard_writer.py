@@ -1,8 +1,9 @@
 """Write a directory of shards that is complete or absent, whatever happens on the way.
 
-Everything goes to a hidden sibling, `.NAME.partial/`, is synced to the disk, and the sibling is renamed to `NAME/` when
-all of it is there. A build that fails removes the sibling; one that is killed leaves it to the next build, which
-removes it. A lock on a file in the sibling admits one build at a time; the kernel drops it when its owner dies.
+Everything goes to a hidden sibling, `.NAME.partial/`: intermediate results into `work/`, what is to be published into
+`shards/`, which is synced to the disk and renamed to `NAME/` when all of it is there. A build that fails or is killed
+leaves what it has completed to the next one. A lock on a file in the sibling admits one build at a time; the kernel
+drops it when its owner dies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -28,48 +29,84 @@ from amplify_ds.files import sync
 _LOCK = "lock"
 
 
+class Workspace(NamedTuple):
+    """shards: the directory that becomes the target. work: what the next build reuses if this one ends early."""
+
+    shards: Path
+    work: Path
+
+
+def workspace(target: Path) -> Workspace:
+    """Return where `target` is built."""
+    partial = target.with_name(f".{target.name}.partial")
+    return Workspace(partial / "shards", partial / "work")
+
+
 @contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """Yield an empty directory; at the end of the block it becomes `target`, after an exception it is removed.
+def building(target: Path) -> Iterator[Workspace]:
+    """Yield where to build; at the end of the block its `shards` become `target`, after an exception `work` is kept.
 
     `target` must not exist, or be an empty directory. AmplifyError if another build into it is under way.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    place = workspace(target)
+    partial = place.work.parent
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rmdir()  # fails at once for what the rename would fail for hours later: files in it, a mount point
     with _locked(partial):
         try:
-            _clear(partial)
-            yield partial
+            with writing(partial):
+                place.shards.mkdir(exist_ok=True)
+                place.work.mkdir(exist_ok=True)
+            yield place
             with writing(target):
-                sync(partial)
-                partial.rename(target)
+                sync(place.shards)
+                place.shards.rename(target)
+                sync(target.parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if all(path.suffix == ".json" for path in place.work.glob("*")):  # nothing that took time to make
+                shutil.rmtree(partial, ignore_errors=True)
             raise
-        with writing(target):
-            (target / _LOCK).unlink()
-            sync(target)
-            sync(target.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what a build of `target`, which is complete, was killed before it could remove."""
+    partial = workspace(target).work.parent
+    if partial.exists():
+        with _locked(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_shard(
-    directory: Path, number: int, row_tokens: int, tokens: Iterable[bytes], lengths: np.ndarray, row_starts: np.ndarray
+    stem: Path, row_tokens: int, tokens: Iterable[bytes], lengths: np.ndarray, row_starts: np.ndarray
 ) -> dict:
-    """Write the three files of a shard and return its entry in the manifest.
+    """Write the three files of a shard, whose names begin with `stem`, and return its entry in the manifest.
 
     tokens: the rows, padded, in pieces of any number of bytes. lengths, row_starts: see `amplify_ds.data.shards`.
     """
-    stem, rows = f"shard-{number:05d}", len(row_starts) - 1
+    rows = len(row_starts) - 1
     arrays = {
-        f"{stem}.tokens.npy": ("|u1", (rows, row_tokens), tokens),
-        f"{stem}.lengths.npy": ("<u2", lengths.shape, [lengths.astype("<u2").tobytes()]),
-        f"{stem}.row_starts.npy": ("<i8", row_starts.shape, [row_starts.astype("<i8").tobytes()]),
+        "tokens": ("|u1", (rows, row_tokens), tokens),
+        "lengths": ("<u2", lengths.shape, [lengths.astype("<u2").tobytes()]),
+        "row_starts": ("<i8", row_starts.shape, [row_starts.astype("<i8").tobytes()]),
     }
-    files = {name: _write_array(directory / name, *array) for name, array in arrays.items()}
+    paths = {kind: stem.with_name(f"{stem.name}.{kind}.npy") for kind in arrays}
+    files = {paths[kind].name: _write_array(paths[kind], *array) for kind, array in arrays.items()}
     return {"rows": rows, "segments": len(lengths), "files": files}
+
+
+def publish_shard(entry: dict, work: Path, shards: Path, number: int) -> dict:
+    """Move the files of a shard from `work` to `shards`, unless that is done; return its entry as shard `number`."""
+    files = {}
+    for name, identity in entry["files"].items():
+        published = f"shard-{number:05d}.{name.split('.', 1)[1]}"
+        with writing(shards / published):
+            if (work / name).exists() or not (shards / published).exists():
+                (work / name).replace(shards / published)
+        files[published] = identity
+    return entry | {"files": files}
 
 
 def write_manifest(directory: Path, manifest: dict) -> None:
@@ -81,7 +118,7 @@ def write_manifest(directory: Path, manifest: dict) -> None:
         return json.dumps(value)
 
     lines = [f" {json.dumps(key)}: {text(value)}" for key, value in manifest.items()]
-    with writing(directory / MANIFEST), open(directory / MANIFEST, "x", encoding="ascii") as file:
+    with writing(directory / MANIFEST), open(directory / MANIFEST, "w", encoding="ascii") as file:
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
         file.flush()
         os.fsync(file.fileno())
@@ -94,8 +131,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AmplifyError(
-            f"cannot write {path}: {error.strerror}. Nothing incomplete is left there; make room or "
-            "choose another place, and run the same command again."
+            f"cannot write {path}: {error.strerror}. What is complete is kept; make room or choose "
+            "another place, and run the same command again."
         ) from error
 
 
@@ -140,12 +177,3 @@ def _take(lock: IO, path: Path) -> bool:
             return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
         except (BlockingIOError, FileNotFoundError):
             return False
-
-
-def _clear(partial: Path) -> None:
-    """Remove what a killed build has left."""
-    for path in partial.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != _LOCK:
-            path.unlink()

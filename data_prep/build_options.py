@@ -1,0 +1,231 @@
+"""The options of build_shards.py: what can be asked for, and what of it makes no sense."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clean import LEVELS, MODES, Rules
+from tables import Columns
+
+from amplify_ds.errors import AmplifyError
+
+DESCRIPTION = """\
+Turn protein sequences into shards: the directory of packed, memory-mapped rows that
+training and evaluation read.
+
+An input (--input, --exclude) is one of
+  FILE                      FASTA, CSV or TSV, Parquet, Arrow
+  'PATTERN*.fasta.gz'       many of them
+  FOLDER, FOLDER:START      a folder of such files, or those whose paths in it begin with
+                            START; a dataset that Hugging Face saved to disk is one
+  OWNER/NAME:FOLDER/SPLIT   a dataset on the Hugging Face hub, as a stream, or those of
+                            its files whose paths begin with what follows the colon:
+                            chandar-lab/UR100P:UniProt/train, :OAS/test, :SCOP/train, …
+  -                         standard input, FASTA or CSV
+  http(s)://…               a FASTA or CSV file, taken up again when the download breaks off
+Text may be plain, gzip, zstd, bzip2 or xz; this is seen from the content.
+
+Sequences are cleaned (blanks, lower case and a * at the end are mended; sequences with
+any of B J O U X Z or other characters are dropped), exact duplicates are dropped, the
+rest is shuffled, cut into windows and packed into rows of equal size. Everything that
+is dropped is counted by reason. The same sequences, options and seed give the same
+bytes, whatever their order, their files and the number of workers. DIR appears only
+when it is complete; if it already is, it is reused. Interrupted at any moment, the same
+command continues from what is complete in .DIR.partial."""
+
+EXAMPLE = """\
+examples: a validation set, then a training set that shares no sequence with it
+  python data_prep/build_shards.py --input valid.fasta.gz --output data/valid
+  python data_prep/build_shards.py --input uniprot.fasta.gz --exclude valid.fasta.gz --output data/train
+  python data_prep/inspect_shards.py data/train --verify
+UR100P from the hub, on every machine of a hostfile (a file system that all share):
+  deepspeed --hostfile hostfile --no_local_rank data_prep/build_shards.py --workers 8 \\
+    --input chandar-lab/UR100P:UniProt/train --output data/uniprot"""
+
+LONGEST_WINDOW = 2**16 - 1  # window lengths are stored as uint16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for. settings: what the bytes depend on, as the manifest says it. outputs: directories by part."""
+
+    input: list[str]
+    exclude: list[str]
+    columns: Columns
+    rules: Rules
+    settings: dict
+    outputs: dict[str, Path]
+    workers: int
+
+
+def parse(arguments: Sequence[str] | None) -> Asked:
+    """Return what the command line asks for; AmplifyError for what cannot be."""
+    options = _parser().parse_args(arguments)
+    rules = Rules(
+        options.ambiguous, options.fragments, options.max_existence, options.shortest, options.longest,
+        not options.no_mending, options.duplicates,
+    )  # fmt: skip
+    settings = {
+        "max_length": options.max_length,
+        "row_tokens": options.row_tokens,
+        "windows": options.windows,
+        "seed": options.seed,
+        "shard_megabytes": options.shard_megabytes,
+        "validation_fraction": options.validation_fraction,
+        "rules": asdict(rules),
+    }
+    _check(settings, options)
+    outputs = {"all": options.output.absolute()}
+    if options.validation_output:
+        outputs = {"train": options.output.absolute(), "validation": options.validation_output.absolute()}
+    columns = Columns(options.sequence_column, options.name_column)
+    return Asked(options.input, options.exclude, columns, rules, settings, outputs, options.workers)
+
+
+def _check(settings: dict, options: argparse.Namespace) -> None:
+    """AmplifyError for settings with which no shards can be made."""
+    max_length, row_tokens, seed = settings["max_length"], settings["row_tokens"], settings["seed"]
+    if not 3 <= max_length <= LONGEST_WINDOW:
+        raise AmplifyError(f"--max-length is {max_length}, expected 3 (<bos>, a residue, <eos>) to {LONGEST_WINDOW}.")
+    if row_tokens < max_length:
+        raise AmplifyError(
+            f"--row-tokens is {row_tokens}, less than --max-length, {max_length}: a window would not "
+            "fit into a row. Rows fill best at 4 times --max-length or more."
+        )
+    if not 0 <= seed < 2**63:
+        raise AmplifyError(f"--seed is {seed}, expected 0 to 2^63 - 1.")
+    if not 1 <= options.shard_megabytes <= 4000:
+        raise AmplifyError(f"--shard-megabytes is {options.shard_megabytes}, expected 1 to 4000.")
+    if options.workers < 1:
+        raise AmplifyError(f"--workers is {options.workers}, expected 1 or more.")
+    if not 0 <= options.validation_fraction < 1 or (options.validation_fraction > 0) != bool(options.validation_output):
+        raise AmplifyError(
+            f"--validation-fraction is {options.validation_fraction} and --validation-output "
+            f"{options.validation_output}; expected a fraction between 0 and 1 together with a directory, or neither."
+        )
+    if options.validation_output and options.validation_output.absolute() == options.output.absolute():
+        raise AmplifyError(f"--output and --validation-output are both {options.output}; they must be two directories.")
+    if options.shortest < 1 or (options.longest is not None and options.longest < options.shortest):
+        raise AmplifyError(
+            f"--min-residues is {options.shortest} and --max-residues {options.longest}; expected 1 or more, and the "
+            "second not below the first."
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="INPUT", help="where the sequences are, see above")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory to make; must not exist yet, be empty, or hold the same shards",
+    )
+    add(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="INPUT",
+        help="sequences that are dropped from the input where they are identical, such as a validation set "
+        "(default: none)",
+    )
+    add(
+        "--validation-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="put this share of the sequences into --validation-output instead of --output; which ones is a matter of "
+        "the sequence alone, not of the seed or of what else there is (default: %(default)s)",
+    )
+    add("--validation-output", type=Path, metavar="DIR", help="directory to make for --validation-fraction")
+
+    tables = parser.add_argument_group("tables")
+    tables.add_argument("--sequence-column", default="sequence", metavar="NAME", help="(default: %(default)s)")
+    tables.add_argument(
+        "--name-column",
+        default="name",
+        metavar="NAME",
+        help="read where there is one, for the rules about headers (default: %(default)s)",
+    )
+
+    rules = parser.add_argument_group("cleaning")
+    rules.add_argument(
+        "--ambiguous",
+        choices=MODES,
+        default="drop",
+        help="sequences with any of B J O U X Z; kept, B is a token of its own and the others become "
+        "<unk> (default: %(default)s)",
+    )
+    rules.add_argument("--duplicates", choices=MODES, default="drop", help="exact ones (default: %(default)s)")
+    rules.add_argument(
+        "--fragments", choices=MODES, default="keep", help='entries whose name says "(Fragment)" (default: %(default)s)'
+    )
+    rules.add_argument(
+        "--max-existence",
+        type=int,
+        choices=LEVELS,
+        default=max(LEVELS),
+        metavar="LEVEL",
+        help="drop entries whose name says PE= and a higher number: "
+        + ", ".join(f"{level} {name}" for level, name in LEVELS.items())
+        + " (default: %(default)s; AMPLIFY's validation proteins have 1 or 2, and are no fragments)",
+    )
+    rules.add_argument(
+        "--min-residues",
+        dest="shortest",
+        type=int,
+        default=1,
+        metavar="N",
+        help="drop shorter sequences (default: %(default)s)",
+    )
+    rules.add_argument(
+        "--max-residues", dest="longest", type=int, metavar="N", help="drop longer sequences (default: none)"
+    )
+    rules.add_argument(
+        "--no-mending",
+        action="store_true",
+        help="drop sequences with blanks, lower case or * at the end instead of mending them",
+    )
+
+    rows = parser.add_argument_group("rows")
+    rows.add_argument(
+        "--max-length",
+        type=int,
+        default=512,
+        metavar="TOKENS",
+        help="longest window in tokens, <bos> and <eos> counted (default: %(default)s)",
+    )
+    rows.add_argument(
+        "--windows",
+        choices=("tile", "random"),
+        default="tile",
+        help="longer sequences are cut into windows of nearly equal length, nothing is lost (tile), or "
+        "one window of --max-length at a random place is taken (random) (default: %(default)s)",
+    )
+    rows.add_argument(
+        "--row-tokens",
+        type=int,
+        default=8192,
+        metavar="TOKENS",
+        help="tokens in a row, the unit in which training reads; 4 x --max-length or more fill over "
+        "99 %% (default: %(default)s)",
+    )
+    rows.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffle (default: %(default)s)")
+
+    work = parser.add_argument_group("work")
+    work.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    work.add_argument(
+        "--shard-megabytes",
+        type=int,
+        default=200,
+        metavar="MB",
+        help="about how large a shard is; a worker needs about 4 times that much memory (default: %(default)s)",
+    )
+    return parser  # fmt: skip

@@ -1,0 +1,102 @@
+"""What manifest.json says of shards: what was asked for, where the sequences come from, what became of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sources import Source
+
+from amplify_ds import __version__
+from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
+from amplify_ds.errors import AmplifyError
+from amplify_ds.vocab import TOKENS, VOCABULARY_SHA256, encode
+
+NOT_IN = {"train": ("validation", "in the validation set"), "validation": ("train", "in the training set")}
+
+
+def make_manifest(
+    part: str,
+    settings: dict,
+    origins: Mapping[str, list[dict]],
+    scattered: Sequence[dict],
+    packed: Sequence[dict],
+) -> dict:
+    """Return the manifest of a part; AmplifyError without a usable sequence.
+
+    origins: `describe` of the inputs and of what was excluded. scattered, packed: results of the pieces and of the
+    shards, from which the entries of the shards come as they are.
+    """
+    mended, rejected, lengths = Counter(), Counter(), Counter()
+    for result in scattered:
+        mended.update(result["mended"])
+        rejected.update(result["rejected"])
+        if part in NOT_IN:
+            other, reason = NOT_IN[part]
+            rejected[reason] += result["sequences"].get(other, 0)
+    for result in packed:
+        rejected["duplicates"] += result["duplicates"]
+        rejected["excluded"] += result["excluded"]
+        lengths.update(dict(result["lengths"]))
+    shards = [result["shard"] for result in packed if result["shard"]]
+    records = sum(result["records"] for result in scattered)
+    if not shards:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by_reason(rejected).items())
+        raise AmplifyError(
+            f"no usable sequence among {records:,} records{'' if part == 'all' else f' for {part}'}: {reasons} (why: "
+            "data_prep/clean.py). Expected proteins in one-letter code."
+        )
+    token_counts = np.sum([result["token_counts"] for result in packed], axis=0, dtype=np.int64)
+    rows, tokens = sum(shard["rows"] for shard in shards), int(token_counts.sum())
+    not_residues = int(token_counts[: len(TOKENS[:5])].sum() + token_counts[encode("|")].sum())
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "amplify_ds_version": __version__,
+        "vocabulary_sha256": VOCABULARY_SHA256,
+        **settings,
+        "part": part,
+        **origins,
+        "counts": {
+            "records": records,
+            "sequences": lengths.total(),
+            "residues": tokens - not_residues,
+            "windows": sum(shard["segments"] for shard in shards),
+            "rows": rows,
+            "tokens": tokens,
+            "mended": _by_reason(mended),
+            "rejected": _by_reason(rejected),
+        },
+        "packing_efficiency": tokens / (rows * settings["row_tokens"]),
+        "token_counts": token_counts.tolist(),
+        "length_histogram": [[length, lengths[length]] for length in sorted(lengths)],
+        "shards": shards,
+    }
+
+
+def describe(sources: Sequence[Source], hashes: Mapping[str, str]) -> list[dict]:
+    """Return what the manifest says of sources: names, and of files their sizes in bytes and sha256 by `hashes`."""
+    found = [
+        {"name": source.name, "bytes": source.bytes, "sha256": hashes.get(source.version)}
+        if source.path
+        else {"name": source.name}
+        for source in sources
+    ]
+    return sorted(found, key=lambda origin: (origin["name"], origin.get("sha256") or ""))
+
+
+def check_records(scattered: Sequence[dict]) -> None:
+    """AmplifyError for a source in which no piece held a record."""
+    records = Counter()
+    for result in scattered:
+        records[result["source"]] += result["records"]
+    for name, count in records.items():
+        if not count:
+            raise AmplifyError(
+                f'{name} holds no FASTA record (lines such as ">name" and "MKV…") and no row of a table.'
+            )
+
+
+def _by_reason(counts: Counter[str]) -> dict[str, int]:
+    return {reason: counts[reason] for reason in sorted(counts) if counts[reason]}

@@ -1,0 +1,181 @@
+"""The bytes of an input as one file object: a file or part of it, compressed or not, standard input, http.
+
+Compression is seen from the first bytes, never from the name. An http(s) stream that breaks off is taken up again where
+it ended; a server that would go on with another file is refused. Progress is told in bytes as they lie on the disk or
+come over the wire.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from xopen import xopen
+
+from amplify_ds.errors import AmplifyError
+
+Progress = Callable[[int], object]
+MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+BUFFER = 2**20
+_SCAN = 2**16
+ATTEMPTS = 6  # at going on with a broken download, in a row and without a single byte; they wait 1, 2, 4 … seconds
+_TIMEOUT = 30.0
+
+
+def compression(head: bytes) -> str | None:
+    """Return the name of the compression whose files begin with `head`, or None."""
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+
+
+def open_stream(address: str, progress: Progress) -> io.BufferedReader:
+    """Open a whole input, decompressed: a path, "-" for standard input, or an http(s) address."""
+    if address == "-":
+        raw: io.RawIOBase = Counted(sys.stdin.buffer, progress)
+    elif address.startswith(("http://", "https://")):
+        raw = Counted(Http(address), progress)
+    else:
+        raw = Counted(open(address, "rb", buffering=0), progress)
+    buffered = io.BufferedReader(raw, BUFFER)
+    form = compression(buffered.peek(8)[:8])
+    return io.BufferedReader(_Decompressed(buffered, form), BUFFER) if form else buffered
+
+
+def open_section(path: str, start: int, stop: int, separator: bytes, progress: Progress) -> tuple[BinaryIO, int]:
+    """Open the records of a plain file that begin in [start, stop), where a record begins after every `separator`.
+
+    The separator's last byte belongs to the record unless it is a line end, so that b"\\n>" cuts FASTA and b"\\n" cuts
+    lines. Sections with adjoining bounds hold every record once. Returns the stream and the place where it begins.
+    """
+    file = open(path, "rb", buffering=0)
+    begin, end = (_boundary(file, place, separator) for place in (start, stop))
+    file.seek(begin)
+    return io.BufferedReader(Counted(file, progress, max(0, end - begin)), BUFFER), begin
+
+
+def _boundary(file: BinaryIO, place: int, separator: bytes) -> int:
+    """Return where the first record that begins at `place` or later begins, or the end of the file."""
+    if place == 0:
+        return 0
+    inside = 0 if separator.endswith(b"\n") else 1  # how much of the separator is the record's
+    offset = max(0, place + inside - len(separator))
+    file.seek(offset)
+    tail = b""
+    while block := file.read(_SCAN):
+        found = (tail + block).find(separator)
+        if found >= 0:
+            return offset - len(tail) + found + len(separator) - inside
+        offset += len(block)
+        tail = (tail + block)[-(len(separator) - 1) :] if len(separator) > 1 else b""
+    return offset
+
+
+class _Decompressed(io.RawIOBase):
+    """What a compressed stream holds; OSError where it is damaged, whichever library found that."""
+
+    def __init__(self, stream: BinaryIO, form: str) -> None:
+        self._stream = xopen(stream, "rb", threads=0, format=form)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except (AmplifyError, OSError):
+            raise
+        except Exception as error:
+            raise OSError(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class Counted(io.RawIOBase):
+    """A readable file, or its next `size` bytes, that tells `progress` how many bytes were read."""
+
+    def __init__(self, file: BinaryIO, progress: Progress, size: int | None = None) -> None:
+        self._file, self._progress, self._left = file, progress, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        view = memoryview(buffer)[: self._left]
+        read = self._file.readinto(view)
+        if self._left is not None:
+            self._left -= read
+        self._progress(read)
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class Http(io.RawIOBase):
+    """The file at an http(s) address, read once from beginning to end over as many connections as that takes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.size: int | None = None
+        self._offset = 0
+        self._version = ""  # what the server says of this version of the file
+        self._response = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        for attempt in range(ATTEMPTS):
+            try:
+                if self._response is None:
+                    self._connect()
+                data = self._response.raw.read(len(buffer))
+                if data or self.size in (None, self._offset):
+                    buffer[: len(data)] = data
+                    self._offset += len(data)
+                    return len(data)
+                failure = f"it ended after {self._offset:,} of {self.size:,} bytes"
+            except (RequestException, HTTPError, OSError) as error:
+                failure = str(error)
+            self._response = None
+            if attempt < ATTEMPTS - 1:
+                time.sleep(2**attempt)
+        raise AmplifyError(
+            f"{self.address} broke off at byte {self._offset:,} and could not be continued in {ATTEMPTS} attempts "
+            f"({failure}). Check the address and the network, and run the same command again."
+        )
+
+    def _connect(self) -> None:
+        """Ask for the bytes from `_offset` on."""
+        import requests
+
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={self._offset}-"}
+        response = requests.get(self.address, headers=headers, stream=True, timeout=_TIMEOUT)
+        if response.status_code == 416 and self._offset == 0:  # no byte 0: an empty file
+            raise AmplifyError(f"{self.address} is empty, expected a FASTA file.")
+        if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
+            raise AmplifyError(f"{self.address}: the server says {response.status_code} {response.reason}.")
+        response.raise_for_status()
+        resumed = response.status_code == 206
+        length = response.headers.get("Content-Length")
+        size = None if length is None else int(length) + (self._offset if resumed else 0)
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        if self._offset and (size, version) != (self.size, self._version):
+            raise AmplifyError(f"{self.address} was replaced by another file while it was read. Start again.")
+        self.size, self._version, self._response = size, version, response
+        left = 0 if resumed else self._offset  # a server that knows no ranges begins again
+        while left:
+            skipped = response.raw.read(min(left, BUFFER))
+            if not skipped:
+                raise OSError("the connection ended")
+            left -= len(skipped)
