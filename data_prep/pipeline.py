@@ -16,13 +16,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
 from clean import Cleaner, Rules
 from runs import bounds_of, identity, read_slice, scramble, write_run
-from sources import Piece, Source
+from sources import Piece, Source, refusing
 from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 from amplify_ds.data.order import permute
@@ -36,8 +36,8 @@ _PIECE = 2**20  # bytes read or written at a time
 
 def hash_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> dict[str, str | None]:
     """Return the sha256 of every source that is a file, by its version."""
-    files = {source.version: source.path for source in sources if source.path}
-    tasks = [Task(version, path.stat().st_size, partial(_hash, path)) for version, path in files.items()]
+    files = {source.version: (source.path, source.bytes) for source in sources if source.path}
+    tasks = [Task(version, size, partial(_hash, path)) for version, (path, size) in files.items()]
     return {version: found["sha256"] for version, found in zip(files, run_tasks("hash", tasks, work, crew, "B"))}
 
 
@@ -87,7 +87,7 @@ def pack_part(
 def sha256(path: Path, progress: Progress = lambda read: None) -> str:
     """Return the checksum of a file."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with refusing(str(path)), open(path, "rb") as file:
         while block := file.read(_PIECE):
             digest.update(block)
             progress(len(block))
@@ -108,8 +108,8 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
     counts, tokens = Counter(), Counter()
 
     def write() -> None:
-        for name, chosen in zip(names, _divide(identities, how["validation_fraction"], len(names))):
-            texts, keys = ([values[index] for index in chosen] for values in (sequences, identities))
+        whole = sequences, identities
+        for name, (texts, keys) in zip(names, _divide(*whole, how["validation_fraction"]) if names[1:] else [whole]):
             if keys:
                 run = stem.with_name(f"{stem.name}.{name}-{len(runs[name])}")
                 write_run(run, texts, keys, how["seed"], rules.duplicates == "drop")
@@ -137,11 +137,13 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
     }  # fmt: skip
 
 
-def _divide(identities: Sequence[bytes], fraction: float, parts: int) -> list[list[int]]:
-    """Return which sequences are in each part: a matter of the sequence's own hash, whatever the seed."""
+def _divide(
+    sequences: Sequence[bytes], identities: Sequence[bytes], fraction: float
+) -> list[tuple[list[bytes], list[bytes]]]:
+    """Return the two parts of the sequences and identities: a matter of each sequence's own hash, whatever the seed."""
     halves = np.frombuffer(b"".join(identities), dtype=">u8")[1::2].astype(np.float64) / 2.0**64
     held_out = halves < fraction
-    return [np.flatnonzero(mask).tolist() for mask in (~held_out, held_out)[:parts]]
+    return [(list(compress(sequences, mask)), list(compress(identities, mask))) for mask in (~held_out, held_out)]
 
 
 def _pack(

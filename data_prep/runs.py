@@ -53,17 +53,17 @@ def write_run(stem: Path, sequences: Sequence[bytes], identities: Sequence[bytes
     order = np.lexsort((half, place))
     place, half = place[order], half[order]
     first = np.flatnonzero(_differs(place, half) | (not distinct))
-    kept = order[first].tolist()
+    ordered = [sequences[index] for index in order[first].tolist()]
 
-    entries = np.empty(len(kept), dtype=ENTRY)
+    entries = np.empty(len(ordered), dtype=ENTRY)
     entries["place"], entries["half"] = place[first], half[first]
     entries["copies"] = np.diff(first, append=len(order))
-    lengths = np.fromiter((len(sequences[index]) for index in kept), dtype=np.int64, count=len(kept)) + 2
+    lengths = np.fromiter(map(len, ordered), dtype=np.int64, count=len(ordered)) + 2
     entries["length"], entries["start"] = lengths, np.cumsum(lengths) - lengths
     begin, between, end = bytes([BOS]), bytes([EOS, BOS]), bytes([EOS])
     tokens, table = (stem.with_name(stem.name + suffix) for suffix in (_TOKENS, _ENTRIES))
     with writing(tokens), open(tokens, "wb") as file:
-        file.writelines((begin, between.join([sequences[index] for index in kept]), end))
+        file.writelines((begin, between.join(ordered), end))
         _sync(file)
     with writing(table), open(table, "wb") as file:
         np.save(file, entries)

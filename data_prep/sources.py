@@ -25,7 +25,7 @@ from tables import Columns, open_dataset, read_arrow, read_csv, read_dataset, re
 
 from amplify_ds.errors import AmplifyError
 
-PIECE = 2**27
+PIECE = 2**26
 STANDARD_INPUT = "standard input"
 FASTA_NAMES, CSV_NAMES = (".fasta", ".fa", ".faa", ".fas"), (".csv", ".tsv")
 _COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz")
@@ -45,13 +45,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Source:
-    """One file, stream or dataset. path: None where it is no file on disk.
+    """One file, stream or dataset. path, bytes: None where it is no file on disk.
 
     version: tells contents apart: two sources of the same version need not both be read.
     """
 
     name: str
     path: Path | None
+    bytes: int | None
     version: str
     pieces: list[Piece] = field(repr=False)
 
@@ -59,11 +60,6 @@ class Source:
     def passes_once(self) -> bool:
         """Whether what it holds cannot be read again."""
         return self.name == STANDARD_INPUT
-
-    @property
-    def bytes(self) -> int | None:
-        """Its size on disk."""
-        return self.path.stat().st_size if self.path else None
 
 
 def find_sources(addresses: Sequence[str], columns: Columns = Columns()) -> list[Source]:
@@ -75,7 +71,7 @@ def _find(address: str, columns: Columns) -> list[Source]:
     if address == "-" or address.startswith(("http://", "https://")):
         name = STANDARD_INPUT if address == "-" else address
         version = f"{name} {time.time_ns()}" if address == "-" else address  # what comes through a pipe comes once
-        return [Source(name, None, version, [_piece(name, 0, _read_stream, address, address, columns)])]
+        return [Source(name, None, None, version, [_piece(name, 0, _read_stream, address, address, columns)])]
     if Path(address).exists():
         return _local(Path(address), "", columns)
     if has_magic(address):
@@ -102,7 +98,7 @@ def _find(address: str, columns: Columns) -> list[Source]:
         _piece(f"{address} ({number + 1} of {count})", 0, _read_hub, folder, files, number, columns)
         for number in range(count)
     ]
-    return [Source(address, None, f"{address} {columns}", pieces)]
+    return [Source(address, None, None, f"{address} {columns}", pieces)]
 
 
 def _local(path: Path, files: str, columns: Columns) -> list[Source]:
@@ -132,7 +128,7 @@ def _file(path: Path, columns: Columns) -> Source:
     size = path.stat().st_size
     if not size:
         raise AmplifyError(f"{path} is empty, expected sequences. Was its download interrupted?")
-    with _refusing(place):
+    with refusing(place):
         with open(path, "rb") as file:
             head = file.read(8)
         if head.startswith(b"PAR1"):
@@ -149,7 +145,7 @@ def _file(path: Path, columns: Columns) -> Source:
             pieces = [_piece(place, size, _read_stream, place, place, columns)]
         else:
             pieces = _sections(path, size, columns)
-    return Source(path.name, path, f"{path.resolve()} {size} {path.stat().st_mtime_ns} {columns}", pieces)
+    return Source(path.name, path, size, f"{path.resolve()} {size} {path.stat().st_mtime_ns} {columns}", pieces)
 
 
 def _sections(path: Path, size: int, columns: Columns) -> list[Piece]:
@@ -185,29 +181,30 @@ def _piece(name: str, size: int, read: Callable, *arguments: object) -> Piece:
 
 def _read_stream(address: str, place: str, columns: Columns, progress: Progress) -> Iterator[Batch]:
     damaged = " The input is compressed or a stream, and may be damaged: test it (gzip -t), fetch it again."
-    with _refusing(place, damaged), open_stream(address, progress) as stream:
+    with refusing(place, damaged), open_stream(address, progress) as stream:
         csv = _is_csv(address, stream.peek(2**12))
         yield from read_csv(stream, None, columns) if csv else read_fasta(stream)
 
 
 def _read_section(path: str, start: int, header, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    stream, begin = open_section(path, start, start + PIECE, b"\n" if header else b"\n>", progress)
-    with stream, _refusing(path, begin=begin):
+    with refusing(path):
+        stream, begin = open_section(path, start, start + PIECE, b"\n" if header else b"\n>", progress)
+    with stream, refusing(path, begin=begin):
         yield from read_csv(stream, header if start else None, columns) if header else read_fasta(stream)
 
 
 def _read_parquet(path: str, group: int, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with _refusing(path):
+    with refusing(path):
         yield from _telling(read_parquet(path, range(group, group + 1), columns), progress)
 
 
 def _read_arrow(path: str, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with _refusing(path):
+    with refusing(path):
         yield from _telling(read_arrow(path, columns), progress)
 
 
 def _read_hub(name: str, files: str, number: int, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with _refusing(f"{name}:{files}"):
+    with refusing(f"{name}:{files}"):
         yield from _telling(read_dataset(name, files, number, columns), progress)
 
 
@@ -218,7 +215,7 @@ def _telling(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
 
 
 @contextmanager
-def _refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
+def refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
     """Turn what a reader raises in the block into an AmplifyError that names the place and, if there is one, the line.
 
     begin: the byte of the file at which the stream of the block began: the lines before it count too.
