@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from sources import Source
@@ -76,14 +78,21 @@ def make_manifest(
 
 
 def describe(sources: Sequence[Source], hashes: Mapping[str, str]) -> list[dict]:
-    """Return what the manifest says of sources: names, and of files their sizes in bytes and sha256 by `hashes`."""
-    found = [
-        {"name": source.name, "bytes": source.bytes, "sha256": hashes.get(source.version)}
-        if source.path
-        else {"name": source.name}
-        for source in sources
-    ]
+    """Return what the manifest says of sources: names, and of files their sizes, sha256 by `hashes` and proofs."""
+    found = []
+    for source in sources:
+        origin = {"name": source.name}
+        if source.path:
+            origin |= {"bytes": source.bytes, "sha256": hashes.get(source.version)}
+            if (proof := proof_path(source.path)).exists():
+                origin["proof"] = json.loads(proof.read_bytes())
+        found.append(origin)
     return sorted(found, key=lambda origin: (origin["name"], origin.get("sha256") or ""))
+
+
+def proof_path(path: Path) -> Path:
+    """Return the file beside a file of sequences in which decontaminate.py says how they were found."""
+    return path.with_name(f"{path.name}.proof.json")
 
 
 def check_records(scattered: Sequence[dict]) -> None:

@@ -48,22 +48,29 @@ def building(target: Path) -> Iterator[Workspace]:
 
     `target` must not exist, or be an empty directory. AmplifyError if another build into it is under way.
     """
-    place = workspace(target)
-    partial = place.work.parent
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rmdir()  # fails at once for what the rename would fail for hours later: files in it, a mount point
+    with working(target) as place:
+        yield place
+        with writing(target):
+            sync(place.shards)
+            place.shards.rename(target)
+            sync(target.parent)
+
+
+@contextmanager
+def working(target: Path) -> Iterator[Workspace]:
+    """Yield directories for the work on `target` that nobody else uses; after an exception `work` is kept."""
+    place = workspace(target)
+    partial = place.work.parent
     with _locked(partial):
         try:
             with writing(partial):
                 place.shards.mkdir(exist_ok=True)
                 place.work.mkdir(exist_ok=True)
             yield place
-            with writing(target):
-                sync(place.shards)
-                place.shards.rename(target)
-                sync(target.parent)
         except BaseException:
             if all(path.suffix == ".json" for path in place.work.glob("*")):  # nothing that took time to make
                 shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,192 @@
+"""Find the training sequences that are similar to a validation sequence, so that they can be left out of the shards.
+
+Every piece of the input is cleaned as for shards and searched with MMseqs2 (`mmseqs.py`); what is similar is written to
+a FASTA file, and what was searched and how to a second file beside it. build_shards.py --exclude takes the first and
+copies the second into the manifest. --check searches finished shards in the same way, and fails if anything is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from clean import Cleaner, Rules
+from manifest import describe, proof_path
+from mmseqs import Criteria, find_similar, version, write_fasta
+from pipeline import hash_inputs
+from sources import Piece, Source, find_sources
+from tasks import Progress, Task, run_tasks, workers
+from tqdm import tqdm
+
+from amplify_ds.data.shard_writer import working, writing
+from amplify_ds.data.shards import Shards
+from amplify_ds.errors import AmplifyError, command
+from amplify_ds.files import write_json
+from amplify_ds.vocab import BOS, EOS, TOKENS
+
+DESCRIPTION = """\
+Find the training sequences that are similar to a validation sequence, with MMseqs2, and
+write them to a FASTA file for build_shards.py --exclude; or, with --check, search
+finished shards and fail if anything similar is left."""
+
+EXAMPLE = """\
+example:
+  python data_prep/decontaminate.py --train uniref*.fasta.gz --validation valid.fasta.gz --output similar.fasta
+  python data_prep/build_shards.py --input uniref*.fasta.gz --exclude valid.fasta.gz similar.fasta --output data/train
+  python data_prep/decontaminate.py --check data/train --validation valid.fasta.gz
+Antibodies, of which all are alike: --identity 0.99"""
+
+_CHUNK = 2**26  # residues searched at a time: MMseqs2 then takes some 2 GB of memory
+_TEXT = bytes(ord(token) if len(token) == 1 else ord("X") for token in TOKENS).ljust(256, b"X")
+_ENDS = bytes([BOS, EOS])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    if not 0 < options.identity <= 1:
+        raise AmplifyError(f"--identity is {options.identity}, expected a share above 0 and up to 1, such as 0.9.")
+    criteria = Criteria(options.identity, options.min_bits)
+    version()
+    held_out = find_sources(options.validation)
+    if options.check:
+        return _check(options.check, held_out, criteria, options.threads)
+    _find(find_sources(options.train), held_out, options.output, criteria, options.threads)
+    return 0
+
+
+def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, criteria: Criteria, threads: int) -> None:
+    """Write the similar sequences of `train` to `output`, and the proof beside it."""
+    if output.exists():
+        raise AmplifyError(f"{output} exists; choose another --output, or delete it to search again.")
+    with working(output.absolute()) as place, workers(1) as crew:
+        work = place.work
+        queries = work / "held_out.txt"
+        count = write_fasta(queries, _cleaned(held_out))
+        hashes = hash_inputs([*train, *held_out], work, crew)
+        basis = [criteria.describe(), [hashes.get(source.version, source.version) for source in held_out]]
+        tasks = [
+            Task([*basis, source.version, number], piece.bytes, partial(_search, piece, queries, criteria, threads))
+            for source in train
+            for number, piece in enumerate(source.pieces)
+        ]
+        results = run_tasks("search", tasks, work, crew, "B")
+        with writing(output), open(work / "similar.fasta", "wb") as file:
+            for name in (name for result in results for name in result["files"]):
+                file.write((work / name).read_bytes())
+        counts = {key: sum(result[key] for result in results) for key in ("records", "searched", "similar")}
+        proof = {
+            **criteria.describe(),
+            "train": describe(train, hashes),
+            "validation": describe(held_out, hashes),
+            "counts": {**counts, "validation": count},
+        }
+        with writing(output):
+            write_json(proof_path(output), proof)
+            (work / "similar.fasta").rename(output)
+    print(f"{counts['similar']:,} of {counts['searched']:,} sequences are similar to one of {count:,}: {output}")
+    print(f"next: python data_prep/build_shards.py --input … --exclude … {output}")
+
+
+def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem: Path, progress: Progress) -> dict:
+    """Search a piece of the training sequences; write those that are similar, in chunks of bounded memory."""
+    cleaner, counts, files = Cleaner(Rules()), Counter(), []
+    chunk: list[bytes] = []
+
+    def search() -> None:
+        found = find_similar([ids.translate(_TEXT) for ids in chunk], held_out, criteria, threads)
+        path = stem.with_name(f"{stem.name}.{len(files)}.fasta")
+        with writing(path), open(path, "wb") as file:
+            for index, identity in sorted(found.items()):
+                file.write(b">identity=%.3f\n%s\n" % (identity, chunk[index].translate(_TEXT)))
+        files.append(path.name)
+        counts.update(searched=len(chunk), similar=len(found))
+        chunk.clear()
+
+    size = 0
+    for batch in piece.read(progress):
+        counts["records"] += len(batch.sequences)
+        kept = cleaner.clean(batch)
+        chunk += kept
+        size += sum(map(len, kept))
+        if size > _CHUNK:
+            search()
+            size = 0
+    search()
+    return {"records": counts["records"], "searched": counts["searched"], "similar": counts["similar"], "files": files}
+
+
+def _check(directory: Path, held_out: Sequence[Source], criteria: Criteria, threads: int) -> int:
+    """Search the windows of all rows; AmplifyError if any is similar to a validation sequence."""
+    shards = Shards(directory)
+    searched, remaining = 0, []
+    with tempfile.TemporaryDirectory(prefix="decontaminate-") as place:
+        queries = Path(place) / "held_out.txt"
+        count = write_fasta(queries, _cleaned(held_out))
+        with tqdm(total=shards.num_rows, desc="checking", unit="row", disable=None) as bar:
+            step = max(1, _CHUNK // shards.row_tokens)
+            for first in range(0, shards.num_rows, step):
+                rows = range(first, min(first + step, shards.num_rows))
+                windows = [window for row in rows for window in _windows(shards, row)]
+                found = find_similar(windows, queries, criteria, threads)
+                remaining += [(identity, windows[index]) for index, identity in sorted(found.items())]
+                searched += len(windows)
+                bar.update(len(rows))
+    if remaining:
+        identity, window = max(remaining)
+        raise AmplifyError(
+            f"{directory}: {len(remaining):,} of {searched:,} windows are at least {criteria.identity:.0%} identical "
+            f"to a validation sequence, for example ({identity:.1%}) {window[:60].decode()}. Find what to leave out with "
+            "decontaminate.py --train, and build the shards again with --exclude."
+        )
+    print(f"none of the {searched:,} windows of {directory} is {criteria.identity:.0%} identical to one of {count:,}")
+    return 0
+
+
+def _windows(shards: Shards, row: int) -> list[bytes]:
+    """Return the windows of a row as text, without <bos> and <eos>."""
+    tokens, lengths = shards.row(row)
+    bounds = [0, *np.cumsum(lengths).tolist()]
+    ids = tokens.tobytes()
+    return [ids[start:stop].strip(_ENDS).translate(_TEXT) for start, stop in zip(bounds, bounds[1:])]
+
+
+def _cleaned(sources: Sequence[Source]) -> Iterator[bytes]:
+    """Yield the sequences of all sources as text; what cannot be cleaned cannot be in the shards either."""
+    cleaner = Cleaner(Rules(ambiguous="keep"))
+    for source in sources:
+        for piece in source.pieces:
+            for batch in piece.read(lambda *amounts: None):
+                yield from (ids.translate(_TEXT) for ids in cleaner.clean(batch))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--train", nargs="+", metavar="INPUT", help="training sequences, as build_shards.py --input")
+    what.add_argument("--check", type=Path, metavar="DIR", help="shards to search instead")
+    parser.add_argument("--validation", nargs="+", required=True, metavar="INPUT", help="sequences to be unlike")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="FASTA file to write the similar ones to")
+    parser.add_argument("--identity", type=float, default=0.9, metavar="SHARE", help="(default: %(default)s)")
+    parser.add_argument(
+        "--min-bits",
+        type=float,
+        default=50.0,
+        metavar="BITS",
+        help="score from which an alignment counts; 25 identical residues have about 50 (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of MMseqs2 (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if bool(options.train) != bool(options.output):
+        parser.error("--train needs --output FILE, --check has none")
+    return options
+
+
+if __name__ == "__main__":
+    command(main)
