@@ -140,8 +140,8 @@ def _check(directory: Path, held_out: Sequence[Source], criteria: Criteria, thre
         identity, window = max(remaining)
         raise AmplifyError(
             f"{directory}: {len(remaining):,} of {searched:,} windows are at least {criteria.identity:.0%} identical "
-            f"to a validation sequence, for example ({identity:.1%}) {window[:60].decode()}. Find what to leave out with "
-            "decontaminate.py --train, and build the shards again with --exclude."
+            f"to a validation sequence, for example ({identity:.1%}) {window[:60].decode()}. Find what to leave out "
+            "with decontaminate.py --train, and build the shards again with --exclude."
         )
     print(f"none of the {searched:,} windows of {directory} is {criteria.identity:.0%} identical to one of {count:,}")
     return 0

@@ -1,4 +1,4 @@
-"""Look into a directory of shards: a summary from the manifest, a check of every file, a row as text.
+"""Look into a directory of shards: a summary from the manifest, a check of every file, rows as text, a picture.
 
 python data_prep/inspect_shards.py data/train --verify --show 0
 """
@@ -6,22 +6,25 @@ python data_prep/inspect_shards.py data/train --verify --show 0
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from picture import UNIPROT, draw, frequencies
 from report import counts, table
 from tqdm import tqdm
 
+from amplify_ds.data.shard_writer import writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.vocab import BOS, EOS, RESIDUES, decode, encode
+from amplify_ds.vocab import BOS, EOS, decode
 
 DESCRIPTION = """\
 Say what a directory of shards holds: where its sequences come from, how many there are
 and how long, how often each residue occurs, how full the rows are. With --verify, check
-every file against its checksum; with --show, print the proteins of a row."""
+every file against its checksum; with --show, print the proteins of a row; with --fasta,
+write all windows as FASTA; with --plot, draw the summary."""
 
 EXAMPLE = """\
 example:
@@ -38,10 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.verify:
         size = sum(file["bytes"] for file in shards.files().values())
         with tqdm(total=size, desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
-            count = verify(options.directory, bar.update)
+            count = verify(options.directory, bar.update, options.workers)
         print(f"\nall {count} files match their checksums, and their contents are sound")
     if options.show is not None:
         print("\n" + _show(shards, options.show))
+    if options.fasta:
+        print(f"\n{_write_fasta(shards, options.fasta):,} windows written to {options.fasta}")
+    if options.plot:
+        draw(shards, options.plot)
+        print(f"\npicture written to {options.plot}")
 
 
 def _summary(shards: Shards) -> list[tuple[str, str]]:
@@ -50,8 +58,7 @@ def _summary(shards: Shards) -> list[tuple[str, str]]:
     lengths, sequences = np.array(manifest["length_histogram"]).T
     upto = np.cumsum(sequences)  # how many sequences are at most that long
     quantiles = [f"{name} {lengths[np.searchsorted(upto, share * upto[-1])]:,}" for name, share in QUANTILES.items()]
-    residues = np.array(manifest["token_counts"])[encode(RESIDUES)]
-    frequencies = sorted(zip(residues / residues.sum(), RESIDUES), reverse=True)
+    residues = sorted(frequencies(manifest).items(), key=lambda item: -item[1])
     return [
         ("directory", str(shards.path)),
         ("fingerprint", shards.fingerprint),
@@ -63,7 +70,8 @@ def _summary(shards: Shards) -> list[tuple[str, str]]:
         ("settings", ", ".join(f"{name} {manifest[name]}" for name in ("max_length", "row_tokens", "windows", "seed"))),
         *counts(manifest),
         ("sequence length (residues)", f"mean {lengths @ sequences / upto[-1]:,.0f}, {', '.join(quantiles)}"),
-        ("residue frequencies (%)", "  ".join(f"{residue} {100 * share:.2f}" for share, residue in frequencies)),
+        ("residue frequencies (%)", "  ".join(f"{residue} {share:.2f}" for residue, share in residues)),
+        ("  in Swiss-Prot", "  ".join(f"{residue} {UNIPROT[residue]:.2f}" for residue, _ in residues)),
         (
             "files",
             f"{len(shards.files())} of {len(manifest['shards'])} shards, written by amplify_ds "
@@ -78,6 +86,23 @@ def _show(shards: Shards, row: int) -> str:
         raise AmplifyError(f"there is no row {row} in {shards.path}, whose rows are 0 to {shards.num_rows - 1}.")
     tokens, lengths = shards.row(row)
     lines = [f"row {row}: {len(lengths)} windows, {lengths.sum():,} of {shards.row_tokens:,} tokens"]
+    lines += [f"{len(text):>6} residues, {kind:<13}  {text}" for kind, text in _windows(tokens, lengths)]
+    return "\n".join(lines)
+
+
+def _write_fasta(shards: Shards, file: Path) -> int:
+    """Write every window of every row as a FASTA record that says where it stands; return how many there are."""
+    count = 0
+    with writing(file), open(file, "w") as out:
+        for row in range(shards.num_rows):
+            for place, (kind, text) in enumerate(_windows(*shards.row(row))):
+                out.write(f">row{row}.{place} {kind}\n{text}\n")
+                count += 1
+    return count
+
+
+def _windows(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[str, str]]:
+    """Yield what part of a protein each window of a row is, and its text without <bos> and <eos>."""
     for window in np.split(tokens, np.cumsum(lengths))[:-1]:
         begins, ends = window[0] == BOS, window[-1] == EOS
         kind = {
@@ -86,9 +111,7 @@ def _show(shards: Shards, row: int) -> str:
             (False, True): "last window",
             (False, False): "middle window",
         }[begins, ends]
-        text = decode(window[int(begins) : len(window) - int(ends)])
-        lines.append(f"{len(text):>6} residues, {kind:<13}  {text}")
-    return "\n".join(lines)
+        yield kind, decode(window[int(begins) : len(window) - int(ends)])
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -109,6 +132,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="print the proteins of this row (0 is the first) as text, one a line, each with its "
         "length and whether it is a whole protein or a window of a longer one",
     )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of --verify (default: 1)")
+    parser.add_argument("--fasta", type=Path, metavar="FILE", help="write all windows to this file as FASTA")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw lengths, residues, records and rows")
     return parser.parse_args(arguments)
 
 

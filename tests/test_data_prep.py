@@ -414,3 +414,37 @@ def test_the_summary_tells_lengths_and_frequencies(tmp_path, capsys):
     assert "mean 50, shortest 20," in text and "median 30," in text and "longest 110" in text
     assert "C 60.00  A 40.00" in text
     assert Shards(tmp_path / "out").fingerprint in text
+
+
+def test_fasta_is_the_way_back(tmp_path, capsys):
+    build(write_fasta(tmp_path / "in.fasta", [*proteins(50), "MKV|LL"]), tmp_path / "a")
+    inspect_shards.main([str(tmp_path / "a"), "--fasta", str(tmp_path / "back.fasta")])
+    assert "51 windows written" in capsys.readouterr().out
+    build(tmp_path / "back.fasta", tmp_path / "b")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_plot_is_a_picture(tmp_path):
+    build(write_fasta(tmp_path / "in.fasta", [*proteins(50), "MKX"]), tmp_path / "out")
+    inspect_shards.main([str(tmp_path / "out"), "--plot", str(tmp_path / "out.png")])
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(AmplifyError, match="cannot write"):
+        inspect_shards.main([str(tmp_path / "out"), "--plot", str(tmp_path / "nowhere" / "out.png")])
+
+
+def test_workers_verify_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "MEGABYTE", 3000)
+    build(write_fasta(tmp_path / "in.fasta", proteins(100)), tmp_path / "out", "--shard-megabytes", 1)
+    words = ("inspect_shards.py", tmp_path / "out", "--verify", "--workers", 2)
+    assert "match their checksums" in run_file(*words).stdout
+    altered = tmp_path / "out" / "shard-00002.tokens.npy"
+    data = bytearray(altered.read_bytes())
+    data[-2] ^= 4
+    altered.write_bytes(data)
+    result = run_file(*words)
+    assert result.returncode == 1 and altered.name in result.stderr and "Traceback" not in result.stderr
+
+
+def run_file(name: str, *words) -> subprocess.CompletedProcess:
+    """Run a script by its path: its workers import it again."""
+    return subprocess.run([sys.executable, str(SCRIPTS / name), *map(str, words)], capture_output=True, text=True)
