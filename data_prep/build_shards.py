@@ -18,7 +18,7 @@ from manifest import check_records, describe, make_manifest
 from pipeline import hash_inputs, pack_part, scatter_inputs, sha256
 from report import counts, table
 from sources import Source, find_sources
-from tasks import Workers, workers
+from tasks import Ended, Workers, workers
 
 from amplify_ds.data.shard_writer import building, publish_shard, remove_leftovers, workspace, write_manifest
 from amplify_ds.data.shards import MANIFEST, Shards
@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _check_same(output, asked.settings | {"part": part}, inputs, exclude)
     if missing:
         with workers(asked.workers) as crew:
-            _build(asked, missing, inputs, exclude, crew)
+            try:
+                _build(asked, missing, inputs, exclude, crew)
+            except Ended:
+                if any(is_free(asked.outputs[part]) for part in missing):
+                    raise
         if crew.rank:
             return
     for part, output in asked.outputs.items():

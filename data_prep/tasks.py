@@ -54,6 +54,13 @@ class Workers(NamedTuple):
     told: Any  # of a pool: the size and the residues of which its processes told, not yet shown
 
 
+class Ended(AmplifyError):
+    """The first of the machines has removed the directory: it is done without our help, or has failed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"{directory} was removed: another process of this build has failed, see its message.")
+
+
 class _Stopped(Exception):
     pass
 
@@ -81,9 +88,12 @@ def run_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers,
     results = [_result(stem) for stem in _stems(stage, tasks, directory)]
     while missing := [path for path in results if not path.exists()]:
         if not directory.exists():
-            raise AmplifyError(f"{directory} was removed: another process of this build has failed, see its message.")
+            raise Ended(directory)
         time.sleep(_SECONDS_BETWEEN_LOOKS * min(len(missing), 10))
-    return [json.loads(path.read_bytes()) for path in results]
+    try:
+        return [json.loads(path.read_bytes()) for path in results]
+    except FileNotFoundError:
+        raise Ended(directory) from None
 
 
 def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, unit: str) -> None:

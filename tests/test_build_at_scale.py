@@ -231,6 +231,24 @@ def test_several_machines_share_the_work(tmp_path, monkeypatch):
     assert not (tmp_path / ".out.partial").exists()
 
 
+def test_a_machine_that_is_not_needed_ends_well(tmp_path):
+    """The second of two comes when the first is at work, and has nothing to do; or when all is complete."""
+    path = write_fasta(tmp_path / "in.fasta", proteins(50))
+    late = "import tasks; wait = tasks.run_tasks; tasks.run_tasks = lambda *a: (time.sleep(1.5), wait(*a))[1]"
+    build_with_workers(tmp_path, f"import time; {late}", "--help")
+    words = [sys.executable, tmp_path / "main.py", "--input", path, "--output", tmp_path / "out"]
+    for _ in range(2):
+        machines = []
+        for rank, script_words in ((1, words), (0, [sys.executable, SCRIPTS / "build_shards.py", *words[2:]])):
+            environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
+            machines.append(
+                subprocess.Popen(map(str, script_words), env=environment, stderr=subprocess.PIPE, text=True)
+            )
+        for machine in machines:
+            assert machine.wait(60) == 0, machine.stderr.read()
+    assert verify(tmp_path / "out") == 3
+
+
 def test_standard_input_is_never_taken_for_the_same(tmp_path):
     text = ">a\nMKVLL\n"
     words = [sys.executable, SCRIPTS / "build_shards.py", "--input", "-", "--output", tmp_path / "out"]

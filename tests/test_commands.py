@@ -52,7 +52,7 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"hub"},
-    {"train", "evaluate", "export", "plot"},
+    {"train", "evaluate", "export", "plot", "benchmark"},
 ]  # each imports from those above it and from its own
 
 
