@@ -186,7 +186,7 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
                 problems.append(f"{key} ({source}): {unknown_setting(key, known)}")
                 continue
             section, name = key.split(".")
-            nested[section][name] = None if value in ("null", "none", ["none"]) else value
+            nested[section][name] = None if value == "null" else value
             origin[key] = source
     if not problems:
         try:

@@ -33,7 +33,9 @@ def main() -> int:
         "--model", required=True, type=Path, metavar="CHECKPOINT_OR_HF_FOLDER",
         help="a checkpoint, a run (its newest checkpoint) or a Hugging Face folder",
     )  # fmt: skip
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="shards, from data_prep/build_shards.py")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="shards, from data_prep/build_shards.py"
+    )
     parser.add_argument("--max-rows", type=int, default=0, metavar="N", help="score the first N rows (default: all)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -35,9 +35,10 @@ while ((ranks < 8 && ranks * 2 <= available)); do ranks=$((ranks * 2)); done
 export OMP_NUM_THREADS=$((cores / ranks > 0 ? cores / ranks : 1))
 export AMPLIFY_LAUNCHER_PID=$$
 if [ "$gpus" = 0 ]; then export GLOO_SOCKET_IFNAME=lo; fi
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 echo "$ranks ranks, $OMP_NUM_THREADS threads each"
-deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --no_local_rank --module amplify_ds.train \
-  --recipe tiny --deepspeed_config ds_configs/zero1.json \
+deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --master_port "$port" \
+  --no_local_rank --module amplify_ds.train --recipe tiny --deepspeed_config ds_configs/zero1.json \
   --training.micro_batch_rows $((8 / ranks)) \
   --data.train "$place"/train --data.validation "$place"/validation --output "$place"/run "$@"
 [ -f "$place"/run/result.json ] || { echo "error: pretraining ended before its last step; run this again" >&2; exit 1; }

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-import deepspeed  # noqa: E402
-import deepspeed.ops  # noqa: E402
-from deepspeed import comm  # noqa: E402
-from deepspeed.utils import (  # noqa: E402
+import deepspeed
+import deepspeed.ops
+from deepspeed import comm
+from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -31,8 +31,9 @@ from deepspeed.utils import (  # noqa: E402
     safe_set_local_optimizer_state,
 )
 
-from amplify_ds.config import RunConfig  # noqa: E402
-from amplify_ds.training import ds_config  # noqa: E402
+from amplify_ds.config import RunConfig
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import ds_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
@@ -51,7 +52,14 @@ def start_ranks() -> torch.device:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed()
+    try:
+        deepspeed.init_distributed()
+    except torch.distributed.DistError as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise AmplifyError(
+            f"the ranks could not meet at {meeting}: {str(error).splitlines()[0]}. If another job holds that port, give "
+            "the launcher another one with --master_port"
+        ) from None
     return torch.device(accelerator.current_device_name())
 
 
