@@ -47,9 +47,15 @@ def main() -> int:
     from amplify_ds.hub.folder import load_model
     from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if arguments.max_rows < 0:
+        parser.error(f"--max-rows must be 0 (all) or more, found {arguments.max_rows}")
     shards = Shards(arguments.data)
-    model = load_model(arguments.model).to(device)
+    model = load_model(arguments.model)
+    try:
+        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {arguments.device}: {str(error).splitlines()[0]}")
 
     def logits(**inputs):
         with torch.no_grad():

@@ -18,6 +18,7 @@ from report import counts, table
 
 from amplify_ds.data.shard_writer import building, write_manifest
 from amplify_ds.data.shards import MANIFEST, Shards
+from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 
 DESCRIPTION = """\
@@ -103,7 +104,9 @@ def _check_same(output: Path, settings: dict, inputs: Sequence[FastaFile], exclu
             file.hash()
         if identities(files) != manifest[name]:
             differences.append(f"{name}: files of the same names and sizes, but other contents")
-    if differences:
+    if not differences:
+        verify(output)
+    else:
         raise AmplifyError(
             f"{output} holds shards of other settings or sequences: {'; '.join(differences)}. Choose "
             "another --output directory, or delete this one; nothing was changed."

@@ -85,6 +85,10 @@ def stop_ranks() -> None:
         comm.destroy_process_group()
 
 
+class NotFinite(Exception):
+    """A loss or gradient is infinite or not a number."""
+
+
 class Engine:
     """A model under DeepSpeed.
 
@@ -101,7 +105,10 @@ class Engine:
             weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
         )  # fmt: skip
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        try:
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError
+            raise AmplifyError(f"DeepSpeed refuses its configuration (--deepspeed_config): {error}") from None
         self.module = self._engine.module
 
     def forward(self, **inputs):
@@ -111,7 +118,8 @@ class Engine:
         """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
 
         Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
-        Returns the gradient norm before clipping when it is wanted.
+        Returns the gradient norm before clipping when it is wanted. Raises NotFinite when DeepSpeed took no step: it
+        would count one all the same, and learning rate and data would run ahead of the weights.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -121,6 +129,8 @@ class Engine:
             if want_norm and self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
             self._engine.step()
+        if self._engine.skipped_steps:
+            raise NotFinite("DeepSpeed left out a step whose gradient was not finite")
         return norm if self.stage == 0 else self._engine.get_global_grad_norm()
 
     def evaluation(self) -> Callable[..., torch.Tensor]:
