@@ -13,7 +13,7 @@ import argparse
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,7 +27,15 @@ def setting(description: str, operational: bool = False, **checks) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_for_numbers(cls, values):
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} must not be true or false")
+        return values
 
 
 class Model(Section):
@@ -56,9 +64,12 @@ class Masking(Section):
         return self
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Section):
     lr: float = setting("peak learning rate", gt=0)
-    betas: tuple[float, float] = setting("AdamW's decay rates of both moments")
+    betas: tuple[Share, Share] = setting("AdamW's decay rates of both moments")
     eps: float = setting("AdamW's epsilon", gt=0)
     weight_decay: float = setting("decoupled weight decay, applied to every parameter as the official code does", ge=0)
     gradient_clipping: float = setting("largest global gradient norm; 0 switches clipping off", ge=0)
@@ -84,7 +95,7 @@ class Training(Section):
     micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = setting("auto: bf16 on GPUs, fp32 on CPUs")
     activation_checkpointing: bool = setting("recompute activations in backward: less memory, a third more time", True)
-    seed: int = setting("seed of initial weights, order of the data and masks", ge=0)
+    seed: int = setting("seed of initial weights, order of the data and masks", ge=0, lt=2**63)
 
 
 class Evaluation(Section):
@@ -153,7 +164,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(name) for name in RunConfig.model_fields}
     for section, name, field in fields():
         kind = str(field.annotation)
-        several = {"nargs": "+"} if kind.startswith(("list", "tuple")) else {}
+        several = {"nargs": "+", "action": "extend"} if kind.startswith(("list", "tuple")) else {}
         metavar = "|".join(get_args(field.annotation)) if "Literal" in kind else METAVARS[kind]
         groups[section].add_argument(
             f"--{section}.{name}", default=argparse.SUPPRESS, help=field.description, metavar=metavar, **several
@@ -162,7 +173,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 METAVARS = {
     str(int): "N", str(float): "X", str(bool): "true|false", str(str | None): "DIR", str(list[str]): "[NAME=]DIR",
-    str(tuple[float, float]): "X",
+    str(tuple[Share, Share]): "X",
 }  # fmt: skip
 
 
@@ -172,9 +183,9 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
     Raises AmplifyError listing every setting that is unknown (with the nearest valid name) or has a bad value, and
     where each came from.
     """
-    layers = [(f"recipe {recipe}", _flat(_read_yaml(resources.files("amplify_ds.recipes") / f"{recipe}.yaml")))]
+    layers = [(f"recipe {recipe}", _flat(_read_yaml(resources.files("amplify_ds.recipes") / f"{recipe}.yaml"), recipe))]
     if config_file is not None:
-        layers.append((config_file, _flat(_read_yaml(Path(config_file)))))
+        layers.append((config_file, _flat(_read_yaml(Path(config_file)), config_file)))
     layers.append(("command line", flags))
 
     known = [f"{section}.{name}" for section, name, _ in fields()]
@@ -186,7 +197,7 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
                 problems.append(f"{key} ({source}): {unknown_setting(key, known)}")
                 continue
             section, name = key.split(".")
-            nested[section][name] = None if value in ("null", "none", ["none"]) else value
+            nested[section][name] = None if value == "null" else value
             origin[key] = source
     if not problems:
         try:
@@ -230,12 +241,14 @@ def _read_yaml(path) -> dict[str, Any]:
     return content
 
 
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
+def _flat(content: dict[str, Any], source: str) -> dict[str, Any]:
     """{'section': {'field': value}} -> {'section.field': value}; anything else keeps its key, to be refused by name."""
     flat: dict[str, Any] = {}
     for section, values in content.items():
         if isinstance(values, dict):
             flat.update({f"{section}.{name}": value for name, value in values.items()})
+        elif section in RunConfig.model_fields:
+            raise AmplifyError(f"{source}: {section} must hold settings, as in `{section}: {{name: value}}`")
         else:
             flat[str(section)] = values
     return flat

@@ -11,6 +11,12 @@ import os
 import sys
 from collections.abc import Callable
 
+# Failures of a path or a disk that the user gave us; any other OSError is a bug of ours.
+OF_THE_USER = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
+    errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
+
 
 class AmplifyError(Exception):
     """Bad input, a bad setting, or a bad file. The text is written for the user."""
@@ -29,13 +35,10 @@ def command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in OF_THE_USER:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        code = _report(
-            f"error: {error.strerror}{where}. Nothing complete was changed; make room (or choose another "
-            "place) and run the same command again."
-        )
+        where = f"{error.filename}: " if error.filename else ""
+        code = _report(f"error: {where}{error.strerror}. Make room or choose another place, and run the command again.")
     sys.exit(code)
 
 

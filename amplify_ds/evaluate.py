@@ -33,7 +33,9 @@ def main() -> int:
         "--model", required=True, type=Path, metavar="CHECKPOINT_OR_HF_FOLDER",
         help="a checkpoint, a run (its newest checkpoint) or a Hugging Face folder",
     )  # fmt: skip
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="shards, from data_prep/build_shards.py")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="shards, from data_prep/build_shards.py"
+    )
     parser.add_argument("--max-rows", type=int, default=0, metavar="N", help="score the first N rows (default: all)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -45,9 +47,15 @@ def main() -> int:
     from amplify_ds.hub.folder import load_model
     from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if arguments.max_rows < 0:
+        parser.error(f"--max-rows must be 0 (all) or more, found {arguments.max_rows}")
     shards = Shards(arguments.data)
-    model = load_model(arguments.model).to(device)
+    model = load_model(arguments.model)
+    try:
+        device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {arguments.device}: {str(error).splitlines()[0]}")
 
     def logits(**inputs):
         with torch.no_grad():

@@ -56,7 +56,9 @@ def draw(run: Path, output: Path) -> list[Path]:
         paths = [output / name for name in ("training_loss.png", "validation_loss.png", "validation_ppl.png")]
         output.mkdir(parents=True, exist_ok=True)
         for figure, path in zip(figures, paths):
-            figure.savefig(path)
+            partial = path.with_name(f".{path.name}.partial")
+            figure.savefig(partial, format="png")
+            partial.replace(path)
             plt.close(figure)
     return paths
 

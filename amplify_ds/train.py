@@ -73,7 +73,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, config.RunConfig]:
 
 
 def main() -> int:
-    arguments, run = parse(sys.argv[1:])
+    try:
+        return pretrain(*parse(sys.argv[1:]))
+    except AmplifyError:
+        if int(os.environ.get("RANK", 0)):  # rank 0 has the same to say; the launcher ends this one when 0 has ended
+            time.sleep(5)
+        raise
+
+
+def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     if arguments.dry_run:
         return dry_run(arguments, run)
     from amplify_ds.training import ds_config, engine, orphans, runs  # seconds to import, so only now
@@ -81,16 +89,11 @@ def main() -> int:
     orphans.end_with_launcher()
     output = Path(arguments.output)
     zero = ds_config.read(arguments.deepspeed_config)
-    try:
-        from amplify_ds.training.trainer import Trainer
+    from amplify_ds.training.trainer import Trainer
 
-        trainer = Trainer(run, zero, output, arguments.resume)
-        done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
-        result = trainer.pretrain()
-    except AmplifyError:
-        if engine.rank():  # rank 0 has the same to say; the launcher ends this rank when rank 0 has ended
-            time.sleep(5)
-        raise
+    trainer = Trainer(run, zero, output, arguments.resume)
+    done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
+    result = trainer.pretrain()
     if trainer.leader:
         print(
             f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "

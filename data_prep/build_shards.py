@@ -22,6 +22,7 @@ from tasks import Ended, Workers, workers
 
 from amplify_ds.data.shard_writer import building, publish_shard, remove_leftovers, workspace, write_manifest
 from amplify_ds.data.shards import MANIFEST, Shards
+from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -125,7 +126,9 @@ def _check_same(output: Path, settings: dict, inputs: Sequence[Source], exclude:
             differences.append(f"{name}: files of the same names and sizes, but other contents")
         elif any(source.passes_once for source in sources):
             differences.append(f"{name}: standard input, of which nobody knows whether it is the same")
-    if differences:
+    if not differences:
+        verify(output)
+    else:
         raise AmplifyError(
             f"{output} holds shards of other settings or sequences: {'; '.join(differences)}. Choose "
             "another --output directory, or delete this one; nothing was changed."

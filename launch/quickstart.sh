@@ -28,17 +28,18 @@ python data_prep/build_shards.py --input $examples/train.fasta.gz --exclude $exa
   --output "$place"/train $shape
 
 stage "3/7 pretraining: recipe tiny, DeepSpeed ZeRO stage 1"
-# The global batch of 8 rows divides over 1, 2, 4 or 8 devices.
-available=$((gpus > 0 ? gpus : cores))
-ranks=1
-while ((ranks < 8 && ranks * 2 <= available)); do ranks=$((ranks * 2)); done
+# Every GPU; without one, a rank a core up to 8. The batch is the multiple of the ranks that is nearest to 8 rows of 512.
+ranks=$((gpus > 0 ? gpus : cores < 8 ? cores : 8))
+share=$(((8 + ranks / 2) / ranks))
+if ((share == 0)); then share=1; fi
 export OMP_NUM_THREADS=$((cores / ranks > 0 ? cores / ranks : 1))
 export AMPLIFY_LAUNCHER_PID=$$
 if [ "$gpus" = 0 ]; then export GLOO_SOCKET_IFNAME=lo; fi
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 echo "$ranks ranks, $OMP_NUM_THREADS threads each"
-deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --no_local_rank --module amplify_ds.train \
-  --recipe tiny --deepspeed_config ds_configs/zero1.json \
-  --training.micro_batch_rows $((8 / ranks)) \
+deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --master_port "$port" \
+  --no_local_rank --module amplify_ds.train --recipe tiny --deepspeed_config ds_configs/zero1.json \
+  --training.micro_batch_rows $share --training.global_batch_tokens $((512 * share * ranks)) \
   --data.train "$place"/train --data.validation "$place"/validation --output "$place"/run "$@"
 [ -f "$place"/run/result.json ] || { echo "error: pretraining ended before its last step; run this again" >&2; exit 1; }
 

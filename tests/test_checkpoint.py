@@ -119,7 +119,7 @@ def triples(value: float):
 
 
 def write(run: Path, step: int) -> Path:
-    return checkpoint.write(run, triples(step), {"step": step})
+    return checkpoint.write(run, triples(step), {**dict.fromkeys(checkpoint.CONTENT), "step": step})
 
 
 def test_retention_keeps_the_last_and_every_mth(tmp_path):
@@ -139,10 +139,20 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path):
     assert checkpoint.newest(tmp_path).step == 20 and not partial.exists()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    path = write(tmp_path, 10)
-    with open(path / "model.safetensors", "r+b") as file:
-        file.truncate(50)
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(tmp_path, name, damage):
+    def spoil(path):
+        path.unlink() if damage == "deleted" else os.truncate(path, 50)
+
+    older, newer = write(tmp_path, 10), write(tmp_path, 20)
+    warnings = []
+    spoil(newer / name)
+    assert checkpoint.newest(tmp_path, warnings.append).step == 10
+    assert len(warnings) == 1 and "step-00000020: not a complete checkpoint" in warnings[0]
+    assert write(tmp_path, 20) and checkpoint.newest(tmp_path).step == 20  # training comes by there again
+    spoil(newer / name)
+    spoil(older / name)
     with pytest.raises(AmplifyError, match="step-00000010: not a complete checkpoint"):
         checkpoint.newest(tmp_path)
 
@@ -171,6 +181,18 @@ def test_resume_never_and_resume_from_a_path(uninterrupted, shards, tmp_path):
     assert result.returncode == 0, result.stderr
     ours, theirs = final_tensors(tmp_path / "run"), final_tensors(uninterrupted)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    again = train(2, tmp_path / "run", shards, 1, **EVERY_THREE, resume=older)
+    assert again.returncode == 0 and "already complete" in again.stdout, "the same command continues its own run"
+    behind = train(2, tmp_path / "run", shards, 1, **{**EVERY_THREE, "training__steps": 5})
+    assert behind.returncode != 0 and "has done 10 steps, training.steps asks for 5" in behind.stderr
+
+
+def test_a_start_that_failed_does_not_block_its_directory(shards, tmp_path):
+    failed = train(1, tmp_path / "run", shards, resume=tmp_path / "nowhere", training__steps=2)
+    assert failed.returncode != 0 and "there is no such checkpoint directory" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    mended = train(1, tmp_path / "run", shards, training__steps=2, optimizer__lr=1e-3)
+    assert mended.returncode == 0, mended.stderr
 
 
 def test_two_trainers_never_share_a_run(shards, tmp_path):

@@ -62,12 +62,19 @@ def test_bad_settings_are_named_with_their_source(tmp_path):
     refused("optimizer.lr (command line): Input should be greater than 0, found '-1'", optimizer__lr="-1")
     refused("data.workers", data__workers="many")
     refused("set in the DeepSpeed file", zero__stage="1")
+    refused("optimizer.betas", optimizer__betas=["2.0", "0.9"])
+    refused("training.seed", training__seed="9" * 30)
+    refused("optimizer.lr", optimizer__lr="inf")
     refused("mask_share and random_share together", masking__mask_share="0.95")
     refused("decay_steps", optimizer__warmup_steps="100000")
     refused("must be a multiple of log.every", log__every="7")
     file = tmp_path / "bad.yaml"
     file.write_text("optimiser: {lr: 1}\n")
     refused(f"optimiser.lr ({file}): no such setting; did you mean optimizer.lr?", file=str(file))
+    file.write_text("training: {steps: true}\n")
+    refused("steps must not be true or false", file=str(file))
+    file.write_text("model:\n")
+    refused("model must hold settings", file=str(file))
     file.write_text("optimizer: {lr: [\n")
     refused("not valid YAML", file=str(file))
     file.write_text("just text\n")
@@ -113,6 +120,8 @@ def test_batches_that_do_not_divide_say_what_would():
         ({"zero_optimisation": {"stage": 1}}, "did you mean zero_optimization?"),
         ({"zero_optimization": {"stage": 4}}, "must be 0, 1, 2 or 3"),
         (["stage"], "expected a JSON object"),
+        ({"zero_optimization": None}, "must hold settings"),
+        ({"zero_optimization": {"stage": True}}, "must be 0, 1, 2 or 3"),
     ],
 )
 def test_deepspeed_files_that_are_refused(tmp_path, content, text):
@@ -121,6 +130,18 @@ def test_deepspeed_files_that_are_refused(tmp_path, content, text):
     with pytest.raises(AmplifyError) as error:
         ds_config.read(str(file))
     assert text in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}')
+    with pytest.raises(AmplifyError, match="zero_optimization stands there twice"):
+        ds_config.read(str(file))
+
+
+def test_a_flag_given_twice_adds_up():
+    words = "--recipe tiny --output o --data.train d --data.validation a --data.validation b c".split()
+    assert parse(words)[1].data.validation == ["a", "b", "c"]
 
 
 def test_the_repository_s_deepspeed_files_are_read():

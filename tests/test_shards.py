@@ -60,7 +60,8 @@ def rewrite_manifest(directory, **changes):
         for name, entry in shard["files"].items():
             content = (directory / name).read_bytes()
             entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / "manifest.json").unlink()
+    write_manifest(directory, manifest)
 
 
 def assert_rows(shards):
@@ -154,11 +155,29 @@ def test_refuses_another_format_or_vocabulary(directory, change, words):
     refused(directory, *words)
 
 
-def test_refuses_a_manifest_that_lacks_something(directory):
+def test_refuses_a_manifest_that_was_edited(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
-    del manifest["row_tokens"]
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    refused(directory, "row_tokens")
+    for changed in ({**manifest, "max_length": 3}, {k: v for k, v in manifest.items() if k != "row_tokens"}):
+        (directory / "manifest.json").write_text(json.dumps(changed))
+        refused(directory, "manifest.json was altered")
+
+
+@pytest.mark.parametrize(
+    "array, change",
+    [
+        ("tokens", lambda x: np.full_like(x, 255)),
+        ("tokens", lambda x: np.where(x == 7, 0, x)),
+        ("lengths", lambda x: np.ones_like(x)),
+        ("lengths", lambda x: np.full_like(x, 500)),
+    ],
+)
+def test_a_row_that_would_mislead_training_is_refused_without_checksums(directory, array, change):
+    path = directory / f"shard-00000.{array}.npy"
+    np.save(path, change(np.load(path)))
+    opened = Shards(directory)
+    with pytest.raises(AmplifyError, match="not what the format says"):
+        for row in range(opened.num_rows):
+            opened.row(row)
 
 
 @pytest.mark.parametrize("name", ["shard-00000.tokens.npy", "shard-00002.row_starts.npy"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -106,6 +107,23 @@ def test_bfloat16_on_a_gpu_stays_near_float32(plain, shards, tmp_path, stage):
     result = run(*words, env=dict(os.environ))
     assert result.returncode == 0, result.stderr
     assert list(losses(tmp_path / "run").values()) == pytest.approx(plain[0], abs=5e-2)
+
+
+def test_what_deepspeed_refuses_is_one_message(shards, tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "stagee": 2}}')
+    result = train(1, tmp_path / "run", shards, deepspeed_config=tmp_path / "ds.json")
+    assert result.returncode != 0 and "DeepSpeed refuses its configuration" in result.stderr, result.stderr
+    assert "stagee" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_altered_shards_are_refused_before_training(shards, tmp_path):
+    copy = shutil.copytree(shards["train"], tmp_path / "train")
+    with open(copy / "shard-00000.tokens.npy", "r+b") as file:
+        file.seek(-3000, os.SEEK_END)
+        file.write(bytes([7]))
+    result = train(1, tmp_path / "run", {**shards, "train": copy})
+    assert result.returncode != 0 and "shard-00000.tokens.npy was altered" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
 
 
 def test_divergence_ends_the_run_with_a_message(shards, tmp_path):

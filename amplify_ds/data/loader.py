@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from amplify_ds.data import masking
 from amplify_ds.data.order import rows_at
 from amplify_ds.data.shards import Shards
+from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import EOS
 
 SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
@@ -113,6 +114,10 @@ class TrainingBatches(Dataset):
         self.shards, self.plan, self.seed = shards, plan, seed
         self.shares = (fraction, mask_share, random_share)
         self.slots = masking.masked_per_row(shards.manifest, fraction)
+        if self.slots < 1:
+            raise AmplifyError(
+                f"masking.fraction {fraction} selects no token of the {shards.row_tokens} of a row of {shards.path}"
+            )
 
     def __getitem__(self, index: int) -> PackedBatch:
         epochs, rows = rows_at(self.plan.positions(index), self.shards.num_rows, self.seed)
@@ -128,7 +133,10 @@ def training_loader(batches: TrainingBatches, first_step: int, last_step: int, w
     """Iterate the micro batches of steps [first_step, last_step), prepared ahead of time by `workers` processes."""
     accumulation = batches.plan.accumulation
     order = range(first_step * accumulation, last_step * accumulation)
-    return iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory))
+    try:
+        yield from DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory)
+    except AmplifyError as error:  # that of a worker comes with its traceback in front
+        raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
 
 
 @dataclass(frozen=True)

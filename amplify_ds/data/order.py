@@ -30,6 +30,8 @@ def permute(index: np.ndarray, size: int, key: tuple[int | np.ndarray, ...]) -> 
 
     index: integers [n] in [0, size). size: 1 to 2^40. key: integers of 64 bits, each one for all or an array [n].
     """
+    if size < 1:
+        raise ValueError(f"there is no permutation of {size} rows")
     bits = (size - 1).bit_length()
     index = np.array(index, dtype=np.uint64)
     keys = np.broadcast_to(_hash_key(key), index.shape)

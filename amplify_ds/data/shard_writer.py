@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from amplify_ds.data.shards import MANIFEST
+from amplify_ds.data.shards import DIGEST, MANIFEST, manifest_digest
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sync
 
@@ -117,7 +117,8 @@ def publish_shard(entry: dict, work: Path, shards: Path, number: int) -> dict:
 
 
 def write_manifest(directory: Path, manifest: dict) -> None:
-    """Write manifest.json: JSON with one key, and one element of a list of objects, a line."""
+    """Write manifest.json with its own checksum: JSON with one key, and one element of a list of objects, a line."""
+    manifest = {**manifest, DIGEST: manifest_digest(manifest)}
 
     def text(value: object) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -24,12 +24,12 @@ from typing import NamedTuple
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.vocab import VOCABULARY_SHA256
+from amplify_ds.vocab import PAD, TOKENS, VOCABULARY_SHA256
 
 FORMAT = "amplify_ds.shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_REQUIRED = ("max_length", "row_tokens", "counts", "token_counts", "shards")  # what reading rows stands on
+DIGEST = "manifest_sha256"  # the manifest's last entry: the checksum of all others
 _MAX_OPEN = 200  # shards mapped at a time: three file descriptors each, of the 1,024 a process commonly has
 REBUILD = "Delete the directory and build it again with data_prep/build_shards.py."
 
@@ -64,14 +64,26 @@ class Shards:
             _check_size(self.path / name, expected["bytes"])
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return copies of row `index`: tokens uint8 [row_tokens] and the lengths of its windows, uint16 [windows]."""
+        """Return copies of row `index`: tokens uint8 [row_tokens] and the lengths of its windows, uint16 [windows].
+
+        AmplifyError if the row is not one that the format allows.
+        """
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.path}, which has the rows 0 to {self.num_rows - 1}")
         shard = bisect_right(self._first_rows, index) - 1
         arrays = self.arrays(shard)
         row = index - self._first_rows[shard]
         start, stop = arrays.row_starts[row : row + 2]
-        return np.array(arrays.tokens[row]), np.array(arrays.lengths[start:stop])
+        tokens, lengths = np.array(arrays.tokens[row]), np.array(arrays.lengths[start:stop])
+        # Training does not read checksums; what would break a kernel or mix proteins up is seen here all the same.
+        used = int(lengths.sum())
+        sound = len(lengths) and lengths.min() and lengths.max() <= self.max_length and used <= self.row_tokens
+        if not sound or tokens.max() >= len(TOKENS) or tokens[:used].min() == PAD or tokens[used:].any():
+            raise AmplifyError(
+                f"row {row} of shard {shard} of {self.path} is not what the format says: the files were altered. "
+                f"inspect_shards.py --verify names the file. {REBUILD}"
+            )
+        return tokens, lengths
 
     def files(self) -> dict[str, dict]:
         """Return {file name: {"bytes": int, "sha256": str}} of every array file, in order."""
@@ -127,9 +139,15 @@ def _read_manifest(path: Path) -> dict:
             f"{file} is of another vocabulary (sha256 {manifest.get('vocabulary_sha256')}, expected "
             f"{VOCABULARY_SHA256}): its ids mean other tokens. {REBUILD}"
         )
-    if missing := [key for key in _REQUIRED if key not in manifest]:
-        raise AmplifyError(f"{file} lacks {', '.join(missing)}. {REBUILD}")
+    if manifest.get(DIGEST) != manifest_digest(manifest):
+        raise AmplifyError(f"{file} was altered: it does not match the checksum that it carries. {REBUILD}")
     return manifest
+
+
+def manifest_digest(manifest: dict) -> str:
+    """Return the sha256 of a manifest's content, its entry `DIGEST` left out."""
+    content = {key: value for key, value in manifest.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check_size(file: Path, expected: int) -> None:

@@ -52,8 +52,12 @@ def load_model(path: Path) -> AMPLIFY:
     elif (path / "config.json").exists():
         try:
             config, weights = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise AmplifyError(f"{path}: cannot be read as a model folder: {error}") from None
+        if not isinstance(config, dict) or config.get("model_type") != "AMPLIFY":
+            raise AmplifyError(
+                f'{path / "config.json"}: is not the configuration of an AMPLIFY model (model_type "AMPLIFY")'
+            )
     else:
         raise AmplifyError(
             f"{path}: no checkpoint (state.json), run (run.json) or Hugging Face folder (config.json, "
@@ -63,10 +67,15 @@ def load_model(path: Path) -> AMPLIFY:
         model = AMPLIFY(AMPLIFYConfig(**{k: v for k, v in config.items() if k != "model_type"}))
     except (ValueError, TypeError) as error:
         raise AmplifyError(f"{path}: {error}") from None
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=True)
-    except RuntimeError as error:
-        raise AmplifyError(f"{path}: the weights are not those of its configuration: {error}") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found_shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if differing := sorted(set(expected.items()) ^ set(found_shapes.items())):
+        name = differing[0][0]
+        raise AmplifyError(
+            f"{path}: the weights are not those of its configuration: {len({n for n, _ in differing})} tensors differ, "
+            f"such as {name}: expected {expected.get(name, 'none')}, found {found_shapes.get(name, 'none')}"
+        )
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=True)
     return model.eval()
 
 
@@ -99,7 +108,8 @@ def export(source: Path, target: Path) -> checkpoint.CheckpointFile:
     if found is None:
         raise AmplifyError(f"{source}: neither a checkpoint nor a run (state.json or run.json is missing)")
     model = load_model(found.path)
-    partial = target.with_name(f".{target.name}.partial")
+    # No dot in this name: transformers before 5 takes dots in a folder's name for those of Python packages.
+    partial = target.with_name(f"_{target.name.replace('.', '_')}_partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .attention import packed_attention
+from .attention import Segments, packed_attention
 from .configuration_amplify import AMPLIFYConfig
 
 ROPE_BASE = 10_000.0
@@ -92,7 +92,7 @@ class EncoderBlock(nn.Module):
         query, key, value = (f(x).unflatten(-1, (-1, self.head_size)) for f in (self.q, self.k, self.v))  # […, N, D]
         query, key = rotate(query, rotation), rotate(key, rotation)
         if segments is not None:
-            out = packed_attention(query, key, value, *segments)
+            out = packed_attention(query, key, value, segments)
         else:
             heads_first = (y.transpose(1, 2) for y in (query, key, value))  # [B, N, L, D]
             out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
@@ -176,8 +176,8 @@ class AMPLIFY(PreTrainedModel):
         attention_mask=None,
         position_ids=None,
         labels=None,
-        output_hidden_states=False,
-        return_dict=True,
+        output_hidden_states=None,
+        return_dict=None,
         cu_seqlens=None,
         max_seqlen=None,
         masked_positions=None,
@@ -187,10 +187,14 @@ class AMPLIFY(PreTrainedModel):
         `cu_seqlens` [S + 1] and `max_seqlen` (see attention.py). `masked_positions` [M], packed batches only: logits
         and loss there alone. labels: […], or [M] with `masked_positions`; -100 is ignored. Returns AMPLIFYOutput.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
         rotation = rotary_angles(position_ids, self.config.head_size)
-        segments = None if cu_seqlens is None else (cu_seqlens, max_seqlen)
+        segments = None if cu_seqlens is None else Segments(cu_seqlens, max_seqlen)
         mask = None if attention_mask is None else attention_bias(attention_mask)
 
         x = self.encoder(input_ids)  # […, H]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sync
 
 FORMAT = 1
+CONTENT = ("step", "progress", "binding", "settings", "model", "precision")  # of state.json, beside the format
 NAME = re.compile(r"step-(\d{8,})")
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -46,7 +48,14 @@ class CheckpointFile:
         """tensors(kind, name) -> full float32 tensor; kind is "weight", "exp_avg" or "exp_avg_sq"."""
         weights = safe_open(self.path / WEIGHTS, "pt")
         moments = safe_open(self.path / MOMENTS, "pt") if self.step else None
-        return lambda kind, name: weights.get_tensor(name) if kind == "weight" else moments.get_tensor(f"{kind}.{name}")
+
+        def tensor(kind: str, name: str) -> torch.Tensor:
+            try:
+                return weights.get_tensor(name) if kind == "weight" else moments.get_tensor(f"{kind}.{name}")
+            except SafetensorError as error:
+                raise AmplifyError(f"{self.path}: holds no {kind} of {name} ({error}); it is damaged") from None
+
+        return tensor
 
     def weights(self) -> dict[str, torch.Tensor]:
         with safe_open(self.path / WEIGHTS, "pt") as file:
@@ -69,20 +78,34 @@ def open_checkpoint(path: Path) -> CheckpointFile:
         state = json.loads((path / STATE).read_text())
         if state["format"] != FORMAT:
             raise AmplifyError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
+        if missing := [key for key in CONTENT if key not in state]:
+            raise KeyError(f"{STATE} lacks {', '.join(missing)}")
         for name in (WEIGHTS, MOMENTS) if state["step"] else (WEIGHTS,):
             with safe_open(path / name, "pt"):  # the header holds the file's size: a truncated file fails here
                 pass
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise AmplifyError(
-            f"{path}: not a complete checkpoint ({type(error).__name__}: {error}). Expected {WEIGHTS}, {MOMENTS} and "
-            f"{STATE}. If it was damaged after it was written, delete it: the next older one is used then."
+            f"{path}: not a complete checkpoint ({type(error).__name__}: {error}). Expected a directory with {WEIGHTS}, "
+            f"{MOMENTS} and {STATE}."
         ) from None
     return CheckpointFile(path, state)
 
 
-def newest(run: Path) -> CheckpointFile | None:
-    paths = complete(run)
-    return open_checkpoint(paths[-1]) if paths else None
+def newest(run: Path, warn: Callable[[str], None] = lambda text: None) -> CheckpointFile | None:
+    """The newest checkpoint that can be read; None when there is none at all.
+
+    One that was damaged after it was written is passed over with a warning. Raises AmplifyError when all are damaged.
+    """
+    damage = None
+    for path in reversed(complete(run)):
+        try:
+            return open_checkpoint(path)
+        except AmplifyError as error:
+            damage = error
+            warn(f"warning: {error} The next older checkpoint is used.")
+    if damage is not None:
+        raise damage
+    return None
 
 
 def write(run: Path, named_state, state: dict[str, Any]) -> Path:
@@ -105,6 +128,8 @@ def write(run: Path, named_state, state: dict[str, Any]) -> Path:
         (partial / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
         for path in (*partial.iterdir(), partial):
             sync(path)
+        if final.exists():  # damaged, or the run would have continued from it
+            _remove(final)
         partial.rename(final)
         sync(final.parent)
     except (OSError, SafetensorError) as error:

@@ -39,10 +39,10 @@ OWNED_BY_RUN = {
 def read(path: str) -> dict[str, Any]:
     """The checked content of the file. Raises AmplifyError naming file and key."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise AmplifyError(f"{path}: no such DeepSpeed file; ds_configs/ has zero0.json to zero3.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise AmplifyError(f"{path}: cannot be read as a DeepSpeed JSON file: {error}") from None
     if not isinstance(content, dict):
         raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -56,9 +56,20 @@ def read(path: str) -> dict[str, Any]:
             near = difflib.get_close_matches(key, ALLOWED, 1)
             hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(ALLOWED)}"
             raise AmplifyError(f"{path}: unknown key {key}; {hint}")
-    if stage(content) not in (0, 1, 2, 3):
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise AmplifyError(f'{path}: zero_optimization must hold settings, as in {{"stage": 1}}, found {zero!r}')
+    if type(stage(content)) is not int or stage(content) not in (0, 1, 2, 3):
         raise AmplifyError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {stage(content)!r}")
     return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} stands there twice")
+    return dict(pairs)
 
 
 def stage(content: dict[str, Any]) -> int:

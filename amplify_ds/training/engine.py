@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-import deepspeed  # noqa: E402
-import deepspeed.ops  # noqa: E402
-from deepspeed import comm  # noqa: E402
-from deepspeed.utils import (  # noqa: E402
+import deepspeed
+import deepspeed.ops
+from deepspeed import comm
+from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -31,8 +31,9 @@ from deepspeed.utils import (  # noqa: E402
     safe_set_local_optimizer_state,
 )
 
-from amplify_ds.config import RunConfig  # noqa: E402
-from amplify_ds.training import ds_config  # noqa: E402
+from amplify_ds.config import RunConfig
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import ds_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
@@ -51,7 +52,14 @@ def start_ranks() -> torch.device:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed()
+    try:
+        deepspeed.init_distributed()
+    except torch.distributed.DistError as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise AmplifyError(
+            f"the ranks could not meet at {meeting}: {str(error).splitlines()[0]}. If another job holds that port, give "
+            "the launcher another one with --master_port"
+        ) from None
     return torch.device(accelerator.current_device_name())
 
 
@@ -77,6 +85,10 @@ def stop_ranks() -> None:
         comm.destroy_process_group()
 
 
+class NotFinite(Exception):
+    """A loss or gradient is infinite or not a number."""
+
+
 class Engine:
     """A model under DeepSpeed.
 
@@ -93,7 +105,10 @@ class Engine:
             weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
         )  # fmt: skip
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        try:
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError
+            raise AmplifyError(f"DeepSpeed refuses its configuration (--deepspeed_config): {error}") from None
         self.module = self._engine.module
 
     def forward(self, **inputs):
@@ -103,7 +118,8 @@ class Engine:
         """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
 
         Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
-        Returns the gradient norm before clipping when it is wanted.
+        Returns the gradient norm before clipping when it is wanted. Raises NotFinite when DeepSpeed took no step: it
+        would count one all the same, and learning rate and data would run ahead of the weights.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -113,6 +129,8 @@ class Engine:
             if want_norm and self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
             self._engine.step()
+        if self._engine.skipped_steps:
+            raise NotFinite("DeepSpeed left out a step whose gradient was not finite")
         return norm if self.stage == 0 else self._engine.get_global_grad_norm()
 
     def evaluation(self) -> Callable[..., torch.Tensor]:

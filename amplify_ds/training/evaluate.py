@@ -52,11 +52,11 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def baseline_perplexity(self) -> float:
-        return math.exp(self.baseline_loss)
+        return perplexity(self.baseline_loss)
 
     def as_dict(self) -> dict:
         return {**asdict(self), "perplexity": self.perplexity, "baseline_perplexity": self.baseline_perplexity}
@@ -72,6 +72,11 @@ class Score:
             f"    {abs(self.gain):.4f} ± {self.gain_se:.4f} nats {'below' if self.gain >= 0 else 'above'} the frequencies "
             f"({standard_errors:.0f} standard errors)"
         )
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), a loss in nats; held below the largest float, for a model that is hopelessly wrong."""
+    return math.exp(min(loss, 700.0))
 
 
 def evaluate(

@@ -65,6 +65,8 @@ def validation_sets(run: RunConfig) -> dict[str, Shards]:
     for entry in run.data.validation:
         name, _, path = entry.rpartition("=")
         name = name or Path(path).name
+        if "/" in name:
+            raise AmplifyError(f"data.validation: the name {name} of a set must not hold a slash")
         if name in sets:
             raise AmplifyError(f"data.validation: two sets are called {name}; name them, as in first={path}")
         sets[name] = Shards(path)

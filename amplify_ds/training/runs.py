@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
         raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first") from None
 
     asked = {**run.binding(), "training data": data_fingerprint}
-    if description.exists():
+    if checkpoint.complete(output):  # before the first checkpoint nothing has been learnt that could be lost
         found = read_description(output)["binding"]
         differing = [
             f"{key}: the run has {found.get(key)!r}, asked for is {asked.get(key)!r}"
@@ -63,22 +64,38 @@ def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
 
 def read_description(run: Path) -> dict[str, Any]:
     try:
-        return json.loads((run / DESCRIPTION).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise AmplifyError(f"{run / DESCRIPTION}: cannot be read ({error}); is {run} a run directory?") from None
+        content = json.loads((run / DESCRIPTION).read_text())
+        return {key: dict(content[key]) for key in ("binding", "settings")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AmplifyError(f"{run / DESCRIPTION}: cannot be read ({error!r}); is {run} a run directory?") from None
 
 
-def choose_checkpoint(output: Path, resume: str, asked: dict[str, Any]) -> checkpoint.CheckpointFile | None:
-    """The checkpoint to continue from: the newest of the run (auto), none (never), or the one named."""
-    if resume in ("auto", "never"):
-        return checkpoint.newest(output)  # never: open_run saw that there is none
-    chosen = checkpoint.open_checkpoint(Path(resume))
-    newest = checkpoint.newest(output)
-    if newest is not None and newest.path.resolve() != chosen.path.resolve():
-        raise AmplifyError(
-            f"{output}: has its own newest checkpoint {newest.path.name}; to start from {resume}, choose another --output"
-        )
-    differing = [key for key, value in chosen.state["binding"].items() if asked.get(key) != value]
-    if differing:
-        raise AmplifyError(f"{resume}: was made with other settings: {', '.join(differing)}")
-    return chosen
+def choose_checkpoint(
+    output: Path, resume: str, asked: dict[str, Any], last_step: int, warn: Callable[[str], None]
+) -> checkpoint.CheckpointFile | None:
+    """The checkpoint to continue from: the newest of the run, else the one that `resume` names, else none.
+
+    So the command that began a run from a checkpoint elsewhere also continues it. Raises AmplifyError for a PATH that
+    is no checkpoint, was made with other settings, or is an older one of this run, and for a run that is past
+    `last_step`.
+    """
+    found = checkpoint.newest(output, warn)
+    if resume not in ("auto", "never"):
+        named = Path(resume)
+        if not named.is_dir():
+            raise AmplifyError(
+                f"--resume {resume}: there is no such checkpoint directory; expected auto, never or PATH"
+            )
+        chosen = checkpoint.open_checkpoint(named)
+        differing = [key for key, value in chosen.state["binding"].items() if asked.get(key) != value]
+        if differing:
+            raise AmplifyError(f"--resume {resume}: was made with other settings: {', '.join(differing)}")
+        if found is not None and chosen.step < found.step and named.resolve().parent == found.path.resolve().parent:
+            raise AmplifyError(
+                f"--resume {resume}: {output} goes on to step {found.step}; to start from an older checkpoint, choose "
+                "another --output"
+            )
+        found = found or chosen
+    if found is not None and found.step > last_step:
+        raise AmplifyError(f"{output}: has done {found.step} steps, training.steps asks for {last_step}")
+    return found

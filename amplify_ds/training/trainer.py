@@ -24,14 +24,16 @@ from tqdm import tqdm
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import TrainingBatches, training_loader
 from amplify_ds.data.shards import Shards
+from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, engine, runs
-from amplify_ds.training.evaluate import PROTOCOLS, evaluate
+from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, validation_sets
 from amplify_ds.training.schedule import learning_rate
 
+VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
 
 
@@ -89,19 +91,24 @@ class Trainer:
         self.validation = validation_sets(run)
         self.plan = batch_plan(run, self.shards.row_tokens, engine.rank(), engine.world_size())
         self.binding = {**run.binding(), "training data": self.shards.fingerprint}
+        self.batches = TrainingBatches(self.shards, self.plan, run.training.seed, **run.masking.model_dump())
+        shape = model_config(run, self.shards.max_length)
         if self.leader:
+            for shards in (self.shards, *self.validation.values()):
+                if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
+                    verify(shards.path)
             self._lock = runs.open_run(output, run, self.shards.fingerprint, resume)
         self.device = engine.start_ranks()
         engine.barrier()  # the run directory exists and is ours
 
         torch.manual_seed(run.training.seed)  # every rank draws the same initial weights
-        model = AMPLIFY(model_config(run, self.shards.max_length))
+        model = AMPLIFY(shape)
         model.gradient_checkpointing = run.training.activation_checkpointing
         self.parameters = sum(p.numel() for p in model.parameters())
         precision = resolve_precision(run.training.precision, self.device.type)
         self.engine = engine.Engine(model, run, zero, self.plan.accumulation, precision, self.device)
         self.progress = Progress()
-        found = runs.choose_checkpoint(output, resume, self.binding)
+        found = runs.choose_checkpoint(output, resume, self.binding, run.training.steps, self.say)
         if found is not None:
             self.engine.load_state(found.reader(), found.step)
             self.progress = Progress(**found.state["progress"])
@@ -114,10 +121,11 @@ class Trainer:
     def pretrain(self) -> dict[str, Any]:
         """Train to the last step; returns what result.json holds. Collective."""
         run, progress = self.run, self.progress
-        batches = TrainingBatches(self.shards, self.plan, run.training.seed, **run.masking.model_dump())
         loader = training_loader(
-            batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda"
+            self.batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda"
         )
+        if self.leader and progress.step < run.training.steps:
+            (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
         with self._writer() as self.events, self._bar() as self.bar:
             if progress.step == 0:
                 self._evaluate()
@@ -126,7 +134,10 @@ class Trainer:
             while progress.step < run.training.steps:
                 logging = (progress.step + 1) % run.log.every == 0 or progress.step + 1 == run.training.steps
                 rate = learning_rate(progress.step, run.optimizer)
-                norm = self.engine.step(self._losses(loader, interval), rate, logging)
+                try:
+                    norm = self.engine.step(self._losses(loader, interval), rate, logging)
+                except engine.NotFinite as error:
+                    raise self._diverged(str(error)) from None
                 progress.step += 1
                 if logging:
                     self._log(interval, norm, rate)
@@ -160,15 +171,12 @@ class Trainer:
         seconds = time.perf_counter() - interval.began
         loss, norm = loss_sum / targets, float(norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise AmplifyError(
-                f"step {progress.step}: loss {loss}, gradient norm {norm}; training has diverged. The newest checkpoint "
-                "is from before it. Start again from there with a lower --optimizer.lr in another --output."
-            )
+            raise self._diverged(f"loss {loss}, gradient norm {norm}")
         progress.seconds += seconds
         progress.residues += int(residues)
         for tag, value in {
             "train/loss": loss,
-            "train/perplexity": math.exp(loss),
+            "train/perplexity": perplexity(loss),
             "train/accuracy": correct / targets,
             "train/learning_rate": rate,
             "train/gradient_norm": norm,
@@ -186,6 +194,12 @@ class Trainer:
                 f"step {progress.step} of {self.run.training.steps}: loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s, "
                 f"about {left / 60:.0f} min left"
             )
+
+    def _diverged(self, found: str) -> AmplifyError:
+        return AmplifyError(
+            f"step {self.progress.step}: {found}; training has diverged. Start again with a lower --optimizer.lr in "
+            f"another --output; checkpoints from before it are in {checkpoint.folder(self.output)}"
+        )
 
     def _evaluate(self) -> None:
         for name, shards in self.validation.items():
@@ -222,8 +236,10 @@ class Trainer:
             try:
                 checkpoint.write(self.output, gathered, state)
                 checkpoint.prune(self.output, self.run.checkpoint.keep_last, self.run.checkpoint.keep_every)
-            except AmplifyError as error:
-                problem = error
+            except (AmplifyError, OSError) as error:
+                problem = (
+                    error if isinstance(error, AmplifyError) else AmplifyError(f"{error.filename}: {error.strerror}")
+                )
         failed = engine.sum_over_ranks(torch.tensor([float(problem is not None)], device=self.device)).item()
         if failed:
             raise problem or AmplifyError("rank 0 could not write the checkpoint")
@@ -252,8 +268,7 @@ class Trainer:
             return _NoEvents()
         replaced_from = self.progress.step + 1 if self.progress.step else 0
         writer = SummaryWriter(self.output / runs.EVENTS, purge_step=replaced_from)
-        if self.progress.step == 0:
-            writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", 0)
+        writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", self.progress.step)
         return writer
 
     def _bar(self) -> tqdm:
