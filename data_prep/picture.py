@@ -45,11 +45,16 @@ def draw(shards: Shards, file: Path) -> None:
 
 
 def _lengths(axes, manifest: dict) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     lengths, sequences = np.array(manifest["length_histogram"]).T
     bins = np.geomspace(max(1, lengths.min()), lengths.max() + 1, 60)
     axes.hist(lengths, bins, weights=sequences)
     axes.axvline(manifest["max_length"] - 2, color="black", linewidth=0.8, linestyle="--", label="longest uncut")
     axes.set(xscale="log", xlabel="residues", ylabel="sequences", title="Length")
+    axes.xaxis.set_major_locator(LogLocator(10, (1, 3)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False)
 
 

@@ -1,8 +1,8 @@
 """Decontamination with the real MMseqs2: what is similar is found, left out, proved, and looked for again."""
 
 import json
-import random
 import os
+import random
 import shutil
 import sys
 from collections import Counter
