@@ -228,4 +228,4 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MB",
         help="about how large a shard is; a worker needs about 4 times that much memory (default: %(default)s)",
     )
-    return parser  # fmt: skip
+    return parser

@@ -13,7 +13,7 @@ from sources import Source
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
 from amplify_ds.errors import AmplifyError
-from amplify_ds.vocab import TOKENS, VOCABULARY_SHA256, encode
+from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
 
 NOT_IN = {"train": ("validation", "in the validation set"), "validation": ("train", "in the training set")}
 
@@ -51,7 +51,7 @@ def make_manifest(
         )
     token_counts = np.sum([result["token_counts"] for result in packed], axis=0, dtype=np.int64)
     rows, tokens = sum(shard["rows"] for shard in shards), int(token_counts.sum())
-    not_residues = int(token_counts[: len(TOKENS[:5])].sum() + token_counts[encode("|")].sum())
+    not_residues = int(token_counts[: len(SPECIAL)].sum() + token_counts[encode("|")].sum())
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -12,7 +12,6 @@ Where the runs begin and end, who wrote them and how many there are makes no dif
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from amplify_ds.data.order import mix
 from amplify_ds.data.shard_writer import writing
+from amplify_ds.files import sync
 from amplify_ds.vocab import BOS, EOS
 
 ENTRY = np.dtype([("place", "<u8"), ("half", "<u8"), ("start", "<u4"), ("length", "<u4"), ("copies", "<u4")])
@@ -62,12 +62,14 @@ def write_run(stem: Path, sequences: Sequence[bytes], identities: Sequence[bytes
     entries["length"], entries["start"] = lengths, np.cumsum(lengths) - lengths
     begin, between, end = bytes([BOS]), bytes([EOS, BOS]), bytes([EOS])
     tokens, table = (stem.with_name(stem.name + suffix) for suffix in (_TOKENS, _ENTRIES))
-    with writing(tokens), open(tokens, "wb") as file:
-        file.writelines((begin, between.join(ordered), end))
-        _sync(file)
-    with writing(table), open(table, "wb") as file:
-        np.save(file, entries)
-        _sync(file)
+    with writing(tokens):
+        with open(tokens, "wb") as file:
+            file.writelines((begin, between.join(ordered), end))
+        sync(tokens)
+    with writing(table):
+        with open(table, "wb") as file:
+            np.save(file, entries)
+        sync(table)
 
 
 def read_slice(runs: Iterable[Path], excluded: Iterable[Path], bounds: tuple[int, int], distinct: bool) -> Slice:
@@ -135,8 +137,3 @@ def _differs(place: np.ndarray, half: np.ndarray) -> np.ndarray:
     differs = np.ones(len(place), dtype=bool)
     differs[1:] = (place[1:] != place[:-1]) | (half[1:] != half[:-1])
     return differs
-
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -115,6 +115,13 @@ def test_survives_pickling_and_forking(directory):
     assert worker.exitcode == 0
 
 
+def test_window_starts_count_the_windows_of_the_rows_before(directory):
+    shards = Shards(directory)
+    for rows in range(shards.num_rows + 1):
+        windows = [len(shards.row(row)[1]) for row in range(rows)]
+        assert shards.window_starts(rows).tolist() == [sum(windows[:row]) for row in range(rows + 1)]
+
+
 def test_fingerprint_tells_contents_apart(directory, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(directory, copy)

@@ -106,7 +106,7 @@ class BatchPlan:
 
 
 class TrainingBatches(Dataset):
-    """Micro batch `index` of one rank. `masking_shares`: fraction, mask_share, random_share of config.Masking."""
+    """Micro batch `index` of one rank. fraction, mask_share, random_share: see config.Masking."""
 
     def __init__(
         self, shards: Shards, plan: BatchPlan, seed: int, fraction: float, mask_share: float, random_share: float
@@ -150,7 +150,7 @@ def evaluation_batches(
     shards: Shards, protocol: str, fraction: float, rows: int, micro_rows: int, rank: int, world_size: int
 ) -> Iterator[EvaluationBatch]:
     """The first `rows` rows, split over the ranks so that every rank yields the same number of batches."""
-    window_starts = np.concatenate([[0], np.cumsum([len(shards.row(i)[1]) for i in range(rows)])])
+    window_starts = shards.window_starts(rows)
     groups = [range(i, min(i + micro_rows, rows)) for i in range(0, rows, micro_rows)]
     for turn in range(-(-len(groups) // world_size)):
         number = turn * world_size + rank

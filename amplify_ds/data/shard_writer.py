@@ -126,10 +126,9 @@ def write_manifest(directory: Path, manifest: dict) -> None:
         return json.dumps(value)
 
     lines = [f" {json.dumps(key)}: {text(value)}" for key, value in manifest.items()]
-    with writing(directory / MANIFEST), open(directory / MANIFEST, "w", encoding="ascii") as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with writing(directory / MANIFEST):
+        (directory / MANIFEST).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
+        sync(directory / MANIFEST)
 
 
 @contextmanager
@@ -149,13 +148,13 @@ def _write_array(file: Path, dtype: str, shape: tuple[int, ...], pieces: Iterabl
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
     digest, size = hashlib.sha256(), 0
-    with writing(file), open(file, "xb") as out:
-        for piece in chain([header.getvalue()], pieces):
-            out.write(piece)
-            digest.update(piece)
-            size += len(piece)
-        out.flush()
-        os.fsync(out.fileno())
+    with writing(file):
+        with open(file, "xb") as out:
+            for piece in chain([header.getvalue()], pieces):
+                out.write(piece)
+                digest.update(piece)
+                size += len(piece)
+        sync(file)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 

@@ -85,6 +85,12 @@ class Shards:
             )
         return tokens, lengths
 
+    def window_starts(self, rows: int) -> np.ndarray:
+        """Return the number of the first window of each of the first `rows` rows, and of what follows: [rows + 1]."""
+        shards = range(bisect_right(self._first_rows, rows - 1)) if rows else ()
+        counts = [np.diff(self.arrays(shard).row_starts) for shard in shards]
+        return np.cumsum(np.concatenate([[0], *counts]))[: rows + 1]
+
     def files(self) -> dict[str, dict]:
         """Return {file name: {"bytes": int, "sha256": str}} of every array file, in order."""
         return {name: entry for shard in self.manifest["shards"] for name, entry in shard["files"].items()}

@@ -94,8 +94,7 @@ def evaluate(
     """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks."""
     rows = min(max_rows, shards.num_rows) if max_rows else shards.num_rows
     frequencies = residue_frequencies(shards)
-    windows = sum(len(shards.row(i)[1]) for i in range(rows))
-    sums = np.zeros((4, windows))  # targets, loss, correct, baseline loss: of each window
+    sums = np.zeros((4, shards.window_starts(rows)[-1]))  # targets, loss, correct, baseline loss: of each window
     for item in evaluation_batches(shards, protocol, FRACTION, rows, micro_rows, rank, world_size):
         out = logits(**item.batch.to(device).model_inputs()).float().cpu()
         if not item.counted:

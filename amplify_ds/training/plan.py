@@ -25,20 +25,22 @@ def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> B
         )
     rows = tokens // row_tokens
     if rows % world_size:
-        divisors = [str(n) for n in range(1, rows + 1) if rows % n == 0]
         raise AmplifyError(
             f"the global batch of {rows} rows ({tokens} tokens) does not divide over {world_size} devices; it does "
-            f"over {', '.join(divisors)}. Change training.global_batch_tokens (multiples of "
+            f"over {_divisors(rows)}. Change training.global_batch_tokens (multiples of "
             f"{row_tokens * world_size}) or the number of devices"
         )
     share = rows // world_size
     if share % micro_rows:
-        divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
         raise AmplifyError(
             f"the {share} rows of each device ({rows} rows over {world_size} devices) are no multiple of "
-            f"training.micro_batch_rows {micro_rows}; choose one of {', '.join(divisors)}"
+            f"training.micro_batch_rows {micro_rows}; choose one of {_divisors(share)}"
         )
     return BatchPlan(rows, micro_rows, share // micro_rows, rank, world_size)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def model_config(run: RunConfig, max_length: int) -> AMPLIFYConfig:
@@ -79,9 +81,9 @@ def memory_per_device(
     """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
 
     Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16, with a float32 copy of the weights beside the
-    moments); AdamW's moments 8. ZeRO 1 divides moments and copy over the ranks, 2 gradients too, 3 weights too. An
-    activation is what a block keeps for backward: about 14 values of width H and 4 of width F a token (measured within
-    a quarter at `tiny` on a CPU); with checkpointing its input alone, and one block's at a time.
+    moments); AdamW's moments 8. ZeRO 1 divides moments and copy over the ranks, 2 gradients too, 3 weights too. For
+    backward a block keeps some 12 values of width H and 4 of width F a token (counted on a CPU with saved-tensor hooks:
+    10·H + 4·F in float32, 12·H + 4·F in bf16); with checkpointing its input alone, and one block's at a time.
     """
     count, wide = parameter_count(config), 2 if precision == "bf16" else 4
     optimizer = 8 * count + (4 * count if precision == "bf16" or stage else 0)

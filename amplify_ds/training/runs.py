@@ -22,9 +22,10 @@ from amplify_ds.training import checkpoint
 DESCRIPTION, RESULT, EVENTS = "run.json", "result.json", "events"
 
 
-def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
+def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     """Make or check the run directory; returns its lock, to be kept for as long as the run writes.
 
+    asked: what must be the same in every part of the run, `RunConfig.binding` and the fingerprint of the data.
     Raises AmplifyError when another process trains there, when the directory holds something else, or when it is the
     run of another configuration; nothing in it is changed then.
     """
@@ -43,7 +44,6 @@ def open_run(output: Path, run: RunConfig, data_fingerprint: str, resume: str):
     except OSError:
         raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first") from None
 
-    asked = {**run.binding(), "training data": data_fingerprint}
     if checkpoint.complete(output):  # before the first checkpoint nothing has been learnt that could be lost
         found = read_description(output)["binding"]
         differing = [

@@ -97,7 +97,7 @@ class Trainer:
             for shards in (self.shards, *self.validation.values()):
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
                     verify(shards.path)
-            self._lock = runs.open_run(output, run, self.shards.fingerprint, resume)
+            self._lock = runs.open_run(output, run, self.binding, resume)
         self.device = engine.start_ranks()
         engine.barrier()  # the run directory exists and is ours
 
@@ -129,7 +129,7 @@ class Trainer:
         with self._writer() as self.events, self._bar() as self.bar:
             if progress.step == 0:
                 self._evaluate()
-            last_saved, self._last_line = progress.step, time.perf_counter()
+            self._last_line = time.perf_counter()
             interval = Interval.start(self.device)
             while progress.step < run.training.steps:
                 logging = (progress.step + 1) % run.log.every == 0 or progress.step + 1 == run.training.steps
@@ -146,11 +146,8 @@ class Trainer:
                     self._evaluate()
                 if due(progress.step, run.checkpoint.every, run.training.steps):
                     self._save()
-                    last_saved = progress.step
                 if logging:
                     interval = Interval.start(self.device)
-            if last_saved != progress.step:
-                self._save()
         return self._finish()
 
     def _losses(self, loader, interval: Interval):
