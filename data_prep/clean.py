@@ -3,7 +3,8 @@
 Mended: blanks within the sequence and `*` at its end are removed, lower case is raised. Dropped: an empty sequence; one
 with a character that is no token; one with any of B J O U X Z (the rule by which UR100P was made); if asked for, what
 UniProt's header calls a fragment or puts below a level of protein existence, and what is too short or too long. The
-chain break `|` passes. Nearly every sequence needs nothing of this: one table look-up shows it and gives its ids.
+chain break `|` passes. Nearly every sequence needs nothing of this: one table look-up for a whole batch shows it and
+gives the ids.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ AMBIGUOUS = b"BJOUXZ"
 MODES = ("drop", "keep")
 LEVELS = {1: "protein", 2: "transcript", 3: "homology", 4: "predicted", 5: "uncertain"}  # UniProt's PE=
 _ALLOWED = RESIDUES.encode() + b"|"
-_LINE_ENDS = b"\r\n"
-_UNCLEAN = 0xFF  # no id
-_EXISTENCE = re.compile(rb"\bPE=([1-5])\b")
+_BETWEEN, _UNCLEAN = 0xFE, 0xFF  # no ids: what stands between two sequences, and what is no token
+_EXISTENCE = re.compile(r"\bPE=([1-5])\b")
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,31 @@ class Cleaner:
 
     def __post_init__(self) -> None:
         self._allowed = _ALLOWED + (AMBIGUOUS if self.rules.ambiguous == "keep" else b"")
-        self._table = bytes(encode_bytes(bytes([x]))[0] if x in self._allowed else _UNCLEAN for x in range(256))
+        ids = {x: encode_bytes(bytes([x]))[0] for x in self._allowed} | {ord("\n"): _BETWEEN}
+        self._table = bytes(ids.get(x, _UNCLEAN) for x in range(256))
         self._of_names = self.rules.fragments == "drop" or self.rules.max_existence < max(LEVELS)
         self._of_length = self.rules.shortest > 1 or self.rules.longest is not None
 
     def clean(self, batch: Batch) -> list[bytes]:
         """Return the ids, one byte each, of the sequences that are kept."""
-        sequences = batch.sequences
+        text = batch.text
         if self._of_names:
-            sequences = [text for name, text in zip(*batch) if self._passes(name)]
-        kept = []
-        for text in sequences:
-            ids = text.translate(self._table, _LINE_ENDS)
-            if _UNCLEAN in ids or not ids:
-                ids = self._mend(text.translate(None, _LINE_ENDS))
-            if ids:
-                kept.append(ids)
+            lines = [line for name, line in zip(batch.names, text.split(b"\n")) if self._passes(name)]
+            if not lines:
+                return []
+            text = b"\n".join(lines)
+        translated = text.translate(self._table)
+        kept = translated.split(bytes([_BETWEEN]))
+        if _UNCLEAN in translated or b"" in kept:
+            lines = zip(kept, text.split(b"\n"))
+            kept = [ids if ids and _UNCLEAN not in ids else self._mend(line) for ids, line in lines]
+            kept = [ids for ids in kept if ids]
         if self._of_length:
             kept = [ids for ids in kept if self._fits(len(ids))]
         return kept
 
-    def _passes(self, name: bytes) -> bool:
-        if self.rules.fragments == "drop" and (b"(Fragment)" in name or b"(Fragments)" in name):
+    def _passes(self, name: str) -> bool:
+        if self.rules.fragments == "drop" and ("(Fragment)" in name or "(Fragments)" in name):
             self.rejected["fragments"] += 1
             return False
         level = _EXISTENCE.search(name)

@@ -109,7 +109,7 @@ def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem
 
     size = 0
     for batch in piece.read(progress):
-        counts["records"] += len(batch.sequences)
+        counts["records"] += len(batch.names)
         kept = cleaner.clean(batch)
         chunk += kept
         size += sum(map(len, kept))

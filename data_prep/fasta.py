@@ -1,27 +1,39 @@
 """Read FASTA from a stream of bytes, in batches of records.
 
-A block of bytes is cut at every line that begins with ">"; what follows the last one waits for the next block. Of each
-record the first line is the name, the rest is the sequence with its line ends in it. Lines that begin with # or ; are
-comments. Nothing is decoded: whatever is no residue is left to `clean.py`.
+dnaio parses: blanks around a line, empty lines and lines that begin with # go, the lines of a sequence are joined. Its
+input is watched on the way: what no FASTA file of proteins holds (a byte that is not ASCII, a record without an end)
+is refused with its line before it is parsed. Whatever is no residue is left to `clean.py`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
-BLOCK = 2**20
+from dnaio.exceptions import FastaFormatError
+from dnaio.readers import FastaReader
+
+RECORDS = 4096  # handed over at a time
 LONGEST_RECORD = 2**25  # bytes; the longest known protein has 45,000 residues
-_PREAMBLE = re.compile(rb"(?:[ \t\r]*\n|[#;][^\n]*(?:\n|\Z)|[ \t\r]+\Z)*")
-_COMMENT = re.compile(rb"\n[#;][^\n]*")
+_BUFFER = 2**20
 
 
 class Batch(NamedTuple):
-    """Records as they stand in the input: names (b"" where there are none) and sequences, line ends included."""
+    """Records as they stand in the input: a name for each ("" where there is none), and a sequence in each line."""
 
-    names: tuple[bytes, ...] | list[bytes]
-    sequences: tuple[bytes, ...] | list[bytes]
+    names: list[str]
+    text: bytes
+
+    @classmethod
+    def of(cls, names: list[str], sequences: Iterable[bytes]) -> Batch:
+        """Line ends within a sequence become blanks."""
+        sequences = list(sequences)
+        text = b"\n".join(sequences)
+        if text.count(b"\n") >= max(1, len(sequences)):
+            text = b"\n".join(sequence.replace(b"\n", b" ") for sequence in sequences)
+        return cls(names, text)
 
 
 class Malformed(Exception):
@@ -34,42 +46,39 @@ class Malformed(Exception):
 
 def read_fasta(stream: BinaryIO) -> Iterator[Batch]:
     """Yield the records of `stream`; raise Malformed where it is not FASTA."""
-    line, rest, begun = 1, b"", False
-    while True:
-        block = stream.read(BLOCK)
-        data = rest + block
-        if not begun:
-            preamble = _PREAMBLE.match(data).end()
-            line, data = line + data.count(b"\n", 0, preamble), data[preamble:]
-            begun = data.startswith(b">")
-            if data and not begun and (data.find(b"\n") >= 0 or not block or len(data) > LONGEST_RECORD):
-                if not data.isascii():
-                    _check_ascii(data, line)
-                found = data[:40].split(b"\n")[0].decode()
-                raise Malformed(f'{found!r} is not FASTA: expected lines such as ">name" and "MKV…"', line)
-        end = data.rfind(b"\n>") if block else len(data)
-        if begun and end > 0:
-            _check_ascii(data[:end], line)
-            yield _records(data[1:end])
-            line += data.count(b"\n", 0, end + 1)
-            rest = data[end + 1 :]
-        else:
-            rest = data
-        if not block:
-            return
-        if len(rest) > LONGEST_RECORD:
-            raise Malformed(f"a record of more than {LONGEST_RECORD:,} bytes, which no protein has", line)
+    records = iter(FastaReader(io.BufferedReader(_Watched(stream), _BUFFER)))
+    try:
+        while batch := list(islice(records, RECORDS)):
+            text = "\n".join([record.sequence for record in batch])
+            yield Batch([record.name for record in batch], text.encode())
+    except FastaFormatError as error:
+        found = error.message.rstrip(".")
+        raise Malformed(f'not FASTA, which has lines such as ">name" and "MKV…": {found}', error.line + 1) from error
 
 
-def _records(text: bytes) -> Batch:
-    if b"\n#" in text or b"\n;" in text:
-        text = _COMMENT.sub(b"", text)
-    names, _, sequences = zip(*[record.partition(b"\n") for record in text.split(b"\n>")])
-    return Batch(names, sequences)
+class _Watched(io.RawIOBase):
+    """A stream that raises Malformed where it cannot be FASTA of proteins."""
 
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._line = 1  # in which the next byte stands
+        self._unended = 0  # bytes since the last record that was seen to begin
 
-def _check_ascii(text: bytes, line: int) -> None:
-    if not text.isascii():
-        for number, content in enumerate(text.split(b"\n"), line):
-            if not content.isascii():
-                raise Malformed(f"{content[:40]!r} holds bytes that are not ASCII, expected plain letters", number)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        block = self._stream.read(len(buffer))
+        if not block.isascii():
+            before, line = self._line, next(line for line in block.split(b"\n") if not line.isascii())
+            raise Malformed(
+                f"{line[:40]!r} holds bytes that are not ASCII, expected plain letters",
+                before + block.count(b"\n", 0, block.find(line)),
+            )
+        begun = block.rfind(b"\n>")
+        self._unended = len(block) - begun if begun >= 0 else self._unended + len(block)
+        if self._unended > LONGEST_RECORD:
+            raise Malformed(f"a record of more than {LONGEST_RECORD:,} bytes, which no protein has", self._line)
+        self._line += block.count(b"\n")
+        buffer[: len(block)] = block
+        return len(block)

@@ -120,7 +120,7 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
         identities.clear()
 
     for batch in piece.read(progress):
-        records += len(batch.sequences)
+        records += len(batch.names)
         kept = cleaner.clean(batch)
         sequences += kept
         identities += map(identity, kept)

@@ -210,7 +210,7 @@ def _read_hub(name: str, files: str, number: int, columns: Columns, progress: Pr
 
 def _telling(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
     for batch in batches:
-        progress(sum(map(len, batch.sequences)))
+        progress(len(batch.text))
         yield batch
 
 

@@ -50,7 +50,10 @@ def read_header(stream: BinaryIO) -> Header:
     """Read the first line of a CSV or TSV file."""
     line = stream.readline(_LONGEST_HEADER).decode("utf-8-sig", errors="replace")
     delimiter = "\t" if "\t" in line else ","
-    return Header(next(csv.reader([line], delimiter=delimiter), []), delimiter)
+    try:
+        return Header(next(csv.reader([line], delimiter=delimiter), []), delimiter)
+    except csv.Error as error:
+        raise Malformed(f"{line[:60]!r} is no line of column names ({error})", 1) from error
 
 
 def read_csv(stream: BinaryIO, header: Header | None, columns: Columns) -> Iterator[Batch]:
@@ -111,8 +114,10 @@ def _batches(tables: Iterable[pa.RecordBatch], columns: Columns) -> Iterator[Bat
         for start in range(0, table.num_rows, ROWS):
             part = table.slice(start, ROWS)
             sequences = _bytes(part, columns.sequence)
-            names = _bytes(part, columns.name) if columns.name in part.schema.names else [b""] * len(sequences)
-            yield Batch(names, sequences)
+            names = [""] * len(sequences)
+            if columns.name in part.schema.names:
+                names = [name.decode(errors="replace") for name in _bytes(part, columns.name)]
+            yield Batch.of(names, sequences)
 
 
 def _bytes(table: pa.RecordBatch, name: str) -> list[bytes]:

@@ -184,7 +184,7 @@ def test_excluded_sequences_are_not_in_the_shards(tmp_path):
 @given(st.text(st.sampled_from("ACDWYacwy|BXjz*- \t.1")))
 def test_cleaning_agrees_with_its_rules_one_character_at_a_time(text):
     cleaner = Cleaner(Rules())
-    kept = cleaner.clean(Batch([b""], [text.encode()]))
+    kept = cleaner.clean(Batch([""], text.encode()))
     ids, mended, rejected = kept[0] if kept else None, cleaner.mended, cleaner.rejected
     solid = [character for character in text if not character.isspace()]
     raised = [character.upper() for character in solid]

@@ -28,6 +28,9 @@ def pack_by_definition(lengths, row_tokens, lookahead):
     arriving, waiting, rows = list(range(len(lengths))), [], []
     while arriving or waiting:
         row, room = [], row_tokens
+        while arriving and room - lengths[arriving[0]] >= packing.KEPT_FREE * max(lengths):
+            row.append(arriving.pop(0))
+            room -= lengths[row[-1]]
         while True:
             while arriving and len(waiting) < lookahead:
                 waiting.append(arriving.pop(0))
@@ -43,7 +46,7 @@ def pack_by_definition(lengths, row_tokens, lookahead):
     return rows
 
 
-@given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 50), st.integers(1, 8))
+@given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 120), st.integers(1, 8))
 def test_rows_are_those_of_the_definition(lengths, row_tokens, lookahead):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "LOOKAHEAD", lookahead)
@@ -72,10 +75,10 @@ def test_rows_are_over_99_percent_full(row_tokens):
 
 
 def test_long_windows_are_not_put_off():
-    """What stands in a row is as random as the order of arrival: windows leave in about the order they came."""
+    """No length waits for long: a choice among 1,024, of which a row takes some 5, is through after some 200 rows."""
     draw = random.Random(2)
     lengths = [draw.randint(20, 512) for _ in range(20_000)]
     order = [window for row in pack(lengths, 8192) for window in row]
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
-    assert np.abs(place - np.arange(len(order))).max() < 2 * packing.LOOKAHEAD
+    assert np.abs(place - np.arange(len(order))).max() < 8 * packing.LOOKAHEAD

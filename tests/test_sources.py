@@ -8,6 +8,7 @@ import lzma
 import random
 import sys
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 
 import sources  # noqa: E402
 import streams  # noqa: E402
-from fasta import Malformed, read_fasta  # noqa: E402
+from fasta import LONGEST_RECORD, Malformed, read_fasta  # noqa: E402
 from sources import find_sources  # noqa: E402
 from tables import Columns  # noqa: E402
 
@@ -53,13 +54,14 @@ CSV = b"name,sequence\n" + b"".join(b"%s,%s\n" % record for record in RECORDS)
 
 
 def read(*addresses, columns=Columns()) -> list[tuple[bytes, bytes]]:
-    """All records, piece by piece, line ends removed."""
+    """All records, piece by piece, blanks removed."""
     found = []
     for source in find_sources([str(address) for address in addresses], columns):
         for piece in source.pieces:
             for batch in piece.read(lambda *amounts: None):
-                assert len(batch.names) == len(batch.sequences)
-                found += [(a.rstrip(b"\r"), b"".join(b.split())) for a, b in zip(batch.names, batch.sequences)]
+                sequences = batch.text.split(b"\n")
+                assert len(batch.names) == len(sequences)
+                found += [(name.encode(), b"".join(text.split())) for name, text in zip(batch.names, sequences)]
     return found
 
 
@@ -72,7 +74,7 @@ def test_text_by_its_content(tmp_path, form, text):
 
 
 @pytest.mark.parametrize("piece", [1, 7, 50, 1000, 10**6])
-@pytest.mark.parametrize("text", [FASTA, CSV, FASTA[:-1], CSV[:-1], b"; comment\n\n" + FASTA])
+@pytest.mark.parametrize("text", [FASTA, CSV, FASTA[:-1], CSV[:-1], b"# comment\n\n" + FASTA])
 def test_pieces_hold_every_record_once(tmp_path, monkeypatch, piece, text):
     monkeypatch.setattr(sources, "PIECE", piece)
     monkeypatch.setattr(streams, "_SCAN", 16)
@@ -91,7 +93,7 @@ def read_all(path) -> list[tuple[bytes, bytes]]:
     for line in lines:
         if line.startswith(b">"):
             found.append([line[1:], b""])
-        elif line and not line.startswith(b";"):
+        elif line and not line.startswith(b"#"):
             found[-1][1] += line
     return [tuple(record) for record in found]
 
@@ -305,19 +307,36 @@ def _parquet() -> bytes:
     return file.getvalue()
 
 
-@given(st.binary(max_size=60) | st.text(st.sampled_from(">MK\n#; ,a\r"), max_size=40).map(str.encode))
+@given(st.binary(max_size=60) | st.text(st.sampled_from(">MK\n# ,a\r"), max_size=40).map(str.encode))
 def test_fasta_of_any_bytes(text):
     """Either the records a line-by-line reader finds, or a line number."""
-    lines = text.split(b"\n")
+    lines = [line.strip() for line in text.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     try:
-        found = [record for batch in read_fasta(io.BytesIO(text)) for record in zip(*batch)]
+        found = [
+            record for batch in read_fasta(io.BytesIO(text)) for record in zip(batch.names, batch.text.split(b"\n"))
+        ]
     except Malformed as error:
+        assert not text.isascii() or any(lines) and not [line for line in lines if line[:1] not in ("", "#")][0][0] == ">"
         assert 1 <= error.line <= len(lines)
         return
     expected = []
     for line in lines:
-        if line.startswith(b">"):
+        if line.startswith(">"):
             expected.append((line[1:], []))
-        elif expected and not line.startswith((b"#", b";")):
+        elif expected and not line.startswith("#"):
             expected[-1][1].append(line)
-    assert [(name, text.translate(None, b"\n")) for name, text in found] == [(n, b"".join(t)) for n, t in expected]
+    assert found == [(name, "".join(parts).encode()) for name, parts in expected]
+
+
+def test_a_record_without_an_end_takes_bounded_memory(tmp_path):
+    """A line of 100 MB, and one record of as many bytes in lines."""
+    for number, filler in enumerate((b"M" * 2**20, b"M" * (2**20 - 1) + b"\n")):
+        path = tmp_path / f"{number}.fasta"
+        with open(path, "wb") as file:
+            file.write(b">a\nMKV\n>b\n")
+            file.writelines(filler for _ in range(100))
+        tracemalloc.start()
+        with pytest.raises(AmplifyError, match="line [0-9]+: a record of more than 33,554,432 bytes"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * LONGEST_RECORD
+        tracemalloc.stop()

@@ -5,20 +5,23 @@ length: nothing is lost, and no tiny last window is left over. The cut comes aft
 official recipe, so only the first window has <bos> and only the last has <eos>. Or one window of max_length tokens at a
 random place is cut from every longer sequence, every place as likely as the next (the official recipe).
 
-Rows: windows arrive in random order and wait, at most `LOOKAHEAD` at a time. While a row has room for any of them it
-takes the one that has waited longest, so what stands in a row is as random as the order of arrival. Once there is not
-room for all, it takes the longest that fits (best fit), until none fits. With a thousand lengths to choose from the
-last one usually fits to the token: on real proteins rows are over 99.9 % full, the very last row aside.
+Rows: windows arrive in random order. A row takes them as they come until it has room for only `KEPT_FREE` of the
+longest. The rest it chooses among the next `LOOKAHEAD`, which wait: the one that has waited longest while there is room
+for any of them, so that what stands in a row is as random as the order of arrival; and once there is not, the longest
+that fits (best fit), until none fits. With a thousand lengths to choose from the last one usually fits to the token: on
+real proteins rows are over 99.9 % full, the very last row aside.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 
 LOOKAHEAD = 1024
+KEPT_FREE = 3
 
 
 def tile(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,11 +55,16 @@ def pack(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
     Yields the rows: each the indices of its windows. Every window is in exactly one row.
     """
     count = len(lengths)
+    ends = [0, *accumulate(lengths)]
+    straight = row_tokens - KEPT_FREE * max(lengths, default=0)
     waiting: list[int] = []  # the windows that wait, sorted by length: length * count + index
     placed = bytearray(count)
     arrived = oldest = 0
     while arrived < count or waiting:
-        row, room = [], row_tokens
+        first = arrived
+        arrived = max(first, bisect_right(ends, ends[first] + straight, first) - 1)
+        placed[first:arrived] = bytes([True]) * (arrived - first)
+        row, room = list(range(first, arrived)), row_tokens - ends[arrived] + ends[first]
         while True:
             while arrived < count and len(waiting) < LOOKAHEAD:
                 insort(waiting, lengths[arrived] * count + arrived)
