@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from clean import Cleaner, Rules
+from readers import refusing
 from runs import bounds_of, identity, read_slice, scramble, write_run
-from sources import Piece, Source, refusing
+from sources import Piece, Source
 from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 from amplify_ds.data.order import permute

@@ -11,27 +11,25 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as parquet
-from fasta import Batch, Malformed, read_fasta
-from streams import Progress, compression, open_section, open_stream
-from tables import Columns, open_dataset, read_arrow, read_csv, read_dataset, read_header, read_parquet
+from fasta import Batch
+from readers import (
+    COMPRESSED_NAMES, CSV_NAMES, FASTA_NAMES, TABLE_NAMES, is_csv, plain_name, read_arrow_file, read_data_file,
+    read_row_group, read_section, read_stream, refusing,
+)  # fmt: skip
+from streams import Progress, compression
+from tables import Columns, open_dataset, read_header
 
 from amplify_ds.errors import AmplifyError
 
 PIECE = 2**26
 STANDARD_INPUT = "standard input"
-FASTA_NAMES, CSV_NAMES = (".fasta", ".fa", ".faa", ".fas"), (".csv", ".tsv")
-_COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz")
-_TABLE_NAMES = (".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:]*)?")
-_BROKEN = (OSError, ValueError, pa.ArrowException)  # what damaged files raise
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def _find(address: str, columns: Columns) -> list[Source]:
     if address == "-" or address.startswith(("http://", "https://")):
         name = STANDARD_INPUT if address == "-" else address
         version = f"{name} {time.time_ns()}" if address == "-" else address  # what comes through a pipe comes once
-        return [Source(name, None, None, version, [_piece(name, 0, _read_stream, address, address, columns)])]
+        return [Source(name, None, None, version, [_piece(name, 0, read_stream, address, address, columns)])]
     if Path(address).exists():
         return _local(Path(address), "", columns)
     if has_magic(address):
@@ -81,7 +79,7 @@ def _find(address: str, columns: Columns) -> list[Source]:
     folder, _, files = address.partition(":")
     if files and Path(folder).is_dir():
         return _local(Path(folder), files, columns)
-    name_like_file = address.lower().endswith((*FASTA_NAMES, *CSV_NAMES, *_COMPRESSED_NAMES, *_TABLE_NAMES))
+    name_like_file = address.lower().endswith((*FASTA_NAMES, *CSV_NAMES, *COMPRESSED_NAMES, *TABLE_NAMES))
     if not files and name_like_file or not _HUB_NAME.fullmatch(address) or Path(folder).parent.is_dir():
         raise AmplifyError(
             f"there is no file {address}. Check the path; expected FASTA, CSV, Parquet, a folder of such files, the "
@@ -95,7 +93,7 @@ def _find(address: str, columns: Columns) -> list[Source]:
             "network, download it elsewhere (huggingface-cli download) and give the folder."
         ) from error
     pieces = [
-        _piece(f"{address} ({number + 1} of {count})", 0, _read_hub, folder, files, number, columns)
+        _piece(f"{address} ({number + 1} of {count})", 0, read_data_file, folder, files, number, columns)
         for number in range(count)
     ]
     return [Source(address, None, None, f"{address} {columns}", pieces)]
@@ -111,12 +109,12 @@ def _local(path: Path, files: str, columns: Columns) -> list[Source]:
         if file.is_file()
         and str(file.relative_to(path)).startswith(files)
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and Path(_plain_name(file)).suffix in (*FASTA_NAMES, *CSV_NAMES, *_TABLE_NAMES)
+        and Path(plain_name(file)).suffix in (*FASTA_NAMES, *CSV_NAMES, *TABLE_NAMES)
     ]
     if not found:
         raise AmplifyError(
             f"the directory {path} holds no data file{f' that begins with {files}' if files else ''}, expected names "
-            f"that end in {' '.join((*FASTA_NAMES, *CSV_NAMES, *_TABLE_NAMES))}, compressed or not."
+            f"that end in {' '.join((*FASTA_NAMES, *CSV_NAMES, *TABLE_NAMES))}, compressed or not."
         )
     return [_file(file, columns) for file in found]
 
@@ -136,13 +134,13 @@ def _file(path: Path, columns: Columns) -> Source:
                 columns.present(table.schema_arrow.names)
                 groups = table.num_row_groups
             pieces = [
-                _piece(f"{place}, row group {group}", size // groups, _read_parquet, place, group, columns)
+                _piece(f"{place}, row group {group}", size // groups, read_row_group, place, group, columns)
                 for group in range(groups)
             ]
         elif head.startswith(b"\xff\xff\xff\xff"):
-            pieces = [_piece(place, size, _read_arrow, place, columns)]
+            pieces = [_piece(place, size, read_arrow_file, place, columns)]
         elif compression(head):
-            pieces = [_piece(place, size, _read_stream, place, place, columns)]
+            pieces = [_piece(place, size, read_stream, place, place, columns)]
         else:
             pieces = _sections(path, size, columns)
     return Source(path.name, path, size, f"{path.resolve()} {size} {path.stat().st_mtime_ns} {columns}", pieces)
@@ -151,89 +149,15 @@ def _file(path: Path, columns: Columns) -> Source:
 def _sections(path: Path, size: int, columns: Columns) -> list[Piece]:
     """Cut a plain text file."""
     with open(path, "rb") as file:
-        header = read_header(file) if _is_csv(str(path), file.read(2**12)) and not file.seek(0) else None
+        header = read_header(file) if is_csv(str(path), file.read(2**12)) and not file.seek(0) else None
     if header:
         columns.present(header.names)
-    bounds = range(0, size, PIECE)
+    bounds = [(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
     return [
-        _piece(f"{path}, byte {start:,}", min(PIECE, size - start), _read_section, str(path), start, header, columns)
-        for start in bounds
+        _piece(f"{path}, byte {start:,}", stop - start, read_section, str(path), (start, stop), header, columns)
+        for start, stop in bounds
     ]
-
-
-def _is_csv(address: str, head: bytes) -> bool:
-    """By the name, or else by the first line: FASTA begins with ">", and the first line of CSV has several columns."""
-    suffix = Path(_plain_name(Path(address))).suffix
-    if suffix in (*FASTA_NAMES, *CSV_NAMES):
-        return suffix in CSV_NAMES
-    line = head.lstrip().split(b"\n")[0]
-    return not line.startswith((b">", b"#", b";")) and (b"," in line or b"\t" in line)
-
-
-def _plain_name(path: Path) -> str:
-    name = path.name.lower()
-    return name.removesuffix(Path(name).suffix) if Path(name).suffix in _COMPRESSED_NAMES else name
 
 
 def _piece(name: str, size: int, read: Callable, *arguments: object) -> Piece:
     return Piece(name, size, partial(read, *arguments))
-
-
-def _read_stream(address: str, place: str, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    damaged = " The input is compressed or a stream, and may be damaged: test it (gzip -t), fetch it again."
-    with refusing(place, damaged), open_stream(address, progress) as stream:
-        csv = _is_csv(address, stream.peek(2**12))
-        yield from read_csv(stream, None, columns) if csv else read_fasta(stream)
-
-
-def _read_section(path: str, start: int, header, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with refusing(path):
-        stream, begin = open_section(path, start, start + PIECE, b"\n" if header else b"\n>", progress)
-    with stream, refusing(path, begin=begin):
-        yield from read_csv(stream, header if start else None, columns) if header else read_fasta(stream)
-
-
-def _read_parquet(path: str, group: int, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with refusing(path):
-        yield from _telling(read_parquet(path, range(group, group + 1), columns), progress)
-
-
-def _read_arrow(path: str, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with refusing(path):
-        yield from _telling(read_arrow(path, columns), progress)
-
-
-def _read_hub(name: str, files: str, number: int, columns: Columns, progress: Progress) -> Iterator[Batch]:
-    with refusing(f"{name}:{files}"):
-        yield from _telling(read_dataset(name, files, number, columns), progress)
-
-
-def _telling(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
-    for batch in batches:
-        progress(len(batch.text))
-        yield batch
-
-
-@contextmanager
-def refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
-    """Turn what a reader raises in the block into an AmplifyError that names the place and, if there is one, the line.
-
-    begin: the byte of the file at which the stream of the block began: the lines before it count too.
-    """
-    try:
-        yield
-    except Malformed as error:
-        line = "" if error.line is None else f", line {error.line + _lines(place, begin):,}"
-        raise AmplifyError(f"{place}{line}: {error.message}.{hint}") from error
-    except _BROKEN as error:
-        raise AmplifyError(
-            f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
-        ) from error
-
-
-def _lines(path: str, stop: int) -> int:
-    """Count the lines of the first `stop` bytes of a file."""
-    if not stop:
-        return 0
-    with open(path, "rb") as file:
-        return sum(file.read(min(2**20, stop - start)).count(b"\n") for start in range(0, stop, 2**20))
