@@ -283,7 +283,8 @@ def _some(wrong: Mapping[str, str]) -> str:
 def _without_a_network(output: Path, parts: Sequence[str]) -> str:
     include = [word for part in parts for word in ("--include", f"{part}*")]
     by_hand = ["hf", "download", REPOSITORY, "--repo-type", "dataset", *include, "--local-dir", str(output)]
-    fetch, source = ["fetch_ur100p.py", "--output", output], f"{output}:{parts[0] if parts else 'UniProt/train'}"
+    fetch, [first, *_] = ["fetch_ur100p.py", "--output", output], [*parts, "UniProt"]
+    source = f"{output}:{first if '/' in first else f'{first}/train'}"
     return f"""
 If this machine has no network, run on one that has:
   {_words(*fetch, *(["--part", *parts] if parts else []))}

@@ -23,6 +23,10 @@ import dnaio
 import pytest
 from conftest import EXAMPLE, ROOT, python, run
 
+sys.path.insert(0, str(ROOT / "data_prep"))
+
+from sources import find_sources  # noqa: E402
+
 REPOSITORY, SCRIPT = "chandar-lab/UR100P", "data_prep/fetch_ur100p.py"
 FIRST, SECOND = "1" * 40, "2" * 40
 SMALL = 15_000  # bytes up to which the hub keeps a file in git, not in LFS
@@ -211,6 +215,10 @@ def test_fetched_files_give_the_shards_of_the_same_files(hub, tmp_path):
     result = python(*words[:-1], tmp_path / "fetched")
     assert result.returncode == 0, result.stderr
 
+    (tmp_path / "UR100P/.cache/huggingface/half.csv").write_bytes(b"name,sequence\nx,MKV\n")
+    read = find_sources([str(tmp_path / "UR100P")])
+    assert [str(source.path.relative_to(tmp_path / "UR100P")) for source in read] == DATA
+
     for name in DATA:
         (tmp_path / "by hand" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "by hand" / name).write_bytes(FILES[name])
@@ -323,6 +331,8 @@ def test_without_a_network(hub, tmp_path):
         f"data_prep/build_shards.py --input {tmp_path}/none:UniProt/train",
     ):  # fmt: skip
         refuses(fetch(tmp_path / "none"), "cannot be listed at http://127.0.0.1", text)
+    for part, start in (("SCOP", "SCOP/train"), ("OAS/test", "OAS/test")):
+        refuses(fetch(tmp_path / "none", "--part", part), f"--include '{part}*'", f"--input {tmp_path}/none:{start} ")
     assert not (tmp_path / "none").exists()
     refuses(fetch(tmp_path / "none", "--check"), "there is no", "fetched.json", "Copy it with the files")
     copy = output.rename(tmp_path / "copied")
