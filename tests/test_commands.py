@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT, python
 
 HELP = [
-    "data_prep/build_shards.py", "data_prep/inspect_shards.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
+    "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
+    "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
     "-m amplify_ds.export", "-m amplify_ds.plot", "launch/try_export.py",
 ]  # fmt: skip
 
