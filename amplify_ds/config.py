@@ -95,7 +95,17 @@ class Training(Section):
     micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = setting("auto: bf16 on GPUs, fp32 on CPUs")
     activation_checkpointing: bool = setting("recompute activations in backward: less memory, a third more time", True)
+    compile: bool = setting("torch.compile the model: faster steps after a slow first one; needs a C++ compiler", True)
     seed: int = setting("seed of initial weights, order of the data and masks", ge=0, lt=2**63)
+
+
+class Guards(Section):
+    skipped_in_a_row: int = setting(
+        "a step whose gradient is not finite is not applied; the run ends after this many in a row", True, gt=0
+    )
+    spike_deviations: float = setting(
+        "a step's loss so many standard deviations above the mean of the last 256 is reported; 0: never", True, ge=0
+    )
 
 
 class Evaluation(Section):
@@ -111,7 +121,10 @@ class Checkpoint(Section):
 
 class Log(Section):
     every: int = setting(
-        "steps between points of TensorBoard; only there are values copied from the device", True, gt=0
+        "steps between points of TensorBoard; only there are sums copied from the device", True, gt=0
+    )
+    device_tflops: float = setting(
+        "what a device can do at most, in 10^12 FLOP/s, to compare with; 0: measured at the start", True, ge=0
     )
 
 
@@ -121,6 +134,7 @@ class RunConfig(Section):
     masking: Masking
     optimizer: Optimizer
     training: Training
+    guards: Guards
     evaluation: Evaluation
     checkpoint: Checkpoint
     log: Log

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path, progress: Callable[[int], object] = lambda read: None) -> str:
+    """Return the checksum of a file; `progress` is told the bytes read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            progress(len(block))
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

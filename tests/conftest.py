@@ -1,5 +1,6 @@
 """What several tests share: small shards of real proteins, and the real launcher."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def launch_words(ranks: int, output, shards, stage: int = 1, **settings) -> list
 
 def train(ranks: int, output, shards, stage: int = 1, **settings) -> subprocess.CompletedProcess:
     return run(*launch_words(ranks, output, shards, stage, **settings), env=environment(ranks))
+
+
+def train_with_faults(faults: dict, ranks: int, output, shards, stage: int = 1, **settings):
+    """The same with faults, see faulty_train.py."""
+    words = launch_words(ranks, output, shards, stage, **settings)
+    words[words.index("amplify_ds.train")] = "faulty_train"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return run(*words, env=environment(ranks) | {"FAULTS": json.dumps(faults), "PYTHONPATH": path})
 
 
 def losses(output) -> dict[int, float]:

@@ -10,6 +10,7 @@ Evaluation reads every row once, split over the ranks, with masks that only depe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -129,10 +130,9 @@ class TrainingBatches(Dataset):
         return pack(content, masks, self.shards.max_length)
 
 
-def training_loader(batches: TrainingBatches, first_step: int, last_step: int, workers: int, pin_memory: bool):
-    """Iterate the micro batches of steps [first_step, last_step), prepared ahead of time by `workers` processes."""
-    accumulation = batches.plan.accumulation
-    order = range(first_step * accumulation, last_step * accumulation)
+def training_loader(batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
+    """Iterate the micro batches from global batch `first_batch` on, prepared ahead of time by `workers` processes."""
+    order = range(first_batch * batches.plan.accumulation, sys.maxsize)
     try:
         yield from DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory)
     except AmplifyError as error:  # that of a worker comes with its traceback in front

@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00000150/
         model.safetensors       float32 weights under the published names
         optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (absent before the first step)
-        state.json              step, configuration, fingerprints of the data
+        state.json              step, configuration, fingerprints of the data, checksums of the other two
 
 Written under a hidden name, flushed to disk, then renamed: whatever is found under the final name is whole. The
 newest one is found by its name; there is no pointer that could be wrong. No pickle anywhere.
@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sync
+from amplify_ds.files import sha256, sync
 
-FORMAT = 1
-CONTENT = ("step", "progress", "binding", "settings", "model", "precision")  # of state.json, beside the format
+FORMAT = 2
+CONTENT = ("step", "progress", "binding", "settings", "model", "precision", "skips", "origin")  # of state.json, beside the format
 NAME = re.compile(r"step-(\d{8,})")
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -75,12 +75,12 @@ def complete(run: Path) -> list[Path]:
 def open_checkpoint(path: Path) -> CheckpointFile:
     """Raises AmplifyError when `path` is no readable checkpoint."""
     try:
-        state = json.loads((path / STATE).read_text())
+        state = json.loads((path / STATE).read_bytes())
         if state["format"] != FORMAT:
             raise AmplifyError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
         if missing := [key for key in CONTENT if key not in state]:
             raise KeyError(f"{STATE} lacks {', '.join(missing)}")
-        for name in (WEIGHTS, MOMENTS) if state["step"] else (WEIGHTS,):
+        for name in state["files"]:
             with safe_open(path / name, "pt"):  # the header holds the file's size: a truncated file fails here
                 pass
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -91,15 +91,25 @@ def open_checkpoint(path: Path) -> CheckpointFile:
     return CheckpointFile(path, state)
 
 
-def newest(run: Path, warn: Callable[[str], None] = lambda text: None) -> CheckpointFile | None:
-    """The newest checkpoint that can be read; None when there is none at all.
+def verify(found: CheckpointFile) -> CheckpointFile:
+    """Return it, or raise AmplifyError when a file does not have the checksum that state.json gives."""
+    for name, expected in found.state["files"].items():
+        if (digest := sha256(found.path / name)) != expected:
+            raise AmplifyError(f"{found.path / name}: was altered: its sha256 is {digest}, {STATE} says {expected}.")
+    return found
+
+
+def newest(
+    run: Path, warn: Callable[[str], None] = lambda text: None, check: Callable = lambda found: found
+) -> CheckpointFile | None:
+    """The newest checkpoint that can be read, and passes `check`; None when there is none at all.
 
     One that was damaged after it was written is passed over with a warning. Raises AmplifyError when all are damaged.
     """
     damage = None
     for path in reversed(complete(run)):
         try:
-            return open_checkpoint(path)
+            return check(open_checkpoint(path))
         except AmplifyError as error:
             damage = error
             warn(f"warning: {error} The next older checkpoint is used.")
@@ -125,7 +135,8 @@ def write(run: Path, named_state, state: dict[str, Any]) -> Path:
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         if moments:
             save_file(moments, partial / MOMENTS, metadata={"format": "pt"})
-        (partial / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1))
+        files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
+        (partial / STATE).write_text(json.dumps({"format": FORMAT, **state, "files": files}, indent=1))
         for path in (*partial.iterdir(), partial):
             sync(path)
         if final.exists():  # damaged, or the run would have continued from it

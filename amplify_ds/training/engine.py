@@ -9,6 +9,7 @@ of requirements.txt; the places are marked "insides"); tests/test_checkpoint.py 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import warnings
@@ -85,8 +86,11 @@ def stop_ranks() -> None:
         comm.destroy_process_group()
 
 
-class NotFinite(Exception):
-    """A loss or gradient is infinite or not a number."""
+def from_leader(text: str) -> str:
+    """Return what rank 0 gives. Collective."""
+    box = [text]
+    torch.distributed.broadcast_object_list(box, 0)
+    return box[0]
 
 
 class Engine:
@@ -104,7 +108,13 @@ class Engine:
             model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
             weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
         )  # fmt: skip
+        self._finite = True
+        if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
+            take = optimizer.step
+            optimizer.step = lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
+        if run.training.compile:
+            model.compile()
         try:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError
@@ -114,24 +124,25 @@ class Engine:
     def forward(self, **inputs):
         return self._engine(**inputs)
 
-    def step(self, losses: Iterable[torch.Tensor], lr: float, want_norm: bool) -> torch.Tensor | float | None:
+    def step(self, losses: Iterable[torch.Tensor], lr: float) -> float | None:
         """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
 
         Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
-        Returns the gradient norm before clipping when it is wanted. Raises NotFinite when DeepSpeed took no step: it
-        would count one all the same, and learning rate and data would run ahead of the weights.
+        Returns the gradient norm before clipping; None if it is not finite on any rank: then nothing has changed, and
+        neither has AdamW's count of steps.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         for loss in losses:
             self._engine.backward(loss)
-            norm = None
-            if want_norm and self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+                gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+                norm = float(torch.nn.utils.get_total_norm(gradients))
+                self._finite = math.isfinite(norm)
             self._engine.step()
-        if self._engine.skipped_steps:
-            raise NotFinite("DeepSpeed left out a step whose gradient was not finite")
-        return norm if self.stage == 0 else self._engine.get_global_grad_norm()
+        if self.stage:
+            norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
+        return norm if math.isfinite(norm) else None
 
     def evaluation(self) -> Callable[..., torch.Tensor]:
         """The wrapped model in evaluation mode: model inputs -> logits. Collective at stage 3."""
@@ -188,6 +199,8 @@ class Engine:
             return list(self.module.parameters())
         if self.stage == 3:
             return self._optimizer.fp32_partitioned_groups_flat
+        if hasattr(self._optimizer, "fp32_groups_flat_partition"):  # of stage 1 in bf16
+            return self._optimizer.fp32_groups_flat_partition
         return self._optimizer.single_partition_of_fp32_groups
 
     def _create_moments(self, steps: int) -> None:

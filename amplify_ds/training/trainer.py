@@ -3,19 +3,20 @@
     for each step:  micro batches -> logits at masked positions -> cross-entropy -> backward;  one optimizer step
     every so often: log | evaluate | checkpoint
 
-The state of a run is its weights, AdamW's moments and one integer, the step: data, masks and learning rate are pure
-functions of it. Sums for the log stay on the device; they are copied to the host at logging steps only.
+The state of a run is its weights, AdamW's moments and one integer, the number of batches read: data and masks are pure
+functions of it, the learning rate is one of the steps taken, which are fewer where an update was not applied (guards.py).
+Sums for the log stay on the device; they are copied to the host at logging steps only.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
@@ -23,62 +24,47 @@ from tqdm import tqdm
 
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import TrainingBatches, training_loader
+from amplify_ds.data.order import rows_at
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, runs
+from amplify_ds.training import checkpoint, engine, guards, runs
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
+from amplify_ds.training.metrics import Interval, Totals, device_flops, model_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, validation_sets
+from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
 
 VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
 
 
-def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in float32 over M slots, a constant number: means over micro batches and ranks are true means."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / labels.numel()
+def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy in float32 over M slots, a constant number: means over micro batches and ranks are true means.
+
+    Returns the mean over the slots, an empty one counting as 0, and the sums of each row [rows].
+    """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    return losses.sum() / labels.numel(), losses.detach().view(rows, -1).sum(1)
 
 
 @dataclass
 class Progress:
     """What is carried from step to step, and through checkpoints."""
 
-    step: int = 0
+    step: int = 0  # optimizer steps taken
+    skipped: list[int] = field(default_factory=list)  # the batches whose update was not applied
     seconds: float = 0.0  # spent training, without evaluation and checkpoints
     residues: int = 0  # read while training, over all ranks
     history: list[dict[str, Any]] = field(default_factory=list)  # every evaluation
+    recent_losses: list[float] = field(default_factory=list)  # of the last steps, for guards.find_spikes
 
-
-@dataclass
-class Interval:
-    """Sums since the last log, of this rank; `totals` names them in order."""
-
-    device_sums: torch.Tensor
-    host_sums: torch.Tensor
-    began: float
-
-    @classmethod
-    def start(cls, device: torch.device) -> Interval:
-        return cls(torch.zeros(2, device=device), torch.zeros(5, dtype=torch.float64), time.perf_counter())
-
-    def add(self, batch, loss: torch.Tensor, logits: torch.Tensor, waited: float) -> None:
-        with torch.no_grad():
-            loss_sum = loss.detach() * batch.labels.numel()
-            self.device_sums += torch.stack((loss_sum, (logits.argmax(-1) == batch.labels).sum().float()))
-        self.host_sums += torch.tensor(
-            [batch.targets, batch.residues, batch.tokens, batch.input_ids.numel(), waited], dtype=torch.float64
-        )
-
-    def totals(self) -> list[float]:
-        """Over all ranks: loss, correct, targets, residues, tokens, places for tokens, seconds waited for data.
-
-        Collective, and the only copy from the device.
-        """
-        both = torch.cat((self.device_sums.double(), self.host_sums.to(self.device_sums.device)))
-        return engine.sum_over_ranks(both).tolist()
+    @property
+    def batch(self) -> int:
+        """Batches read, and so the number of the next one."""
+        return self.step + len(self.skipped)
 
 
 class Trainer:
@@ -107,12 +93,24 @@ class Trainer:
         self.parameters = sum(p.numel() for p in model.parameters())
         precision = resolve_precision(run.training.precision, self.device.type)
         self.engine = engine.Engine(model, run, zero, self.plan.accumulation, precision, self.device)
-        self.progress = Progress()
-        found = runs.choose_checkpoint(output, resume, self.binding, run.training.steps, self.say)
+        self.progress, self.skips, self.origin = Progress(), [], None
+        found = self._choose_checkpoint(resume)
         if found is not None:
             self.engine.load_state(found.reader(), found.step)
-            self.progress = Progress(**found.state["progress"])
+            self.progress, self.skips = Progress(**found.state["progress"]), found.state["skips"]
+            self.origin = found.state["origin"]
             self.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
+        self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
+        self.peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
+
+    def _choose_checkpoint(self, resume: str) -> checkpoint.CheckpointFile | None:
+        """Rank 0 looks at every byte and tells the others. Collective."""
+        path = ""
+        if self.leader:
+            found = runs.choose_checkpoint(self.output, resume, self.binding, self.run.training.steps, self.say)
+            path = "" if found is None else str(found.path)
+        path = engine.from_leader(path)
+        return checkpoint.open_checkpoint(Path(path)) if path else None
 
     def say(self, text: str) -> None:
         if self.leader:
@@ -121,33 +119,35 @@ class Trainer:
     def pretrain(self) -> dict[str, Any]:
         """Train to the last step; returns what result.json holds. Collective."""
         run, progress = self.run, self.progress
-        loader = training_loader(
-            self.batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda"
-        )
+        loader = training_loader(self.batches, progress.batch, run.data.workers, self.device.type == "cuda")
         if self.leader and progress.step < run.training.steps:
             (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
         with self._writer() as self.events, self._bar() as self.bar:
             if progress.step == 0:
                 self._evaluate()
             self._last_line = time.perf_counter()
-            interval = Interval.start(self.device)
+            interval, in_a_row = Interval(self.device), 0
             while progress.step < run.training.steps:
-                logging = (progress.step + 1) % run.log.every == 0 or progress.step + 1 == run.training.steps
                 rate = learning_rate(progress.step, run.optimizer)
-                try:
-                    norm = self.engine.step(self._losses(loader, interval), rate, logging)
-                except engine.NotFinite as error:
-                    raise self._diverged(str(error)) from None
+                norm = self.engine.step(self._losses(loader, interval), rate)
+                if norm is None:
+                    interval.drop()
+                    in_a_row += 1
+                    self._skip(in_a_row)
+                    continue
+                in_a_row = 0
+                interval.keep(progress.batch)
                 progress.step += 1
-                if logging:
-                    self._log(interval, norm, rate)
                 self.bar.update()
+                if logging := due(progress.step, run.log.every, run.training.steps):
+                    self._log(interval, norm, rate)
                 if due(progress.step, run.evaluation.every, run.training.steps):
                     self._evaluate()
                 if due(progress.step, run.checkpoint.every, run.training.steps):
                     self._save()
+                self._agree()
                 if logging:
-                    interval = Interval.start(self.device)
+                    interval = Interval(self.device)
         return self._finish()
 
     def _losses(self, loader, interval: Interval):
@@ -158,45 +158,93 @@ class Trainer:
             waited = time.perf_counter() - began
             batch = batch.to(self.device)
             logits = self.engine.forward(**batch.model_inputs()).logits
-            loss = masked_language_loss(logits, batch.labels)
-            interval.add(batch, loss, logits, waited)
+            loss, row_losses = masked_language_loss(logits, batch.labels, self.plan.micro_rows)
+            interval.add(batch, row_losses, logits, waited)
             yield loss
 
-    def _log(self, interval: Interval, norm, rate: float) -> None:
-        progress = self.progress
-        loss_sum, correct, targets, residues, tokens, places, waited = interval.totals()
-        seconds = time.perf_counter() - interval.began
-        loss, norm = loss_sum / targets, float(norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._diverged(f"loss {loss}, gradient norm {norm}")
-        progress.seconds += seconds
-        progress.residues += int(residues)
+    def _log(self, interval: Interval, norm: float, rate: float) -> None:
+        progress, found = self.progress, interval.totals()
+        progress.seconds += found.seconds
+        progress.residues += int(found.residues)
+        world_size = engine.world_size()
+        flops = model_flops(self.engine.module.config, found.tokens, found.pairs) / found.seconds / world_size
         for tag, value in {
-            "train/loss": loss,
-            "train/perplexity": perplexity(loss),
-            "train/accuracy": correct / targets,
+            "train/loss": found.loss,
+            "train/perplexity": perplexity(found.loss),
+            "train/accuracy": found.accuracy,
             "train/learning_rate": rate,
             "train/gradient_norm": norm,
-            "speed/residues_per_second": residues / seconds,
-            "speed/seconds_waiting_for_data": waited / engine.world_size(),
-            "data/packing_efficiency": tokens / places,
-            "data/epoch": progress.step * self.plan.global_rows / self.shards.num_rows,
+            "train/skipped_steps": len(progress.skipped),
+            "speed/residues_per_second": found.residues / found.seconds,
+            "speed/data_wait_fraction": found.waited / world_size / found.seconds,
+            "speed/model_tflops_per_device": flops / 1e12,
+            "speed/share_of_device_peak": flops / self.peak,
+            "data/packing_efficiency": found.tokens / found.places,
+            "data/epoch": progress.batch * self.plan.global_rows / self.shards.num_rows,
+            **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
         }.items():
             self.events.add_scalar(tag, value, progress.step)
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s", refresh=False)
+        self._report_spikes(interval, found)
+        speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
+        self.bar.set_postfix_str(speed, refresh=False)
         if self.bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
-            left = (self.run.training.steps - progress.step) * seconds / self.run.log.every
-            self.say(
-                f"step {progress.step} of {self.run.training.steps}: loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s, "
-                f"about {left / 60:.0f} min left"
+            left = (self.run.training.steps - progress.step) * found.seconds / len(found.step_losses)
+            self.say(f"step {progress.step} of {self.run.training.steps}: {speed}, about {left / 60:.0f} min left")
+
+    def _skip(self, in_a_row: int) -> None:
+        """The batch just read gave a gradient that is not finite; nothing was changed by it."""
+        batch, limit = self.progress.batch, self.run.guards.skipped_in_a_row
+        self.progress.skipped.append(batch)
+        self.events.add_scalar("train/skipped_steps", len(self.progress.skipped), self.progress.step)
+        if self.leader:
+            guards.append(self.output / guards.SKIPPED, self._rows_of(batch))
+        self.say(
+            f"warning: the gradient of step {self.progress.step + 1} was not finite: batch {batch} is left out, its rows "
+            f"are in {self.output / guards.SKIPPED}"
+        )
+        if in_a_row >= limit:
+            raise AmplifyError(
+                f"step {self.progress.step + 1}: {limit} batches in a row gave a gradient that is not finite "
+                "(guards.skipped_in_a_row); training has diverged. Start again with a lower --optimizer.lr in another "
+                f"--output; checkpoints from before it are in {checkpoint.folder(self.output)}"
             )
 
-    def _diverged(self, found: str) -> AmplifyError:
-        return AmplifyError(
-            f"step {self.progress.step}: {found}; training has diverged. Start again with a lower --optimizer.lr in "
-            f"another --output; checkpoints from before it are in {checkpoint.folder(self.output)}"
+    def _report_spikes(self, interval: Interval, found: Totals) -> None:
+        """Name the rows of steps whose loss jumped. Collective, and the same on every rank."""
+        progress = self.progress
+        spikes, progress.recent_losses = guards.find_spikes(
+            progress.recent_losses, found.step_losses, self.run.guards.spike_deviations
         )
+        first = progress.step - len(found.step_losses) + 1
+        for number in spikes:
+            batch, rows = interval.row_losses(number)
+            share = len(rows)
+            all_rows = torch.zeros(self.plan.global_rows, dtype=torch.float64, device=self.device)
+            all_rows[self.plan.rank * share : (self.plan.rank + 1) * share] = rows.double() / self.batches.slots
+            row_losses = engine.sum_over_ranks(all_rows).tolist()
+            named = guards.highest(row_losses)
+            if self.leader:
+                rows = self._rows_of(batch)
+                lines = [{**rows[place], "step": first + number, "loss": row_losses[place]} for place in named]
+                guards.append(self.output / guards.SPIKES, lines)
+            self.say(
+                f"warning: the loss of step {first + number} jumped to {found.step_losses[number]:.4f}; the rows with the "
+                f"highest losses are in {self.output / guards.SPIKES}"
+            )
+
+    def _rows_of(self, batch: int) -> list[dict[str, Any]]:
+        """The rows of a global batch, in order."""
+        positions = range(batch * self.plan.global_rows, (batch + 1) * self.plan.global_rows)
+        epochs, rows = rows_at(np.array(positions), self.shards.num_rows, self.run.training.seed)
+        return [{"row": row, "epoch": epoch, "batch": batch} for epoch, row in zip(epochs.tolist(), rows.tolist())]
+
+    def _agree(self) -> None:
+        """What one rank knows, all learn at the end of a step. Collective."""
+        flags = torch.tensor([float(self.writer.problem is not None)], device=self.device)
+        [failed] = engine.sum_over_ranks(flags).tolist()
+        if failed:
+            raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
 
     def _evaluate(self) -> None:
         for name, shards in self.validation.items():
@@ -214,35 +262,36 @@ class Trainer:
         self.engine.training()
 
     def _save(self) -> None:
-        """Collective. If rank 0 cannot write, every rank ends with the same error."""
+        """Copy the state to rank 0's memory; it is written while training goes on. Collective."""
+        began = time.perf_counter()
+        self.writer.wait()
         self.events.flush()  # what a resumed run will not log again
         state = {
             "step": self.progress.step,
-            "progress": vars(self.progress),
+            "progress": asdict(self.progress),
             "binding": self.binding,
             "settings": self.run.model_dump(mode="json"),
             "model": self.engine.module.config.to_dict(),
             "precision": self.engine.precision,
+            "skips": self.skips,
+            "origin": self.origin,
         }
         gathered = []
         for name, weight, moments in self.engine.named_state():
             if self.leader:
                 gathered.append((name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}))
-        problem = None
         if self.leader:
-            try:
-                checkpoint.write(self.output, gathered, state)
-                checkpoint.prune(self.output, self.run.checkpoint.keep_last, self.run.checkpoint.keep_every)
-            except (AmplifyError, OSError) as error:
-                problem = (
-                    error if isinstance(error, AmplifyError) else AmplifyError(f"{error.filename}: {error.strerror}")
-                )
-        failed = engine.sum_over_ranks(torch.tensor([float(problem is not None)], device=self.device)).item()
-        if failed:
-            raise problem or AmplifyError("rank 0 could not write the checkpoint")
+            self.writer.start(gathered, state)
+        blocked = time.perf_counter() - began
+        self.events.add_scalar("checkpoint/seconds_training_waited", blocked, self.progress.step)
+        if self.writer.seconds:
+            self.events.add_scalar("checkpoint/seconds_writing", self.writer.seconds, self.progress.step)
 
     def _finish(self) -> dict[str, Any]:
+        """Collective."""
         progress = self.progress
+        self.writer.wait()
+        self._agree()
         result = {
             "steps": progress.step,
             "parameters": self.parameters,

@@ -1,0 +1,129 @@
+"""What is measured between two logs, and what it cost.
+
+Sums of this rank stay on the device, step by step, and are copied to the host once, at the log. A step is kept or
+dropped as a whole: one whose update was not applied must not enter the means.
+
+FLOPs of the model, forward and backward (PaLM's counting, Chowdhery et al. 2022, appendix B): 6 a token and weight of
+the blocks, and 12·layers·H for every pair of tokens that attend to each other; nothing for padding, for recomputation,
+for embedding and decoder (27 tokens).
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+
+import torch
+
+from amplify_ds.data.loader import PackedBatch
+from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.training import engine
+
+_HOST = ("targets", "residues", "tokens", "places", "pairs", "waited")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Over all ranks, of n steps. places: for tokens, padding counted. waited: seconds for data, all ranks together."""
+
+    step_losses: list[float]  # [n] mean a target
+    loss: float
+    accuracy: float
+    targets: float
+    residues: float
+    tokens: float
+    places: float
+    pairs: float
+    waited: float
+    memory: list[float]  # [ranks] peak bytes: of the GPU, or of the process on a CPU
+    seconds: float
+
+
+class Interval:
+    """Sums of the steps since the last log, of this rank."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.began = time.perf_counter()
+        self._steps: list[tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]] = []
+        self._batches: list[int] = []
+        self.drop()
+
+    def add(self, batch: PackedBatch, row_losses: torch.Tensor, logits: torch.Tensor, waited: float) -> None:
+        """Count a micro batch. row_losses: [rows] sums over each row's targets."""
+        correct = (logits.detach().argmax(-1) == batch.labels).sum()
+        lengths = batch.cu_seqlens.diff().double()
+        pairs = lengths.square().sum().item()
+        counts = [batch.targets, batch.residues, batch.tokens, batch.input_ids.numel(), pairs, waited]
+        for pending, value in zip(self._pending, (row_losses.detach(), correct, counts)):
+            pending.append(value)
+
+    def keep(self, batch: int) -> None:
+        """The step, which read that batch, was applied."""
+        self._steps.append(self._pending)
+        self._batches.append(batch)
+        self.drop()
+
+    def drop(self) -> None:
+        """The step was not applied: forget its micro batches."""
+        self._pending = ([], [], [])
+
+    def totals(self) -> Totals:
+        """Collective: every rank has kept the same number of steps. The only copy from the device."""
+        n = len(self._steps)
+        losses = [torch.stack([rows.sum() for rows in row_losses]).sum().double() for row_losses, _, _ in self._steps]
+        correct = torch.stack([count for _, counts, _ in self._steps for count in counts]).sum().double()
+        host = torch.tensor([counts for _, _, micro in self._steps for counts in micro], dtype=torch.float64).sum(0)
+        targets = torch.tensor([sum(counts[0] for counts in micro) for _, _, micro in self._steps], dtype=torch.float64)
+        memory = torch.zeros(engine.world_size(), dtype=torch.float64)
+        memory[engine.rank()] = peak_memory(self.device)
+        on_host = torch.cat((targets, host, memory)).to(self.device)
+        found = engine.sum_over_ranks(torch.cat((torch.stack(losses), correct[None], on_host))).tolist()
+        losses, [correct], targets, rest = found[:n], found[n : n + 1], found[n + 1 : 2 * n + 1], found[2 * n + 1 :]
+        host = dict(zip(_HOST, rest))
+        return Totals(
+            step_losses=[loss / count for loss, count in zip(losses, targets)],
+            loss=sum(losses) / host["targets"],
+            accuracy=correct / host["targets"],
+            memory=rest[len(_HOST) :],
+            seconds=time.perf_counter() - self.began,
+            **host,
+        )
+
+    def row_losses(self, step: int) -> tuple[int, torch.Tensor]:
+        """Of step number `step` of the interval: its batch, and [rows of this rank] sums over each row's targets."""
+        return self._batches[step], torch.cat(self._steps[step][0])
+
+
+def peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def model_flops(config: AMPLIFYConfig, tokens: float, pairs: float) -> float:
+    """Of a forward and backward over `tokens` tokens, of which `pairs` ordered pairs attend to each other."""
+    size = config.hidden_size
+    weights = config.num_hidden_layers * (4 * size * size + 3 * size * config.ffn_size)
+    return 6.0 * weights * tokens + 12.0 * config.num_hidden_layers * size * pairs
+
+
+def device_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of this device, as the best of some matrix products shows them: what a rank could do at most."""
+    side, rounds = (8192, 10) if device.type == "cuda" else (1024, 3)
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(rounds):
+        _synchronize(device)
+        began = time.perf_counter()
+        a @ a
+        _synchronize(device)
+        best = max(best, 2.0 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

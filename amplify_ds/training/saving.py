@@ -1,0 +1,50 @@
+"""Write checkpoints while training goes on: a thread writes what was copied to the host, one at a time.
+
+A step waits for the copy, and for a write before it that is not done yet. What the thread could not write is an error
+at the next look, with the older checkpoints untouched.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import checkpoint
+
+
+class BackgroundWriter:
+    """Of one run, on rank 0."""
+
+    def __init__(self, output: Path, keep_last: int, keep_every: int):
+        self.output, self.keep = output, (keep_last, keep_every)
+        self.problem: AmplifyError | None = None
+        self.seconds = 0.0  # that the last write took
+        self._thread: threading.Thread | None = None
+
+    def start(self, named_state: list, state: dict[str, Any]) -> None:
+        """Begin to write; waits for the write before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(named_state, state))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk, or has failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, named_state: list, state: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        try:
+            checkpoint.write(self.output, named_state, state)
+            checkpoint.prune(self.output, *self.keep)
+        except AmplifyError as error:
+            self.problem = error
+        except OSError as error:
+            self.problem = AmplifyError(f"{error.filename}: {error.strerror}")
+        except Exception as error:  # a thread's traceback would be seen, and the run would go on without checkpoints
+            self.problem = AmplifyError(f"{self.output}: the checkpoint could not be written ({error!r})")
+        self.seconds = time.perf_counter() - began
