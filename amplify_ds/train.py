@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from amplify_ds import config
@@ -22,6 +23,7 @@ in the DeepSpeed file. A run directory that holds a checkpoint is continued from
                      --data.train SHARDS --data.validation VALIDATION_SHARDS --output runs/first
   16 GPUs:         deepspeed --hostfile hostfile --no_local_rank --module amplify_ds.train --recipe 120M \\
                      --deepspeed_config ds_configs/zero1.json --data.train SHARDS --output runs/120M
+  stage 2:         … --recipe 120M-stage2 --init-from runs/120M --data.train SHARDS_OF_2048 --output runs/120M-stage2
   look first:      add --dry-run
 """
 
@@ -52,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", metavar="auto|never|PATH", default="auto",
         help="auto: continue from the newest checkpoint in RUN; never: refuse a RUN that has one; "
         "PATH: start from that checkpoint (default auto)",
+    )  # fmt: skip
+    add(
+        "--init-from", metavar="SOURCE", type=Path,
+        help="begin with the weights of a run (its newest checkpoint), a checkpoint or a Hugging Face folder, as stage "
+        "2 does; a run that has begun continues from its own checkpoints",
     )  # fmt: skip
     add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
     config.add_flags(parser)
@@ -89,9 +96,11 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     orphans.end_with_launcher()
     output = Path(arguments.output)
     zero = ds_config.read(arguments.deepspeed_config)
+    from amplify_ds.hub.folder import initial_weights
     from amplify_ds.training.trainer import Trainer
 
-    trainer = Trainer(run, zero, output, arguments.resume)
+    initial = arguments.init_from and partial(initial_weights, arguments.init_from)
+    trainer = Trainer(run, zero, output, arguments.resume, initial)
     done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
     result = trainer.pretrain()
     if trainer.leader:

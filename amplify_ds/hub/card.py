@@ -33,7 +33,7 @@ output.logits              # [1, length + 2, {vocabulary}]
 ## Training
 
 {step:,} optimizer steps, {residues:,} residues read, {precision}. Training data: shards with fingerprint
-`{fingerprint}`.
+`{fingerprint}`.{origin} `provenance.json` has the whole story.
 
 ## Validation
 
@@ -61,6 +61,15 @@ def model_card(state: dict[str, Any], version: str) -> str:
     return CARD.format(
         version=version, vocabulary=state["model"]["vocab_size"], step=state["step"],
         residues=state["progress"]["residues"], precision=state["precision"],
-        fingerprint=state["binding"]["training data"], scores="\n".join(scores) or "| none | | | | |",
+        origin=_origin(state["origin"]), fingerprint=state["binding"]["training data"], scores="\n".join(scores) or "| none | | | | |",
         settings=yaml.safe_dump(state["settings"], sort_keys=False),
     )  # fmt: skip
+
+
+def _origin(origin: dict[str, Any] | None) -> str:
+    """Where the run began, as a sentence, and where that began."""
+    if origin is None:
+        return ""
+    step = f", step {origin['step']:,} ({origin['progress']['residues']:,} residues)" if "step" in origin else ""
+    first = f" It began with the weights of `{origin['path']}`{step}, sha256 `{origin['sha256']}`."
+    return first + _origin(origin.get("origin"))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import amplify_ds
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import sha256, write_json
 from amplify_ds.hub.card import model_card
 from amplify_ds.hub.tokenizer import build_tokenizer, write_tokenizer
 from amplify_ds.model import modeling_amplify
@@ -26,6 +27,7 @@ from amplify_ds.training import checkpoint, runs
 
 CODE = ("modeling_amplify.py", "configuration_amplify.py", "attention.py")
 SAMPLE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "MALWMRLLPLLALLALWGPDPAAA|FVNQHLC")
+PROVENANCE = ("step", "settings", "binding", "precision", "origin", "files")  # of a checkpoint, in an export
 TOLERANCE = 1e-5  # of exported against own logits, both float32
 
 
@@ -79,6 +81,18 @@ def load_model(path: Path) -> AMPLIFY:
     return model.eval()
 
 
+def initial_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights of what `load_model` takes, and where they come from: what a run that begins with them records."""
+    model, found = load_model(path), find_checkpoint(path)
+    origin: dict[str, Any] = {"path": str(path.resolve())}
+    file = (found.path if found else path) / checkpoint.WEIGHTS
+    origin["sha256"] = found.state["files"][file.name] if found else sha256(file)
+    if found:
+        origin |= {"step": found.step, **{key: found.state[key] for key in ("settings", "binding", "progress", "origin")}}
+        origin["progress"] = {key: origin["progress"][key] for key in ("residues", "skipped")}
+    return dict(model.named_parameters()), origin
+
+
 def published_config(config: AMPLIFYConfig) -> dict[str, Any]:
     """config.json with the published fields, and the entry for masked-language modelling that the published one lacks."""
     return {
@@ -119,6 +133,7 @@ def export(source: Path, target: Path) -> checkpoint.CheckpointFile:
             shutil.copy(Path(modeling_amplify.__file__).with_name(name), partial / name)
         write_tokenizer(partial, model.config.context_length)
         (partial / "README.md").write_text(model_card(found.state, amplify_ds.__version__))
+        write_json(partial / "provenance.json", {key: found.state[key] for key in PROVENANCE})
         difference = largest_difference(model, partial)
         if not difference <= TOLERANCE:
             raise AmplifyError(

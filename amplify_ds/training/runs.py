@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
@@ -99,3 +101,14 @@ def choose_checkpoint(
     if found is not None and found.step > last_step:
         raise AmplifyError(f"{output}: has done {found.step} steps, training.steps asks for {last_step}")
     return found
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """AmplifyError unless `weights` are those of a model with the `expected` shapes."""
+    found = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if differing := sorted({name for name, _ in set(found.items()) ^ set(expected.items())}):
+        name = differing[0]
+        raise AmplifyError(
+            f"--init-from {source}: holds the weights of another model: {len(differing)} tensors differ, such as {name}: "
+            f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}. Choose the recipe of that model."
+        )

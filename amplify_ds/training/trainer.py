@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,15 @@ class Progress:
 class Trainer:
     """One run on this rank. Construct it on every rank, call `pretrain` on every rank."""
 
-    def __init__(self, run: RunConfig, zero: dict[str, Any], output: Path, resume: str = "auto"):
+    def __init__(
+        self,
+        run: RunConfig,
+        zero: dict[str, Any],
+        output: Path,
+        resume: str = "auto",
+        initial: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]] | None = None,
+    ):
+        """`initial` gives the weights to begin with and where they come from; it is called when the run begins."""
         self.run, self.output = run, output
         self.leader = engine.rank() == 0
         self.shards = Shards(run.data.train)
@@ -91,6 +100,7 @@ class Trainer:
         model = AMPLIFY(shape)
         model.gradient_checkpointing = run.training.activation_checkpointing
         self.parameters = sum(p.numel() for p in model.parameters())
+        model_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         precision = resolve_precision(run.training.precision, self.device.type)
         self.engine = engine.Engine(model, run, zero, self.plan.accumulation, precision, self.device)
         self.progress, self.skips, self.origin = Progress(), [], None
@@ -100,6 +110,11 @@ class Trainer:
             self.progress, self.skips = Progress(**found.state["progress"]), found.state["skips"]
             self.origin = found.state["origin"]
             self.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
+        elif initial is not None:
+            weights, self.origin = initial()
+            runs.check_weights(weights, model_shapes, self.origin["path"])
+            self.engine.load_state(lambda kind, name: weights[name], 0)
+            self.say(f"beginning with the weights of {self.origin['path']}")
         self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
         self.peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
 

@@ -1,0 +1,64 @@
+"""List the checkpoints of a run: `python -m amplify_ds.checkpoints RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from amplify_ds.errors import AmplifyError, command
+
+DESCRIPTION = """\
+List the checkpoints of a run: step, size, whether it is complete, and the validation loss (nats a target) at that
+step, set by set, under <mask>-only masking. Training continues from the newest that is complete. With --verify every
+file is read and compared with its checksum.
+
+  python -m amplify_ds.checkpoints runs/first --verify
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="amplify_ds.checkpoints", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run directory (--output of amplify_ds.train)")
+    parser.add_argument("--verify", action="store_true", help="compare every file with its checksum")
+    arguments = parser.parse_args()
+    from amplify_ds.training import checkpoint, runs
+
+    if not (arguments.run / runs.DESCRIPTION).exists():
+        raise AmplifyError(f"{arguments.run}: holds no {runs.DESCRIPTION}, so it is no run directory")
+    paths = checkpoint.complete(arguments.run)
+    others = sorted(p for p in checkpoint.folder(arguments.run).glob(".step-*"))
+    lines, damaged = [], 0
+    for path in tqdm(paths, desc="verifying", unit="checkpoint", disable=not (arguments.verify and sys.stderr.isatty())):
+        losses = "-"
+        try:
+            found = checkpoint.open_checkpoint(path)
+            if arguments.verify:
+                checkpoint.verify(found)
+            at_step = [entry for entry in found.state["progress"]["history"] if entry["step"] == found.step]
+            losses = "  ".join(f"{e['set']} {e['loss']:.4f}" for e in at_step if e["protocol"] == "mask_only") or "-"
+            condition = "verified" if arguments.verify else "complete"
+        except AmplifyError as error:
+            condition, damaged = f"damaged: {str(error).removeprefix(f'{path}: ')}", damaged + 1
+        lines.append((path.name, _size(path), condition, losses))
+    lines += [(path.name, _size(path), "incomplete: removed at the next save", "-") for path in others]
+    if not lines:
+        print(f"{arguments.run} has no checkpoint yet")
+        return 0
+    titles = ("checkpoint", "size", "condition", "validation loss")
+    widths = [max(len(line[column]) for line in (titles, *lines)) for column in range(3)]
+    for line in (titles, *lines):
+        print("  ".join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]))
+    return 1 if damaged else 0
+
+
+def _size(path: Path) -> str:
+    return tqdm.format_sizeof(sum(file.stat().st_size for file in path.iterdir()), "B", 1024)
+
+
+if __name__ == "__main__":
+    command(main)
