@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 from amplify_ds import config
@@ -99,8 +98,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     from amplify_ds.hub.folder import initial_weights
     from amplify_ds.training.trainer import Trainer
 
-    initial = arguments.init_from and partial(initial_weights, arguments.init_from)
-    trainer = Trainer(run, zero, output, arguments.resume, initial)
+    trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from)
     done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
     result = trainer.pretrain()
     if trainer.leader:

@@ -19,6 +19,11 @@ from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.schedule import learning_rate
 
 
+needs_compiler = pytest.mark.skipif(
+    not (os.environ.get("CI") or shutil.which("g++")), reason="torch.compile needs g++, which is not installed here"
+)
+
+
 def plain_training(shards, left_out=()):
     """Losses, gradient norms and final weights of ten steps in one process: padded proteins, torch's AdamW."""
     asked = config.resolve("tiny", None, SMALL)
@@ -62,6 +67,9 @@ def plain(shards):
         (2, 2, {}),
         (3, 2, {"training__activation_checkpointing": "true"}),
         (1, 1, {"data__workers": 2}),
+        ("2_offload", 2, {}),
+        ("3_offload", 2, {}),
+        pytest.param(1, 2, {"training__compile": "true", "training__micro_batch_rows": 2}, marks=needs_compiler),
     ],
 )
 def test_every_stage_trains_as_one_plain_process_does(plain, shards, tmp_path, stage, ranks, settings):

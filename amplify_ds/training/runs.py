@@ -103,6 +103,14 @@ def choose_checkpoint(
     return found
 
 
+def check_origin(origin: Mapping[str, Any] | None, asked: Path | None, output: Path) -> None:
+    """AmplifyError if --init-from names other weights than those with which the run began."""
+    if asked is not None and (origin is None or origin["path"] != str(asked.resolve())):
+        began = f"began with the weights of {origin['path']}" if origin else "began with random weights"
+        raise AmplifyError(f"{output}: {began}, not with those of {asked}. Leave --init-from out to continue it, or "
+                           "choose another --output.")  # fmt: skip
+
+
 def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> None:
     """AmplifyError unless `weights` are those of a model with the `expected` shapes."""
     found = {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -77,9 +77,10 @@ class Trainer:
         zero: dict[str, Any],
         output: Path,
         resume: str = "auto",
-        initial: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]] | None = None,
+        initial: Callable[[Path], tuple[dict[str, torch.Tensor], dict[str, Any]]] | None = None,
+        initial_path: Path | None = None,
     ):
-        """`initial` gives the weights to begin with and where they come from; it is called when the run begins."""
+        """`initial` reads the weights to begin with from `initial_path`, and says where they come from."""
         self.run, self.output = run, output
         self.leader = engine.rank() == 0
         self.shards = Shards(run.data.train)
@@ -109,9 +110,10 @@ class Trainer:
             self.engine.load_state(found.reader(), found.step)
             self.progress, self.skips = Progress(**found.state["progress"]), found.state["skips"]
             self.origin = found.state["origin"]
+            runs.check_origin(self.origin, initial_path, output)
             self.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
-        elif initial is not None:
-            weights, self.origin = initial()
+        elif initial_path is not None:
+            weights, self.origin = initial(initial_path)
             runs.check_weights(weights, model_shapes, self.origin["path"])
             self.engine.load_state(lambda kind, name: weights[name], 0)
             self.say(f"beginning with the weights of {self.origin['path']}")
