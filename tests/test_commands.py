@@ -49,7 +49,7 @@ def test_bad_input_is_one_message(shards, tmp_path, extra, text):
 
 
 LAYERS = [
-    {"errors", "files", "vocab", "config"},
+    {"errors", "files", "processes", "vocab", "config"},
     {"data", "model"},
     {"training"},
     {"hub"},
