@@ -52,6 +52,7 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"hub"},
+    {"benchmarks"},
     {"train", "evaluate", "export", "plot", "benchmark"},
 ]  # each imports from those above it and from its own
 
