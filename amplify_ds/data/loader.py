@@ -113,7 +113,7 @@ class TrainingBatches(Dataset):
     ):
         self.shards, self.plan, self.seed = shards, plan, seed
         self.shares = (fraction, mask_share, random_share)
-        self.slots = masking.masked_per_row(shards.manifest, fraction)
+        self.slots = masking.masked_per_row([shards.manifest], [1], fraction)
         if self.slots < 1:
             raise AmplifyError(
                 f"masking.fraction {fraction} selects no token of the {shards.row_tokens} of a row of {shards.path}"
