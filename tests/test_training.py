@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from amplify_ds import config
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.schedule import learning_rate
@@ -28,7 +29,8 @@ def plain(shards):
     model.load_state_dict(AMPLIFY(AMPLIFYConfig(**asked.model.model_dump())).state_dict())  # same initial weights
     settings = asked.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
-    batches = TrainingBatches(Shards(shards["train"]), BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())
+    mixture = Mixture([Source("train", 1, Shards(shards["train"]))])
+    batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())
     found = []
     for step in range(asked.training.steps):
         batch = batches[step]

@@ -32,8 +32,11 @@ output.logits              # [1, length + 2, {vocabulary}]
 
 ## Training
 
-{step:,} optimizer steps, {residues:,} residues read, {precision}. Training data: shards with fingerprint
-`{fingerprint}`.
+{step:,} optimizer steps, {residues:,} residues read, {precision}. Training data:
+
+| source | weight | fingerprint of the shards |
+|---|---|---|
+{sources}
 
 ## Validation
 
@@ -58,9 +61,10 @@ def model_card(state: dict[str, Any], version: str) -> str:
         f"| {item['set']} | {item['protocol']} | {item['step']} | {item['perplexity']:.3f} | {item['baseline_perplexity']:.3f} |"
         for item in newest.values()
     ]
+    sources = [f"| {s['name']} | {s['weight']} | `{s['fingerprint']}` |" for s in state["binding"]["training data"]]
     return CARD.format(
         version=version, vocabulary=state["model"]["vocab_size"], step=state["step"],
         residues=state["progress"]["residues"], precision=state["precision"],
-        fingerprint=state["binding"]["training data"], scores="\n".join(scores) or "| none | | | | |",
+        sources="\n".join(sources), scores="\n".join(scores) or "| none | | | | |",
         settings=yaml.safe_dump(state["settings"], sort_keys=False),
     )  # fmt: skip

@@ -23,14 +23,13 @@ from tqdm import tqdm
 
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import TrainingBatches, training_loader
-from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, engine, runs
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
-from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, validation_sets
+from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
 from amplify_ds.training.schedule import learning_rate
 
 VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
@@ -87,14 +86,14 @@ class Trainer:
     def __init__(self, run: RunConfig, zero: dict[str, Any], output: Path, resume: str = "auto"):
         self.run, self.output = run, output
         self.leader = engine.rank() == 0
-        self.shards = Shards(run.data.train)
+        self.sources = training_sources(run)
         self.validation = validation_sets(run)
-        self.plan = batch_plan(run, self.shards.row_tokens, engine.rank(), engine.world_size())
-        self.binding = {**run.binding(), "training data": self.shards.fingerprint}
-        self.batches = TrainingBatches(self.shards, self.plan, run.training.seed, **run.masking.model_dump())
-        shape = model_config(run, self.shards.max_length)
+        self.plan = batch_plan(run, self.sources.row_tokens, engine.rank(), engine.world_size())
+        self.binding = {**run.binding(), "training data": self.sources.binding()}
+        self.batches = TrainingBatches(self.sources, self.plan, run.training.seed, **run.masking.model_dump())
+        shape = model_config(run, self.sources.max_length)
         if self.leader:
-            for shards in (self.shards, *self.validation.values()):
+            for shards in (*(source.shards for source in self.sources.sources), *self.validation.values()):
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
@@ -169,6 +168,7 @@ class Trainer:
         loss, norm = loss_sum / targets, float(norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"loss {loss}, gradient norm {norm}")
+        epochs = self.sources.epochs(progress.step * self.plan.global_rows, self.run.training.seed)
         progress.seconds += seconds
         progress.residues += int(residues)
         for tag, value in {
@@ -180,7 +180,7 @@ class Trainer:
             "speed/residues_per_second": residues / seconds,
             "speed/seconds_waiting_for_data": waited / engine.world_size(),
             "data/packing_efficiency": tokens / places,
-            "data/epoch": progress.step * self.plan.global_rows / self.shards.num_rows,
+            **{f"data/epoch/{name}": passes for name, passes in epochs.items()},
         }.items():
             self.events.add_scalar(tag, value, progress.step)
         self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens / seconds:,.0f} tokens/s", refresh=False)
@@ -251,7 +251,7 @@ class Trainer:
             "residues": progress.residues,
             "seconds": progress.seconds,
             "residues_per_second": progress.residues / progress.seconds,
-            "packing_efficiency": self.shards.manifest["packing_efficiency"],
+            "packing_efficiency": self.sources.packing_efficiency(),
             "checkpoint": str(checkpoint.complete(self.output)[-1]) if self.leader else None,
             "evaluations": progress.history,
         }
