@@ -127,9 +127,12 @@ def _of_2_32(share: float) -> np.uint64:
 def _choose(eligible: np.ndarray, count: int, draws: np.random.Philox) -> np.ndarray:
     """Return `count` of the places where `eligible` (bool [n]) holds, int64, ascending."""
     words = draws.random_raw(-(-len(eligible) // 8)).astype("<u8", copy=False)
-    # 256 and more stands for no ticket: it is never reached, for at least `count` places have a smaller one.
-    ticket = words.view(np.uint8)[: len(eligible)] | (~eligible).astype(np.uint16) << 8
-    last = int(np.bincount(ticket, minlength=256)[:256].cumsum().searchsorted(count))
+    ticket = words.view(np.uint8)[: len(eligible)] | (~eligible).astype(np.uint16) << 8  # 256 and more: none
+    last = 256 * count // len(eligible)  # near the largest ticket that is chosen; from here step by step
+    while last and np.count_nonzero(ticket < last) >= count:
+        last -= 1
+    while np.count_nonzero(ticket <= last) < count:
+        last += 1
     chosen = ticket < last
     tied = np.flatnonzero(ticket == last)
     missing = count - np.count_nonzero(chosen)

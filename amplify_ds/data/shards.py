@@ -110,10 +110,9 @@ class Shards:
 
     def arrays(self, shard: int) -> Arrays:
         """Map the arrays of a shard into memory, for reading all of it."""
-        offsets, expected = self._look_at(shard), self._expected(shard)
-        paths = [self.path / name for name in self.manifest["shards"][shard]["files"]]
+        parts = zip(self.manifest["shards"][shard]["files"], self._look_at(shard), self._expected(shard))
         return Arrays(
-            *(np.memmap(path, dtype, "r", offset, shape) for path, offset, (dtype, shape) in zip(paths, offsets, expected))
+            *(np.memmap(self.path / name, dtype, "r", offset, shape) for name, offset, (dtype, shape) in parts)
         )
 
     def _files(self, shard: int) -> _Files:
