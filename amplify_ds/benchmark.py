@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from amplify_ds.benchmarks import prep
+from amplify_ds.benchmarks import loader, prep, start
 from amplify_ds.errors import command
 
-PARTS = {"prep": (prep, "data preparation: speed, memory, scaling")}
+PARTS = {
+    "prep": (prep, "data preparation: speed, memory, scaling"),
+    "loader": (loader, "training batches a second, beside Hugging Face's collator"),
+    "start": (start, "reaching a far step of a large data set: time, memory"),
+}
 
 
 def main() -> int:

@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from amplify_ds.benchmarks.common import on_one_core, table
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import RESIDUES, encode_bytes
@@ -94,7 +94,7 @@ def _prep(place: Path, residues: int, workers: int) -> None:
             f"{many.residues / many.seconds / 1e6:.1f} million residues/s, {one.seconds / many.seconds:.2f} times one"
         )
         lines += [(f"{workers} workers", speed), ("  peak memory of one", f"{many.memory / 1e6:,.0f} MB")]
-    print("\n".join(f"{name:<50}{value}" for name, value in lines))
+    print(table(lines))
 
 
 def make_fasta(path: Path, residues: int) -> None:
@@ -180,22 +180,10 @@ def _usual_pipeline(place: Path, fasta: Path, residues: int = 4_000_000) -> tupl
         rows.save_to_disk(place / "usual")
 
     count = sum(map(len, sequences))
-    return count / _on_one_core(run), count
+    return count / on_one_core(run), count
 
 
 def _translate(fasta: Path) -> float:
     with open(fasta, "rb") as file:
         text = file.read(2**26).replace(b"\n", b"")
-    return len(text) / _on_one_core(lambda: encode_bytes(text))
-
-
-def _on_one_core(work: Callable[[], object]) -> float:
-    """Return the seconds that `work` takes on one core."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    finally:
-        os.sched_setaffinity(0, cores)
+    return len(text) / on_one_core(lambda: encode_bytes(text))
