@@ -1,210 +1,30 @@
-"""Measure on this machine: `python -m amplify_ds.benchmark prep`, data preparation.
-
-The input is made of real proteins: pieces of the bundled ones, one residue in twenty changed, joined to the lengths of
-UniRef (log-normal, mean 350). Each run is a process of its own, held to as many cores as it has workers; time is from
-its start to the finished directory, on uncompressed FASTA. The usual pipeline (`datasets.map`, fast tokenizer, padding
-to 512) gets the head of the same file, as it is some hundred times slower; `bytes.translate` alone is the limit.
-"""
+"""Measure on this machine: `python -m amplify_ds.benchmark PART`; amplify_ds/benchmarks/ holds the parts."""
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
+from amplify_ds.benchmarks import loader, prep, start
+from amplify_ds.errors import command
 
-from amplify_ds.data.shards import Shards
-from amplify_ds.errors import AmplifyError, command
-from amplify_ds.vocab import RESIDUES, encode_bytes
-
-DATA_PREP = Path(__file__).parents[1] / "data_prep"
-_BLOCK = 2**24  # residues made at a time
-_MEAN_LENGTH, _SPREAD = 350, 0.65
-_LINE = 60
-_ONE_SHARD = 195_000_000  # residues that fill one shard of the default size: memory does not grow from there on
-
-
-class Measured(NamedTuple):
-    """seconds from start to end, those of them in which a core was at work (others may share the machine), residues in
-    the result, peak memory of the largest process in bytes, share of the rows that is full."""
-
-    seconds: float
-    busy: float
-    residues: int
-    memory: int
-    efficiency: float
+PARTS = {
+    "prep": (prep, "data preparation: speed, memory, scaling"),
+    "loader": (loader, "training batches a second, beside Hugging Face's collator"),
+    "start": (start, "reaching a far step of a large data set: time, memory"),
+}
 
 
 def main() -> int:
-    options = _parse()
-    if not (DATA_PREP / "build_shards.py").exists():
-        raise AmplifyError(f"there is no {DATA_PREP}: the benchmark needs the repository, not only the package.")
-    place = Path(tempfile.mkdtemp(prefix="benchmark-", dir=options.directory))
-    try:
-        _prep(place, int(options.residues), options.workers)
-    finally:
-        shutil.rmtree(place)
-    return 0
-
-
-def _prep(place: Path, residues: int, workers: int) -> None:
-    cores = len(os.sched_getaffinity(0))
-    print(f"data preparation, {residues:,} residues of resampled proteins, {cores} cores", flush=True)
-    small, large = place / "small.fasta", place / "large.fasta"
-    few = min(residues // 10, _ONE_SHARD)
-    make_fasta(small, few)
-    make_fasta(large, residues)
-    usual, sample = _usual_pipeline(place, small)
-    limit = _translate(large)
-    tenth, one = _build(place, small, 1), _build(place, large, 1)
-    lines = [
-        ("`bytes.translate` alone, the limit", f"{limit / 1e6:,.0f} million residues/s"),
-        ("one core, FASTA to finished shards", f"{one.residues / one.seconds / 1e6:.1f} million residues/s"),
-        ("  while the core was at work on it", f"{one.residues / one.busy / 1e6:.1f} million residues/s"),
-        (f"datasets.map, the same core ({sample:,} residues)", f"{usual / 1e6:.2f} million residues/s"),
-        ("  times slower", f"{one.residues / one.seconds / usual:.0f}"),
-        ("rows full", f"{one.efficiency:.2%}"),
-        (f"peak memory, {few:,} residues", f"{tenth.memory / 1e6:,.0f} MB"),
-        (f"peak memory, {residues:,} residues", f"{one.memory / 1e6:,.0f} MB ({one.memory / tenth.memory - 1:+.0%})"),
-    ]
-    if 1 < workers <= cores:
-        many = _build(place, large, workers)
-        speed = (
-            f"{many.residues / many.seconds / 1e6:.1f} million residues/s, {one.seconds / many.seconds:.2f} times one"
+    parser = argparse.ArgumentParser(prog="amplify_ds.benchmark", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
+    for name, (module, title) in PARTS.items():
+        part = parts.add_parser(
+            name, help=title, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        lines += [(f"{workers} workers", speed), ("  peak memory of one", f"{many.memory / 1e6:,.0f} MB")]
-    print("\n".join(f"{name:<50}{value}" for name, value in lines))
-
-
-def make_fasta(path: Path, residues: int) -> None:
-    """Write about `residues` residues of resampled real proteins to `path`."""
-    draw = np.random.default_rng(0)
-    with gzip.open(DATA_PREP / "example" / "train.fasta.gz") as file:
-        real = b"".join(line.strip() for line in file if not line.startswith(b">"))
-    real = np.frombuffer(real, dtype=np.uint8)
-    letters = np.frombuffer(RESIDUES.encode(), dtype=np.uint8)
-    number = 0
-    with open(path, "wb") as out:
-        while residues > 0:
-            size = min(residues, _BLOCK)
-            residues -= size
-            text = np.tile(real, -(-size // len(real)) + 1)[draw.integers(len(real)) :][:size]
-            changed = draw.random(size) < 0.05
-            text[changed] = draw.choice(letters, changed.sum())
-            ends = np.cumsum(_lengths(draw, size)).tolist()
-            text, start = text.tobytes(), 0
-            for end in (end for end in ends if end <= size):
-                out.write(
-                    b">sp|P%08d|BENCH_%d Resampled protein OS=Homo sapiens OX=9606 PE=1 SV=1\n" % (number, number)
-                )
-                out.writelines(text[at : min(at + _LINE, end)] + b"\n" for at in range(start, end, _LINE))
-                number, start = number + 1, end
-
-
-def _lengths(draw: np.random.Generator, residues: int) -> np.ndarray:
-    location = np.log(_MEAN_LENGTH) - _SPREAD**2 / 2
-    return np.clip(draw.lognormal(location, _SPREAD, residues // _MEAN_LENGTH + 1), 20, 20_000).astype(np.int64)
-
-
-def _build(place: Path, fasta: Path, workers: int) -> Measured:
-    """Run build_shards.py as a user does, on as many cores as workers."""
-    output = place / "shards"
-    words = [sys.executable, DATA_PREP / "build_shards.py", "--input", fasta, "--output", output, "--workers", workers]
-    cores = sorted(os.sched_getaffinity(0))[:workers]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise AmplifyError(f"build_shards.py ended with {process.returncode}, see above.")
-    manifest = Shards(output).manifest
-    shutil.rmtree(output)
-    busy = usage.ru_utime + usage.ru_stime
-    return Measured(
-        seconds, busy, manifest["counts"]["residues"], usage.ru_maxrss * 1024, manifest["packing_efficiency"]
-    )
-
-
-def _usual_pipeline(place: Path, fasta: Path, residues: int = 4_000_000) -> tuple[float, int]:
-    """Return (residues a second, residues) of tokenizing and padding with `datasets`, once warm, on one core."""
-    from datasets import Dataset, disable_progress_bars
-    from tokenizers import normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    from amplify_ds.hub.tokenizer import build_tokenizer
-
-    disable_progress_bars()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    bare = build_tokenizer()
-    bare.normalizer = normalizers.Sequence([])  # the usual one raises no lower case, and is faster for it
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, pad_token="<pad>", unk_token="<unk>")
-    with open(fasta) as file:
-        records = file.read(residues * 2).split(">")[1:-1]
-    sequences = ["".join(record.split("\n")[1:]) for record in records]
-    total = np.cumsum([len(sequence) for sequence in sequences])
-    sequences = sequences[: int(np.searchsorted(total, residues))]
-
-    def tokenize(batch: dict) -> dict:
-        return tokenizer(batch["sequence"], truncation=True, max_length=512, padding="max_length")
-
-    def run() -> None:
-        rows = Dataset.from_dict({"sequence": sequences}).map(tokenize, batched=True, remove_columns="sequence")
-        rows.save_to_disk(place / "usual")
-
-    count = sum(map(len, sequences))
-    return count / _on_one_core(run), count
-
-
-def _translate(fasta: Path) -> float:
-    with open(fasta, "rb") as file:
-        text = file.read(2**26).replace(b"\n", b"")
-    return len(text) / _on_one_core(lambda: encode_bytes(text))
-
-
-def _on_one_core(work: Callable[[], object]) -> float:
-    """Return the seconds that `work` takes on one core."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="amplify_ds.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_subparsers(dest="what", required=True)
-    prep = what.add_parser("prep", help="data preparation: speed, memory, scaling")
-    prep.add_argument(
-        "--residues",
-        type=float,
-        default=2e9,
-        metavar="N",
-        help="of the input; it needs 5 bytes of disk for each (default: 2e9)",
-    )
-    prep.add_argument("--workers", type=int, default=2, metavar="N", help="to compare with one (default: 2)")
-    prep.add_argument("--directory", type=Path, metavar="DIR", help="where to work (default: the temporary directory)")
-    return parser.parse_args()
+        module.add_arguments(part)
+    options = parser.parse_args()
+    PARTS[options.part][0].run(options)
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from amplify_ds.errors import AmplifyError
 
@@ -47,9 +47,18 @@ class Model(Section):
 
 
 class Data(Section):
-    train: str | None = setting("directory of training shards (made by data_prep/build_shards.py)", operational=True)
-    validation: list[str] = setting("validation shards, each DIR or NAME=DIR, evaluated on their own", operational=True)
+    train: list[str] = setting(
+        "training shards (made by data_prep/build_shards.py), each [NAME=]DIR[:WEIGHT]; several are mixed, WEIGHT rows "
+        "of each in turn (default 1)",
+        operational=True,
+    )
+    validation: list[str] = setting("validation shards, each [NAME=]DIR, evaluated on their own", operational=True)
     workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0)
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _one_or_several(cls, value):
+        return [value] if isinstance(value, str) else value
 
 
 class Masking(Section):
@@ -186,7 +195,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 METAVARS = {
-    str(int): "N", str(float): "X", str(bool): "true|false", str(str | None): "DIR", str(list[str]): "[NAME=]DIR",
+    str(int): "N", str(float): "X", str(bool): "true|false", str(list[str]): "[NAME=]DIR",
     str(tuple[Share, Share]): "X",
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ in the DeepSpeed file. A run directory that holds a checkpoint is continued from
                      --data.train SHARDS --data.validation VALIDATION_SHARDS --output runs/first
   16 GPUs:         deepspeed --hostfile hostfile --no_local_rank --module amplify_ds.train --recipe 120M \\
                      --deepspeed_config ds_configs/zero1.json --data.train SHARDS --output runs/120M
+  several sources: --data.train uniprot=DIR:15134 scop=DIR:136 oas=DIR:1   (rows of each, by weight)
   stage 2:         … --recipe 120M-stage2 --init-from runs/120M --data.train SHARDS_OF_2048 --output runs/120M-stage2
   look first:      add --dry-run
 """
@@ -59,6 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="begin with the weights of a run (its newest checkpoint), a checkpoint or a Hugging Face folder, as stage "
         "2 does; a run that has begun continues from its own checkpoints",
     )  # fmt: skip
+    add(
+        "--skip-rows", metavar="FILE", type=Path,
+        help="leave these rows out from now on, as guards list them in RUN/skipped_rows.jsonl and RUN/loss_spikes.jsonl",
+    )  # fmt: skip
     add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
     config.add_flags(parser)
     return parser
@@ -73,7 +78,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, config.RunConfig]:
     run = config.resolve(known.recipe, known.config, flags)
     if unknown:
         raise AmplifyError(f"not understood: {' '.join(unknown)}; --help lists every option")
-    if run.data.train is None:
+    if not run.data.train:
         raise AmplifyError("data.train is not set: give --data.train DIR (shards, made by data_prep/build_shards.py)")
     return known, run
 
@@ -98,7 +103,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     from amplify_ds.hub.folder import initial_weights
     from amplify_ds.training.trainer import Trainer
 
-    trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from)
+    trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows)
     done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
     result = trainer.pretrain()
     if trainer.leader:
@@ -114,7 +119,6 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
 
 
 def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
-    from amplify_ds.data.shards import Shards
     from amplify_ds.training import ds_config, plan
 
     if int(os.environ.get("RANK", 0)):
@@ -122,22 +126,29 @@ def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     import torch
 
     zero = ds_config.read(arguments.deepspeed_config)
-    shards = Shards(run.data.train)
+    mixture = plan.training_sources(run)
     sets = plan.validation_sets(run)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    cut = plan.batch_plan(run, shards.row_tokens, 0, world_size)
-    model = plan.model_config(run, shards.max_length)
+    cut = plan.batch_plan(run, mixture.row_tokens, 0, world_size)
+    model = plan.model_config(run, mixture.max_length)
     precision = plan.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    memory = plan.memory_per_device(run, model, shards.row_tokens, ds_config.stage(zero), world_size, precision)
-    rows = f"{cut.global_rows} rows of {shards.row_tokens:,}"
+    memory = plan.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
+    rows = f"{cut.global_rows} rows of {mixture.row_tokens:,}"
     share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
-    epochs = run.training.steps * cut.global_rows / shards.num_rows
+    epochs = mixture.epochs(run.training.steps * cut.global_rows, run.training.seed)
+    of_each = {}
+    for source, weight in zip(mixture.sources, mixture.weights.tolist()):
+        a_step = cut.global_rows * weight / int(mixture.weights.sum())  # rows
+        of_each[f"source {source.name}"] = (
+            f"weight {weight:,}, {source.shards.num_rows:,} rows in {source.shards.path}: steps an epoch "
+            f"{source.shards.num_rows / a_step:,.1f}, epochs in all {epochs[source.name]:,.2f}"
+        )
     lines = {
         "parameters": f"{plan.parameter_count(model):,}",
         "devices": f"{world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}",
         "tokens a step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
-        "steps an epoch": f"{shards.num_rows / cut.global_rows:,.1f} ({shards.num_rows:,} rows in {run.data.train})",
-        "epochs": f"{epochs:,.2f} in {run.training.steps:,} steps",
+        "steps": f"{run.training.steps:,}",
+        **of_each,
         **{f"validation {name}": f"{opened.num_rows:,} rows in {opened.path}" for name, opened in sets.items()},
         **{f"memory, {part}": f"about {size / 2**30:,.2f} GiB a device" for part, size in memory.items()},
     }

@@ -50,7 +50,11 @@ def launch_words(ranks: int, output, shards, stage: int = 1, **settings) -> list
         "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json", "--data.train", shards["train"],
         "--data.validation", f"held_out={shards['validation']}", "--output", output,
     ]  # fmt: skip
-    return [str(w) for w in (*words, *(part for key, value in flags.items() for part in (f"--{key.replace('init_from', 'init-from')}", value)))]
+    return [str(w) for w in (*words, *(part for key, value in flags.items() for part in (_flag(key), value)))]
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-') if key in ('init_from', 'skip_rows') else key}"
 
 
 def train(ranks: int, output, shards, stage: int = 1, **settings) -> subprocess.CompletedProcess:

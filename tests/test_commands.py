@@ -1,6 +1,7 @@
 """Commands as users meet them: help, dry runs, layers, and the README's words."""
 
 import ast
+import json
 import re
 
 import pytest
@@ -31,6 +32,19 @@ def test_dry_run_prints_the_plan_and_makes_nothing(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_of_a_mixture_says_how_often_each_source_is_read(shards, tmp_path):
+    rows = {name: json.loads((shards[name] / "manifest.json").read_text())["counts"]["rows"] for name in shards}
+    words = ["--recipe", "tiny", "--output", tmp_path / "run", "--training.global_batch_tokens", 8192, "--dry-run"]
+    mixture = [f"a={shards['train']}:30", f"{shards['validation']}:10"]
+    result = python("-m", "amplify_ds.train", *words, "--training.steps", 50, "--data.train", *mixture)
+    assert result.returncode == 0, result.stderr
+    for name, weight, share in (("train", 3, 0.75), ("validation", 1, 0.25)):
+        shown = "source a" if name == "train" else "source validation"
+        line = next(line for line in result.stdout.splitlines() if line.startswith(shown))
+        assert f"weight {weight}, {rows[name]} rows in" in line, line
+        assert f"steps an epoch {rows[name] / (8 * share):,.1f}, epochs in all {400 * share / rows[name]:,.2f}" in line
+
+
 @pytest.mark.parametrize(
     "extra, text",
     [
@@ -53,6 +67,7 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"hub"},
+    {"benchmarks"},
     {"train", "evaluate", "export", "plot", "benchmark"},
 ]  # each imports from those above it and from its own
 

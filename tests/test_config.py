@@ -87,7 +87,7 @@ def test_bad_settings_are_named_with_their_source(tmp_path):
     [
         ("--recipe tiny --output o", "data.train is not set"),
         ("--recipe tiny --output o --data.train d --optimizer.lerning_rate 3", "optimizer.lerning_rate"),
-        ("--recipe tiny --output o --data.train d stray", "stray"),
+        ("--recipe tiny --output o --data.train d --training.steps 5 stray", "stray"),
         ("--recipe huge --output o", "invalid choice: 'huge'"),
         ("--recipe tiny", "--output"),
     ],

@@ -89,3 +89,21 @@ def test_a_jump_of_the_loss_names_the_row(shards, tmp_path):
     assert {line["row"] for line in found} == set(rows_of(shards, 6)) and {line["step"] for line in found} == {7}
     assert found[0]["row"] == rows_of(shards, 6)[2], "the first row of rank 1"
     assert found[0]["loss"] > 50 > found[1]["loss"] and "jumped" not in train(1, tmp_path / "b", shards).stderr
+
+
+def test_rows_are_skipped_from_now_on(shards, tmp_path):
+    """The first five steps as they were, then with other rows in the place of some; a later start needs no list."""
+    output, file = tmp_path / "run", tmp_path / "rows.jsonl"
+    assert train(2, output, shards, training__steps=5).returncode == 0
+    rows = [row for batch in (6, 8) for row in rows_of(shards, batch)[1:3]]
+    file.write_text("".join(json.dumps({"source": "train", "row": row, "loss": 9.0}) + "\n" for row in rows))
+    result = train(2, output, shards, training__steps=7, skip_rows=file)
+    assert result.returncode == 0, result.stderr
+    result = train(1, output, shards)
+    assert result.returncode == 0, result.stderr
+    expected, _, _ = plain_training(shards, skips=[{"source": "train", "row": row, "from": 5} for row in rows])
+    assert list(losses(output).values()) == pytest.approx(expected, abs=1e-5)
+    assert expected[6] != pytest.approx(plain_training(shards)[0][6], abs=1e-5)
+    file.write_text('{"source": "train", "row": 123456789}\n')
+    wrong = train(1, output, shards, training__steps=11, skip_rows=file)
+    assert wrong.returncode != 0 and "rows.jsonl, line 1: train has no row 123456789" in wrong.stderr

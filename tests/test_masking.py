@@ -47,8 +47,10 @@ def philox_by_definition(key: int):
 def mask_by_definition(tokens: list[int], key: bytes, count: int, mask_share: float, random_share: float):
     draws = philox_by_definition(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
     eligible = [place for place, token in enumerate(tokens) if token not in (0, 3, 4)]
-    tickets = {place: next(draws) for place in eligible}
-    chosen = sorted(sorted(eligible, key=tickets.get)[:count])
+    tickets = b"".join(next(draws).to_bytes(8, "little") for _ in range(-(-len(tokens) // 8)))
+    last = sorted(tickets[place] for place in eligible)[count - 1]
+    second = {place: next(draws) for place in eligible if tickets[place] == last}
+    chosen = sorted(sorted(eligible, key=lambda place: (tickets[place], second.get(place, 0)))[:count])
     masked = list(tokens)
     for place in chosen:
         upper, lower = divmod(next(draws), 2**32)
@@ -94,7 +96,7 @@ def test_every_row_at_least_91_percent_as_full_as_the_mean_carries_k():
     counts = sum(np.bincount(row, minlength=27) for row in rows)
     counts[PAD] = 0
     eligible = [int(is_eligible(row).sum()) for row in rows]
-    slots = masked_per_row({"token_counts": counts.tolist(), "counts": {"rows": 4}}, 0.15)
+    slots = masked_per_row([{"token_counts": counts.tolist(), "counts": {"rows": 4}}], [1], 0.15)
     assert slots == round(0.15 * sum(eligible) / 4)
     for row, held in zip(rows, eligible):
         _, positions, labels = mask_row(row, (0, 0, 0), slots, 0.15)
@@ -104,6 +106,16 @@ def test_every_row_at_least_91_percent_as_full_as_the_mean_carries_k():
         assert (labels[:used] >= 0).all()
         assert (positions[used:] == 0).all() and (labels[used:] == -100).all()
     assert eligible[3] < 0.91 * sum(eligible) / 4  # the case of unused slots did occur
+
+
+def test_k_of_several_sources_is_that_of_the_rows_that_are_read():
+    def manifest(residues, rows):
+        return {"token_counts": [7, 0, 0, 5, 5, *[0] * 21, residues], "counts": {"rows": rows}}
+
+    full, half = manifest(9000, 9), manifest(1500, 3)
+    assert masked_per_row([full], [1], 0.15) == masked_per_row([full], [6], 0.15) == 150
+    assert masked_per_row([full, half], [1, 1], 0.15) == round(0.15 * (1000 + 500) / 2)
+    assert masked_per_row([full, half], [1, 9], 0.15) == round(0.15 * (1000 + 9 * 500) / 10)
 
 
 @pytest.mark.parametrize("fraction", [0.15, 1.0])

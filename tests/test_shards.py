@@ -9,7 +9,9 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import python
 
+from amplify_ds.benchmarks.start import make_sparse_shards
 from amplify_ds.data import shards as module
 from amplify_ds.data.shard_writer import building, write_manifest, write_shard
 from amplify_ds.data.shards import Shards
@@ -90,6 +92,39 @@ def test_few_shards_stay_open(directory, monkeypatch):
     assert len(shards._open) == 1
 
 
+def test_reading_everywhere_keeps_few_files_open_and_no_memory(directory, tmp_path):
+    """240 shards, one of their files 64 MB long, sparse: a row of each is read, and memory stays what it was."""
+    place = tmp_path / "many"
+    place.mkdir()
+    make_sparse_shards(place, 240, 8000, np.arange(240) * 8001)
+    program = (
+        "import os, sys, numpy as np; from amplify_ds.data.shards import Shards\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
+        "shards = Shards(sys.argv[1]); before, files = rss(), len(os.listdir('/proc/self/fd'))\n"
+        "for turn in range(2):\n"
+        "    for number in range(240):\n"
+        "        tokens, lengths = shards.row(number * 8001)\n"
+        "        assert lengths.tolist() == [512] * 16 and tokens.all()\n"
+        "print(len(os.listdir('/proc/self/fd')) - files, rss() - before)\n"
+    )
+    result = python("-c", program, place)
+    assert result.returncode == 0, result.stderr
+    opened, grown = map(int, result.stdout.split())
+    assert opened == 3 * module._MAX_OPEN and grown < 2e6, (opened, grown)
+
+
+def test_a_file_cut_short_while_it_is_read_is_a_message(directory):
+    shards = Shards(directory)
+    for kind in ("tokens", "lengths", "row_starts"):
+        path = directory / f"shard-00000.{kind}.npy"
+        content = path.read_bytes()
+        path.write_bytes(content[:-9])
+        with pytest.raises(AmplifyError, match="row 1 of shard 0 of .* is not what the format says"):
+            shards.row(1)
+        path.write_bytes(content)
+    assert_rows(shards)
+
+
 def test_rows_are_copies(directory):
     shards = Shards(directory)
     for array in shards.row(0):
@@ -107,7 +142,7 @@ def test_survives_pickling_and_forking(directory):
     shards = Shards(directory)
     fresh = len(pickle.dumps(shards))
     shards.row(0)
-    assert len(pickle.dumps(shards)) == fresh  # maps are not copied along
+    assert len(pickle.dumps(shards)) == fresh  # open files are not copied along
     assert_rows(pickle.loads(pickle.dumps(shards)))
     worker = multiprocessing.get_context("fork").Process(target=assert_rows, args=(shards,))
     worker.start()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from amplify_ds import config
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.schedule import learning_rate
@@ -24,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def plain_training(shards, left_out=()):
+def plain_training(shards, left_out=(), skips=()):
     """Losses, gradient norms and final weights of ten steps in one process: padded proteins, torch's AdamW."""
     asked = config.resolve("tiny", None, SMALL)
     torch.manual_seed(asked.training.seed)
@@ -33,7 +34,8 @@ def plain_training(shards, left_out=()):
     model.load_state_dict(AMPLIFY(AMPLIFYConfig(**asked.model.model_dump())).state_dict())  # same initial weights
     settings = asked.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
-    batches = TrainingBatches(Shards(shards["train"]), BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())
+    mixture = Mixture([Source("train", 1, Shards(shards["train"]))])
+    batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump(), skips=skips)
     found = []
     order = (number for number in itertools.count() if number not in left_out)
     for step, number in zip(range(asked.training.steps), order):

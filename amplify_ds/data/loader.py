@@ -1,9 +1,10 @@
 """From shards to batches: what the model reads at each step is a pure function of (seed, step).
 
-The training order is endless: position p of the stream is a row, given by order.rows_at. Optimizer step s reads the
-positions [s·G, (s + 1)·G) of the global batch of G rows; rank r takes an equal, contiguous share of them, in micro
-batches. So the state of the stream is one integer, the step, and the stream is the same for every number of ranks,
-of loader workers and of rows a micro batch. A row's mask is keyed by (seed, epoch, row).
+The training order is endless: position p of the stream is a row of one of the sources, given by mixture.py. Batch b of
+the run (that of optimizer step b + 1) reads the positions [b·G, (b + 1)·G), a global batch of G rows; rank r takes an
+equal, contiguous share of them, in micro batches. So the state of the stream is one integer, and the stream is the same
+for every number of ranks, of loader workers and of rows a micro batch. Rows that a run leaves out from some batch on
+are replaced by others (skips.py). A row's mask is keyed by (seed, epoch, row) and its source.
 
 Evaluation reads every row once, split over the ranks, with masks that only depend on each protein (masking.py).
 """
@@ -11,7 +12,7 @@ Evaluation reads every row once, split over the ranks, with masks that only depe
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -19,11 +20,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from amplify_ds.data import masking
-from amplify_ds.data.order import rows_at
+from amplify_ds.data.mixture import Mixture, Places
 from amplify_ds.data.shards import Shards
+from amplify_ds.data.skips import Skips
 from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import EOS
 
+_AHEAD = 64  # micro batches whose rows are looked up at once: as quick as for one
 SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
 
 
@@ -63,9 +66,10 @@ def pack(rows: list[tuple[np.ndarray, np.ndarray]], masks: list[tuple], max_leng
     lengths = np.concatenate([_cover(lengths, row_tokens, max_length) for _, lengths in rows])
     ends = np.cumsum(lengths)
     total = row_tokens * len(rows)
-    empty = -len(ends) % SEGMENT_MULTIPLE
-    cu_seqlens = np.concatenate([[0], ends, np.full(empty, total)]).astype(np.int32)
-    positions = np.arange(total) - np.repeat(ends - lengths, lengths)
+    cu_seqlens = np.full(1 + -(-len(ends) // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE, total, dtype=np.int32)
+    cu_seqlens[0], cu_seqlens[1 : 1 + len(ends)] = 0, ends
+    positions = np.arange(total)
+    positions -= np.repeat(ends - lengths, lengths)
     masked = np.concatenate([places + i * row_tokens for i, (_, places, _) in enumerate(masks)])
     labels = np.concatenate([mask[2] for mask in masks])
     return PackedBatch(
@@ -75,17 +79,16 @@ def pack(rows: list[tuple[np.ndarray, np.ndarray]], masks: list[tuple], max_leng
         max_seqlen=max_length,
         masked_positions=torch.from_numpy(masked),
         labels=torch.from_numpy(labels),
-        tokens=int(sum(lengths.sum() for _, lengths in rows)),
-        residues=int(sum((tokens > EOS).sum() for tokens, _ in rows)),
-        targets=int((labels >= 0).sum()),
+        tokens=sum(int(lengths.sum()) for _, lengths in rows),
+        residues=sum(int(np.count_nonzero(tokens > EOS)) for tokens, _ in rows),
+        targets=int(np.count_nonzero(labels >= 0)),
     )
 
 
 def _cover(lengths: np.ndarray, row_tokens: int, max_length: int) -> np.ndarray:
     """Segment lengths that cover the whole row: the padding at its end becomes segments of its own."""
-    padding = row_tokens - int(lengths.sum())
-    pieces = [max_length] * (padding // max_length) + [padding % max_length] * (padding % max_length > 0)
-    return np.concatenate([lengths.astype(np.int64), np.asarray(pieces, np.int64)])
+    whole, rest = divmod(row_tokens - int(lengths.sum()), max_length)
+    return np.array([*lengths.tolist(), *[max_length] * whole, *[rest] * (rest > 0)], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -107,27 +110,50 @@ class BatchPlan:
 
 
 class TrainingBatches(Dataset):
-    """Micro batch `index` of one rank. fraction, mask_share, random_share: see config.Masking."""
+    """Micro batch `index` of one rank. fraction, mask_share, random_share: see config.Masking; skips: see skips.py."""
 
     def __init__(
-        self, shards: Shards, plan: BatchPlan, seed: int, fraction: float, mask_share: float, random_share: float
+        self,
+        mixture: Mixture,
+        plan: BatchPlan,
+        seed: int,
+        fraction: float,
+        mask_share: float,
+        random_share: float,
+        skips: Iterable[dict] = (),
     ):
-        self.shards, self.plan, self.seed = shards, plan, seed
+        self.mixture, self.plan, self.seed = mixture, plan, seed
         self.shares = (fraction, mask_share, random_share)
-        self.slots = masking.masked_per_row(shards.manifest, fraction)
+        self.skips = Skips(mixture, skips)
+        self._block, self._places = -1, None  # of _AHEAD micro batches, those looked up last
+        manifests = [source.shards.manifest for source in mixture.sources]
+        self.slots = masking.masked_per_row(manifests, mixture.weights.tolist(), fraction)
         if self.slots < 1:
             raise AmplifyError(
-                f"masking.fraction {fraction} selects no token of the {shards.row_tokens} of a row of {shards.path}"
+                f"masking.fraction {fraction} selects no token of the {mixture.row_tokens} of a row of "
+                f"{', '.join(str(source.shards.path) for source in mixture.sources)}"
             )
 
+    def places(self, index: int) -> Places:
+        """Where the rows of micro batch `index` come from, in order."""
+        block, within = divmod(index, _AHEAD)
+        if block != self._block:
+            positions = np.concatenate([self.plan.positions(block * _AHEAD + i) for i in range(_AHEAD)])
+            found = self.mixture.at(positions, self.seed)
+            self._places = self.skips.replace(found, positions // self.plan.global_rows, self.seed)
+            self._block = block
+        part = slice(within * self.plan.micro_rows, (within + 1) * self.plan.micro_rows)
+        return Places(*(column[part] for column in self._places))
+
     def __getitem__(self, index: int) -> PackedBatch:
-        epochs, rows = rows_at(self.plan.positions(index), self.shards.num_rows, self.seed)
-        content = [self.shards.row(int(row)) for row in rows]
-        masks = [
-            masking.mask_row(tokens, (self.seed, int(epoch), int(row)), self.slots, *self.shares)
-            for (tokens, _), epoch, row in zip(content, epochs, rows)
-        ]
-        return pack(content, masks, self.shards.max_length)
+        content, masks = [], []
+        sources, _, epochs, rows = self.places(index)
+        for source, epoch, row in zip(sources.tolist(), epochs.tolist(), rows.tolist()):
+            tokens, lengths = self.mixture.sources[source].shards.row(row)
+            key = (self.seed, epoch, row, source) if source else (self.seed, epoch, row)
+            content.append((tokens, lengths))
+            masks.append(masking.mask_row(tokens, key, self.slots, *self.shares))
+        return pack(content, masks, self.mixture.max_length)
 
 
 def training_loader(batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):

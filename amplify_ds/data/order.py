@@ -18,11 +18,14 @@ ROUNDS = 8  # four a half; three already make a Feistel network pseudo-random, t
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def rows_at(positions: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (epochs, rows), int64 [n] each, at `positions` (integers [n], >= 0) of the order over `size` rows."""
-    positions = np.asarray(positions, dtype=np.int64)
-    epochs = positions // size
-    return epochs, permute(positions % size, size, (seed, epochs))
+def rows_at(places: np.ndarray, size: int, seed: int, source: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (epochs, rows), int64 [n] each, at `places` (integers [n], >= 0) of the order over `size` rows.
+
+    Every `source` (0, 1, …) has orders of its own.
+    """
+    places = np.asarray(places, dtype=np.int64)
+    epochs = places // size
+    return epochs, permute(places % size, size, (seed, epochs, source) if source else (seed, epochs))
 
 
 def permute(index: np.ndarray, size: int, key: tuple[int | np.ndarray, ...]) -> np.ndarray:
@@ -32,6 +35,8 @@ def permute(index: np.ndarray, size: int, key: tuple[int | np.ndarray, ...]) -> 
     """
     if size < 1:
         raise ValueError(f"there is no permutation of {size} rows")
+    if size == 1:
+        return np.zeros(np.shape(index), dtype=np.int64)
     bits = (size - 1).bit_length()
     index = np.array(index, dtype=np.uint64)
     keys = np.broadcast_to(_hash_key(key), index.shape)

@@ -7,15 +7,18 @@
         shard-00001.tokens.npy …
 
 Each file is an ordinary array: `numpy.load("DIR/shard-00000.tokens.npy")`. Rows are numbered through all shards.
-Opening reads the manifest and looks at the size of every file, no more; a shard is memory-mapped when one of its rows
-is first read, so an open `Shards` can be pickled or inherited by worker processes at no cost. `shard_writer` writes
-this format, `verify` checks every byte of it.
+Opening reads the manifest and looks at the size of every file, no more; the files of a shard are opened when one of its
+rows is first read, so an open `Shards` can be pickled or inherited by worker processes at no cost. A row is read at its
+place in the three files, not through a map of them: memory does not grow with what has been read, and a file that is
+cut short meanwhile is an error, not the end of the process. `shard_writer` writes this format, `verify` checks every
+byte of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -30,7 +33,7 @@ FORMAT = "amplify_ds.shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 DIGEST = "manifest_sha256"  # the manifest's last entry: the checksum of all others
-_MAX_OPEN = 200  # shards mapped at a time: three file descriptors each, of the 1,024 a process commonly has
+_MAX_OPEN = 200  # shards open at a time: three file descriptors each, of the 1,024 a process commonly has
 REBUILD = "Delete the directory and build it again with data_prep/build_shards.py."
 
 
@@ -59,7 +62,8 @@ class Shards:
         self.fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         self._first_rows = list(accumulate((shard["rows"] for shard in self.manifest["shards"]), initial=0))
         self.num_rows = self._first_rows[-1]
-        self._open: dict[int, Arrays] = {}
+        self._open: dict[int, _Files] = {}
+        self._offsets: dict[int, list[int]] = {}  # where the arrays of a shard begin in their files, once looked at
         for name, expected in self.files().items():
             _check_size(self.path / name, expected["bytes"])
 
@@ -71,10 +75,8 @@ class Shards:
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.path}, which has the rows 0 to {self.num_rows - 1}")
         shard = bisect_right(self._first_rows, index) - 1
-        arrays = self.arrays(shard)
         row = index - self._first_rows[shard]
-        start, stop = arrays.row_starts[row : row + 2]
-        tokens, lengths = np.array(arrays.tokens[row]), np.array(arrays.lengths[start:stop])
+        tokens, lengths = self._read(shard, row)
         # Training does not read checksums; what would break a kernel or mix proteins up is seen here all the same.
         used = int(lengths.sum())
         sound = len(lengths) and lengths.min() and lengths.max() <= self.max_length and used <= self.row_tokens
@@ -83,6 +85,17 @@ class Shards:
                 f"row {row} of shard {shard} of {self.path} is not what the format says: the files were altered. "
                 f"inspect_shards.py --verify names the file. {REBUILD}"
             )
+        return tokens, lengths
+
+    def _read(self, shard: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and lengths of a row; no lengths if the files do not hold it."""
+        files = self._files(shard)
+        tokens, bounds = np.empty(self.row_tokens, dtype="u1"), np.empty(2, dtype="<i8")
+        whole = files.read(0, row * tokens.nbytes, tokens) and files.read(2, row * bounds.itemsize, bounds)
+        start, stop = bounds.tolist() if whole else (0, 0)
+        lengths = np.empty(stop - start if 0 < stop - start <= self.row_tokens else 0, dtype="<u2")
+        if not (0 <= start and files.read(1, start * lengths.itemsize, lengths)):
+            lengths = lengths[:0]
         return tokens, lengths
 
     def window_starts(self, rows: int) -> np.ndarray:
@@ -96,24 +109,59 @@ class Shards:
         return {name: entry for shard in self.manifest["shards"] for name, entry in shard["files"].items()}
 
     def arrays(self, shard: int) -> Arrays:
-        """Return the memory-mapped arrays of a shard, opening it if need be."""
+        """Map the arrays of a shard into memory, for reading all of it."""
+        parts = zip(self.manifest["shards"][shard]["files"], self._look_at(shard), self._expected(shard))
+        return Arrays(
+            *(np.memmap(self.path / name, dtype, "r", offset, shape) for name, offset, (dtype, shape) in parts)
+        )
+
+    def _files(self, shard: int) -> _Files:
+        """The open files of a shard, opening them if need be."""
         if shard not in self._open:
+            if shard not in self._offsets:
+                self._offsets[shard] = self._look_at(shard)
             if len(self._open) >= _MAX_OPEN:
                 del self._open[next(iter(self._open))]  # rows are read in random order: the oldest is as good as any
-            entry = self.manifest["shards"][shard]
-            arrays = Arrays(*(_map(self.path / name) for name in entry["files"]))
-            found = [(array.dtype, array.shape) for array in arrays]
-            rows, segments = entry["rows"], entry["segments"]
-            if found != [("u1", (rows, self.row_tokens)), ("u2", (segments,)), ("i8", (rows + 1,))]:
-                raise AmplifyError(
-                    f"the arrays of shard {shard} of {self.path} have types and shapes {found}, not "
-                    f"those of {rows} rows and {segments} segments as {MANIFEST} says. {REBUILD}"
-                )
-            self._open[shard] = arrays
+            names = self.manifest["shards"][shard]["files"]
+            self._open[shard] = _Files([self.path / name for name in names], self._offsets[shard])
         return self._open[shard]
 
+    def _expected(self, shard: int) -> list[tuple[np.dtype, tuple[int, ...]]]:
+        """Types and shapes of a shard's arrays."""
+        rows, segments = self.manifest["shards"][shard]["rows"], self.manifest["shards"][shard]["segments"]
+        shapes = [("u1", (rows, self.row_tokens)), ("<u2", (segments,)), ("<i8", (rows + 1,))]
+        return [(np.dtype(kind), shape) for kind, shape in shapes]
+
+    def _look_at(self, shard: int) -> list[int]:
+        """Where the arrays of a shard begin in their files; AmplifyError if they are not those of the manifest."""
+        headers = [_read_header(self.path / name) for name in self.manifest["shards"][shard]["files"]]
+        found, expected = [(dtype, shape) for dtype, shape, _ in headers], self._expected(shard)
+        if found != expected:
+            raise AmplifyError(
+                f"the arrays of shard {shard} of {self.path} have types and shapes {found}, not {expected} as "
+                f"{MANIFEST} says. {REBUILD}"
+            )
+        return [offset for _, _, offset in headers]
+
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}}
+        return self.__dict__ | {"_open": {}, "_offsets": {}}
+
+
+class _Files:
+    """Open files of a shard. Reading is positional, so processes that inherit them do not disturb each other."""
+
+    def __init__(self, paths: list[Path], offsets: list[int]) -> None:
+        self._offsets, self._descriptors = offsets, []
+        for path in paths:
+            self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def read(self, number: int, place: int, array: np.ndarray) -> bool:
+        """Fill `array` from byte `place` of array `number` on; False if the file ends before."""
+        return os.preadv(self._descriptors[number], [array], self._offsets[number] + place) == array.nbytes
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
 
 
 def _read_manifest(path: Path) -> dict:
@@ -167,8 +215,14 @@ def _check_size(file: Path, expected: int) -> None:
         )
 
 
-def _map(file: Path) -> np.ndarray:
+def _read_header(file: Path) -> tuple[np.dtype, tuple[int, ...], int]:
+    """Type and shape of the array in a .npy file, and where its data begin."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        with open(file, "rb") as opened:
+            np.lib.format.read_magic(opened)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(opened)
+            if fortran_order:
+                raise ValueError("its columns are stored one after the other, not its rows")
+            return dtype, shape, opened.tell()
     except ValueError as error:
         raise AmplifyError(f"{file} is not a readable .npy file ({error}). {REBUILD}") from None

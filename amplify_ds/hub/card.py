@@ -32,8 +32,13 @@ output.logits              # [1, length + 2, {vocabulary}]
 
 ## Training
 
-{step:,} optimizer steps, {residues:,} residues read, {precision}. Training data: shards with fingerprint
-`{fingerprint}`.{origin} `provenance.json` has the whole story.
+{step:,} optimizer steps, {residues:,} residues read, {precision}. Training data:
+
+| source | weight | fingerprint of the shards |
+|---|---|---|
+{sources}
+
+{origin}`provenance.json` has the whole story.
 
 ## Validation
 
@@ -58,10 +63,11 @@ def model_card(state: dict[str, Any], version: str) -> str:
         f"| {item['set']} | {item['protocol']} | {item['step']} | {item['perplexity']:.3f} | {item['baseline_perplexity']:.3f} |"
         for item in newest.values()
     ]
+    sources = [f"| {s['name']} | {s['weight']} | `{s['fingerprint']}` |" for s in state["binding"]["training data"]]
     return CARD.format(
         version=version, vocabulary=state["model"]["vocab_size"], step=state["step"],
         residues=state["progress"]["residues"], precision=state["precision"],
-        origin=_origin(state["origin"]), fingerprint=state["binding"]["training data"], scores="\n".join(scores) or "| none | | | | |",
+        origin=_origin(state["origin"]), sources="\n".join(sources), scores="\n".join(scores) or "| none | | | | |",
         settings=yaml.safe_dump(state["settings"], sort_keys=False),
     )  # fmt: skip
 
@@ -71,5 +77,5 @@ def _origin(origin: dict[str, Any] | None) -> str:
     if origin is None:
         return ""
     step = f", step {origin['step']:,} ({origin['progress']['residues']:,} residues)" if "step" in origin else ""
-    first = f" It began with the weights of `{origin['path']}`{step}, sha256 `{origin['sha256']}`."
+    first = f"It began with the weights of `{origin['path']}`{step}, sha256 `{origin['sha256']}`. "
     return first + _origin(origin.get("origin"))

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import BatchPlan
+from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
@@ -20,8 +23,8 @@ def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> B
     if tokens % row_tokens:
         nearest = max(1, round(tokens / row_tokens)) * row_tokens
         raise AmplifyError(
-            f"training.global_batch_tokens {tokens} is not a whole number of rows: a row of {run.data.train} has "
-            f"{row_tokens} tokens. The nearest that is: {nearest}"
+            f"training.global_batch_tokens {tokens} is not a whole number of rows: a row of the training shards "
+            f"has {row_tokens} tokens. The nearest that is: {nearest}"
         )
     rows = tokens // row_tokens
     if rows % world_size:
@@ -61,18 +64,42 @@ def resolve_precision(asked: str, device_type: str) -> str:
     return asked if asked != "auto" else "fp32" if device_type == "cpu" else "bf16"
 
 
+def training_sources(run: RunConfig) -> Mixture:
+    """Open [NAME=]DIR[:WEIGHT] of data.train. Only whole digits after the last colon are a weight."""
+    weights, entries = [], []
+    for entry in run.data.train:
+        found = re.fullmatch(r"(.+):(\d+)", entry)
+        weights.append(int(found[2]) if found else 1)
+        entries.append(found[1] if found else entry)
+        if weights[-1] < 1:
+            raise AmplifyError(f"data.train: the weight of {entry} must be 1 or more; leave a source out to not use it")
+        if re.search(r":\d*\.\d+$", entry) and not Path(entry).exists():
+            raise AmplifyError(f"data.train: the weight of {entry} must be a whole number; 0.7 to 0.3 is 7 to 3")
+    names = _opened("data.train", entries)
+    return Mixture([Source(name, weight, shards) for (name, shards), weight in zip(names.items(), weights)])
+
+
 def validation_sets(run: RunConfig) -> dict[str, Shards]:
-    """NAME=DIR, or DIR named after itself -> opened shards."""
-    sets: dict[str, Shards] = {}
-    for entry in run.data.validation:
-        name, _, path = entry.rpartition("=")
-        name = name or Path(path).name
-        if "/" in name:
-            raise AmplifyError(f"data.validation: the name {name} of a set must not hold a slash")
-        if name in sets:
-            raise AmplifyError(f"data.validation: two sets are called {name}; name them, as in first={path}")
-        sets[name] = Shards(path)
-    return sets
+    """Open [NAME=]DIR of data.validation."""
+    return _opened("data.validation", run.data.validation)
+
+
+def _opened(setting: str, entries: list[str]) -> dict[str, Shards]:
+    """[NAME=]DIR -> {name: opened shards}; what stands before the first equals sign is a name unless it has a slash.
+
+    So a path with an equals sign in it can be given: `a=1/shards` as `./a=1/shards`.
+    """
+    opened: dict[str, Shards] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or "/" in name:
+            name, path = Path(os.path.abspath(entry)).name, entry
+        if not name or not path:
+            raise AmplifyError(f"{setting}: expected [NAME=]DIR, found {entry!r}")
+        if name in opened:
+            raise AmplifyError(f"{setting}: two of them are called {name}; name them, as in first={path}")
+        opened[name] = Shards(path)
+    return opened
 
 
 def memory_per_device(

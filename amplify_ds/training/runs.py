@@ -1,6 +1,6 @@
 """A run directory: who may write to it, and whether it is the run that is asked for.
 
-RUN/run.json      every setting and the fingerprint of the training data, written once
+RUN/run.json      every setting; names, weights and fingerprints of the training data
 RUN/checkpoints/  see checkpoint.py
 RUN/events/       TensorBoard
 RUN/result.json   written when the last step is done: the run is complete
@@ -27,7 +27,7 @@ DESCRIPTION, RESULT, EVENTS = "run.json", "result.json", "events"
 def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     """Make or check the run directory; returns its lock, to be kept for as long as the run writes.
 
-    asked: what must be the same in every part of the run, `RunConfig.binding` and the fingerprint of the data.
+    asked: what must be the same in every part of the run, `RunConfig.binding` and `Mixture.binding`.
     Raises AmplifyError when another process trains there, when the directory holds something else, or when it is the
     run of another configuration; nothing in it is changed then.
     """

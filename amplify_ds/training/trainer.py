@@ -17,16 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import TrainingBatches, training_loader
-from amplify_ds.data.order import rows_at
-from amplify_ds.data.shards import Shards
+from amplify_ds.data.loader import BatchPlan, TrainingBatches, training_loader
+from amplify_ds.data.skips import add_skips, read_skip_rows
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
@@ -34,7 +32,7 @@ from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, engine, guards, runs
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
 from amplify_ds.training.metrics import Interval, Totals, device_flops, model_flops
-from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, validation_sets
+from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
 from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
 
@@ -79,18 +77,20 @@ class Trainer:
         resume: str = "auto",
         initial: Callable[[Path], tuple[dict[str, torch.Tensor], dict[str, Any]]] | None = None,
         initial_path: Path | None = None,
+        skip_rows: Path | None = None,
     ):
-        """`initial` reads the weights to begin with from `initial_path`, and says where they come from."""
+        """`initial` reads the weights to begin with from `initial_path`, and says where they come from. skip_rows: a
+        list of rows that are left out from now on (data/skips.py).
+        """
         self.run, self.output = run, output
         self.leader = engine.rank() == 0
-        self.shards = Shards(run.data.train)
+        self.sources = training_sources(run)
         self.validation = validation_sets(run)
-        self.plan = batch_plan(run, self.shards.row_tokens, engine.rank(), engine.world_size())
-        self.binding = {**run.binding(), "training data": self.shards.fingerprint}
-        self.batches = TrainingBatches(self.shards, self.plan, run.training.seed, **run.masking.model_dump())
-        shape = model_config(run, self.shards.max_length)
+        self.plan = batch_plan(run, self.sources.row_tokens, engine.rank(), engine.world_size())
+        self.binding = {**run.binding(), "training data": self.sources.binding()}
+        shape = model_config(run, self.sources.max_length)
         if self.leader:
-            for shards in (self.shards, *self.validation.values()):
+            for shards in (*(source.shards for source in self.sources.sources), *self.validation.values()):
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
@@ -117,6 +117,9 @@ class Trainer:
             runs.check_weights(weights, model_shapes, self.origin["path"])
             self.engine.load_state(lambda kind, name: weights[name], 0)
             self.say(f"beginning with the weights of {self.origin['path']}")
+        if skip_rows is not None:
+            self.skips = add_skips(self.skips, read_skip_rows(skip_rows, self.sources), self.progress.batch)
+        self.batches = self._batches(self.plan)
         self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
         self.peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
 
@@ -183,6 +186,7 @@ class Trainer:
         progress, found = self.progress, interval.totals()
         progress.seconds += found.seconds
         progress.residues += int(found.residues)
+        epochs = self.sources.epochs(progress.batch * self.plan.global_rows, self.run.training.seed)
         world_size = engine.world_size()
         flops = model_flops(self.engine.module.config, found.tokens, found.pairs) / found.seconds / world_size
         for tag, value in {
@@ -197,7 +201,8 @@ class Trainer:
             "speed/model_tflops_per_device": flops / 1e12,
             "speed/share_of_device_peak": flops / self.peak,
             "data/packing_efficiency": found.tokens / found.places,
-            "data/epoch": progress.batch * self.plan.global_rows / self.shards.num_rows,
+            **{f"data/epochs/{name}": passes for name, passes in epochs.items()},
+            **{f"data/tokens/{name}": passes * self.sources.tokens(name) for name, passes in epochs.items()},
             **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
         }.items():
             self.events.add_scalar(tag, value, progress.step)
@@ -252,9 +257,17 @@ class Trainer:
 
     def _rows_of(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a global batch, in order."""
-        positions = range(batch * self.plan.global_rows, (batch + 1) * self.plan.global_rows)
-        epochs, rows = rows_at(np.array(positions), self.shards.num_rows, self.run.training.seed)
-        return [{"row": row, "epoch": epoch, "batch": batch} for epoch, row in zip(epochs.tolist(), rows.tolist())]
+        whole = BatchPlan(self.plan.global_rows, self.plan.global_rows, 1, 0, 1)
+        found = self._batches(whole).places(batch)
+        names = [self.sources.names[source] for source in found.sources]
+        return [
+            {"source": name, "row": row, "epoch": epoch, "batch": batch}
+            for name, row, epoch in zip(names, found.rows.tolist(), found.epochs.tolist())
+        ]
+
+    def _batches(self, plan: BatchPlan) -> TrainingBatches:
+        run = self.run
+        return TrainingBatches(self.sources, plan, run.training.seed, **run.masking.model_dump(), skips=self.skips)
 
     def _agree(self) -> None:
         """What one rank knows, all learn at the end of a step. Collective."""
@@ -317,7 +330,7 @@ class Trainer:
             "residues": progress.residues,
             "seconds": progress.seconds,
             "residues_per_second": progress.residues / progress.seconds,
-            "packing_efficiency": self.shards.manifest["packing_efficiency"],
+            "packing_efficiency": self.sources.packing_efficiency(),
             "checkpoint": str(checkpoint.complete(self.output)[-1]) if self.leader else None,
             "evaluations": progress.history,
         }

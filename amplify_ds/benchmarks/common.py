@@ -1,0 +1,31 @@
+"""What the parts of the benchmark share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Hold this process to one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def on_one_core(work: Callable[[], object]) -> float:
+    """Return the seconds that `work` takes on one core."""
+    with one_core():
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+
+def table(lines: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<50}{value}" for name, value in lines)

@@ -1,0 +1,125 @@
+"""Measure what it costs to reach a step far into training: `python -m amplify_ds.benchmark start`.
+
+A directory of sparse files stands in for big shards: only the rows that are read hold proteins. A fresh process, like
+one rank of a run, opens it and reads its share of the batch of a far step; its imports are not counted, the reading of
+the manifest, the look at every file and the batch with its masks are. The files' names are in the system's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from amplify_ds.benchmarks.common import table
+from amplify_ds.data.mixture import Mixture, Source
+from amplify_ds.data.order import rows_at
+from amplify_ds.data.shard_writer import write_manifest
+from amplify_ds.data.shards import FORMAT, FORMAT_VERSION, Shards
+from amplify_ds.errors import AmplifyError
+from amplify_ds.vocab import BOS, EOS, TOKENS, VOCABULARY_SHA256
+
+ROW_TOKENS, WINDOW = 8192, 512
+_GLOBAL_ROWS, _ROWS = 160, 10  # of the batch, and of it those of a rank
+_SEED = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=float, default=16e6, metavar="N", help="in all shards (default: 16e6)")
+    parser.add_argument("--shards", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--step", type=int, default=900_000, metavar="S", help="to reach (default: 900000)")
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="where to work (default: the temporary directory)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    rows = int(options.rows) // options.shards
+    if rows < 1 or options.step < 1:
+        raise AmplifyError("--rows must be as many as --shards at least, --step at least 1")
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as place:
+        read = rows_at(_positions(options.step), rows * options.shards, _SEED)[1]
+        make_sparse_shards(Path(place), options.shards, rows, read)
+        words = [sys.executable, "-m", "amplify_ds.benchmarks.start", place, str(options.step)]
+        result = subprocess.run(words, text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        if result.returncode:
+            raise AmplifyError(f"the process that reads ended with {result.returncode}, see above.")
+        found = json.loads(result.stdout)
+    print(f"{rows * options.shards:,} rows of {ROW_TOKENS:,} tokens in {options.shards:,} shards, one rank")
+    lines = [
+        ("opened after", f"{found['opened']:.3f} s"),
+        (f"rank's share of step {options.step:,} ready after", f"{found['seconds']:.3f} s"),
+        ("memory added by then", f"{found['added'] / 1e6:.1f} MB"),
+        ("  at most on the way", f"{found['peak'] / 1e6:.1f} MB"),
+        ("files kept open", str(found["files"])),
+    ]
+    print(table(lines))
+
+
+def make_sparse_shards(directory: Path, shards: int, rows: int, filled: np.ndarray) -> None:
+    """Write `shards` shards of `rows` rows of 16 windows; only the rows `filled` (counted through all) hold proteins."""
+    windows = ROW_TOKENS // WINDOW
+    draw = np.random.default_rng(0)
+    protein = np.concatenate([[BOS], draw.integers(6, 26, WINDOW - 2), [EOS]])
+    entries = []
+    for number in range(shards):
+        held = filled[filled // rows == number] - number * rows
+        files = {}
+        shapes = {"tokens": (rows, ROW_TOKENS), "lengths": (rows * windows,), "row_starts": (rows + 1,)}
+        for (kind, shape), dtype in zip(shapes.items(), ("u1", "<u2", "<i8")):
+            path = directory / f"shard-{number:05d}.{kind}.npy"
+            array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            for row in held.tolist():
+                if kind == "tokens":
+                    array[row] = np.tile(protein, windows)
+                elif kind == "lengths":
+                    array[row * windows : (row + 1) * windows] = WINDOW
+                else:
+                    array[row : row + 2] = row * windows, (row + 1) * windows
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": "0" * 64}
+        entries.append({"rows": rows, "segments": rows * windows, "files": files})
+    counts = np.bincount(protein, minlength=len(TOKENS)) * windows * rows * shards
+    manifest = {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "vocabulary_sha256": VOCABULARY_SHA256,
+        "max_length": WINDOW, "row_tokens": ROW_TOKENS, "counts": {"rows": rows * shards},
+        "token_counts": counts.tolist(), "shards": entries,
+    }  # fmt: skip
+    write_manifest(directory, manifest)
+
+
+def measure(directory: str, step: int) -> dict:
+    """What it costs this process to open the shards and to make its part of the batch of `step`."""
+    from amplify_ds.data.loader import BatchPlan, TrainingBatches
+
+    open_before, before = len(os.listdir("/proc/self/fd")), _memory("VmRSS")
+    began = time.perf_counter()
+    mixture = Mixture([Source("train", 1, Shards(directory))])
+    opened = time.perf_counter() - began
+    plan = BatchPlan(_GLOBAL_ROWS, _ROWS, 1, 0, _GLOBAL_ROWS // _ROWS)
+    batch = TrainingBatches(mixture, plan, _SEED, 0.15, 0.8, 0.1)[step - 1]
+    seconds = time.perf_counter() - began
+    assert batch.tokens == _ROWS * ROW_TOKENS
+    return {
+        "opened": opened, "seconds": seconds, "added": _memory("VmRSS") - before, "peak": _memory("VmHWM") - before,
+        "files": len(os.listdir("/proc/self/fd")) - open_before,
+    }  # fmt: skip
+
+
+def _positions(step: int) -> np.ndarray:
+    return (step - 1) * _GLOBAL_ROWS + np.arange(_ROWS)
+
+
+def _memory(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
