@@ -9,7 +9,7 @@ from conftest import ROOT, python
 
 HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
-    "-m amplify_ds.export", "-m amplify_ds.plot", "launch/try_export.py",
+    "-m amplify_ds.export", "-m amplify_ds.plot", "-m amplify_ds.replay", "launch/try_export.py",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ LAYERS = [
     {"training"},
     {"hub"},
     {"benchmarks"},
-    {"train", "evaluate", "export", "plot", "benchmark"},
+    {"train", "evaluate", "export", "plot", "benchmark", "replay"},
 ]  # each imports from those above it and from its own
 
 
