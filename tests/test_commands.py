@@ -10,7 +10,8 @@ from conftest import ROOT, python
 HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
-    "-m amplify_ds.export", "-m amplify_ds.plot", "launch/try_export.py",
+    "-m amplify_ds.export", "-m amplify_ds.plot", "-m amplify_ds.replay", "-m amplify_ds.checkpoints",
+    "launch/try_export.py",
 ]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ LAYERS = [
     {"training"},
     {"hub"},
     {"benchmarks"},
-    {"train", "evaluate", "export", "plot", "benchmark"},
+    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints"},
 ]  # each imports from those above it and from its own
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from amplify_ds import config
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.masking import PROTOCOLS
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
@@ -99,13 +100,14 @@ def test_bfloat16_stays_near_float32(plain, shards, tmp_path):
 
 
 def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
-    first = train(1, tmp_path / "run", shards, training__steps=2)
+    two_sets = {"training__steps": 2, "data__validation": f"more={shards['train']}"}  # beside held_out
+    first = train(1, tmp_path / "run", shards, **two_sets)
     assert first.returncode == 0 and "complete: 2 steps" in first.stdout, first.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert {(e["step"], e["protocol"]) for e in result["evaluations"]} == {
-        (step, protocol) for step in (0, 2) for protocol in ("published", "mask_only")
+    assert {(e["step"], e["set"], e["protocol"]) for e in result["evaluations"]} == {
+        (step, name, protocol) for step in (0, 2) for name in ("held_out", "more") for protocol in PROTOCOLS
     }
-    again = train(1, tmp_path / "run", shards, training__steps=2)
+    again = train(1, tmp_path / "run", shards, **two_sets)
     assert again.returncode == 0 and "already complete: 2 steps" in again.stdout
     assert json.loads((tmp_path / "run/result.json").read_text()) == result
 
@@ -113,6 +115,23 @@ def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
     assert other.returncode != 0
     assert "optimizer.lr: the run has 0.005, asked for is 0.01" in other.stderr and "Traceback" not in other.stderr
     assert json.loads((tmp_path / "run/result.json").read_text()) == result
+
+
+def test_names_weights_and_rows_of_the_sources_bind_a_run_and_paths_do_not(shards, tmp_path):
+    def resumed(directory, weight, name="small"):
+        sources = {**shards, "train": f"{shards['train']}:2"}
+        other = f"{name}={directory}:{weight}"
+        return train(1, tmp_path / "run", sources, training__steps=2, data__train=other)
+
+    first = resumed(shards["validation"], 1)
+    assert first.returncode == 0, first.stderr
+    moved = shutil.copytree(shards["validation"], tmp_path / "moved")
+    again = resumed(moved, 1)
+    assert again.returncode == 0 and "already complete: 2 steps" in again.stdout, again.stderr
+    for change in ((moved, 3), (moved, 1, "renamed"), (shards["train"], 1)):
+        refused = resumed(*change)
+        assert refused.returncode != 0 and "training data: the run has [{'name': 'train', 'weight': 2" in refused.stderr
+        assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.gpu

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_sparse_shards(directory: Path, shards: int, rows: int, filled: np.ndarray) -> None:
-    """Write `shards` shards of `rows` rows of 16 windows; only the rows `filled` (counted through all) hold proteins."""
+    """Write shards of `rows` rows of 16 windows each; only the rows `filled`, counted through all, hold proteins."""
     windows = ROW_TOKENS // WINDOW
     draw = np.random.default_rng(0)
     protein = np.concatenate([[BOS], draw.integers(6, 26, WINDOW - 2), [EOS]])

@@ -65,7 +65,7 @@ class Mixture:
                 f"data.train: the weights {', '.join(map(str, weights))} add up to {sum(weights) // divisor:,} without "
                 f"their common divisor, at most {MAX_CYCLE:,} are possible; round them, as 123457:1000003 to 12:97."
             )
-        self.weights = np.array(weights, dtype=np.int64) // divisor
+        self.weights = np.array([weight // divisor for weight in weights], dtype=np.int64)
         self.row_tokens = first.shards.row_tokens
         self.max_length = max(source.shards.max_length for source in self.sources)
 

@@ -1,0 +1,134 @@
+"""The batch of a step, rebuilt from a run directory on one CPU: no ranks, no DeepSpeed, no model.
+
+A batch is a pure function of the settings in run.json, the training shards and the index of the batch (data/loader.py).
+Which batch a step had, and which rows were left out of it, stands in the state of the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches
+from amplify_ds.data.masking import IGNORED
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import checkpoint, runs
+from amplify_ds.training.plan import batch_plan, training_sources
+
+
+def batch_index(step: int, state: Mapping) -> int:
+    """Return the index of the batch of optimizer step `step`, both in order of training: steps from 1, batches from 0.
+
+    state: that of a checkpoint. A batch whose update was not applied is no step: its index is in progress["skipped"].
+    """
+    index = step - 1
+    for skipped in sorted(state.get("progress", {}).get("skipped", [])):
+        index += skipped <= index
+    return index
+
+
+@dataclass(frozen=True)
+class Window:
+    """A protein, or a piece of a long one, as the model met it."""
+
+    tokens: np.ndarray  # int64 [n], before masking
+    input_ids: np.ndarray  # int64 [n], masks applied
+    positions: np.ndarray  # int64 [m], of the targets in the window, ascending
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.tokens[self.positions]
+
+
+@dataclass(frozen=True)
+class Row:
+    number: int  # in the batch
+    source: str
+    row: int  # in the shards of the source
+    epoch: int  # of the source
+    tokens: int
+    residues: int
+    windows: list[Window]
+
+    @property
+    def targets(self) -> int:
+        return sum(len(window.positions) for window in self.windows)
+
+
+@dataclass(frozen=True)
+class Batch:
+    step: int
+    index: int
+    row_tokens: int
+    sources: list[str]  # of every row of the batch
+    rows: list[Row]  # those asked for
+
+
+def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] = ()) -> Batch:
+    """Return the global batch of `step` (from 1) of the run at `run`; of its rows those numbered `rows`, or all.
+
+    data: data.train, if the shards have moved. AmplifyError if the shards found are not those of the run.
+    """
+    description = runs.read_description(run)
+    settings = description["settings"]
+    try:
+        config = RunConfig.model_validate(
+            {**settings, "data": {**settings["data"], "train": list(data)}} if data else settings
+        )
+    except (ValidationError, KeyError, TypeError) as error:
+        raise AmplifyError(f"{run / runs.DESCRIPTION}: its settings are not those of this version: {error}") from None
+    mixture = training_sources(config)
+    if mixture.binding() != description["binding"].get("training data"):
+        raise AmplifyError(
+            f"{', '.join(config.data.train)}: not what {run} was trained on (names, weights or rows differ); give its "
+            "shards with --data.train [NAME=]DIR[:WEIGHT] …"
+        )
+    found = checkpoint.newest(run, lambda text: print(text, file=sys.stderr))
+    state = found.state if found else {}
+    whole = batch_plan(config, mixture.row_tokens, 0, 1).global_rows
+    if outside := [number for number in rows if not 0 <= number < whole]:
+        raise AmplifyError(f"--rows {outside[0]}: the batch has the rows 0 to {whole - 1}")
+    if step < 1:
+        raise AmplifyError(f"--step {step}: the first step is 1")
+    batches = TrainingBatches(
+        mixture, BatchPlan(whole, 1, whole, 0, 1), config.training.seed, **config.masking.model_dump(),
+        skips=state.get("skips", []),
+    )  # fmt: skip
+    index = batch_index(step, state)
+    places = [batches.places(index * whole + number) for number in range(whole)]
+    names = [mixture.names[int(place.sources[0])] for place in places]
+    chosen = []
+    for number in rows or range(whole):
+        batch, place = batches[index * whole + number], places[number]
+        chosen.append(
+            Row(
+                number,
+                names[number],
+                int(place.rows[0]),
+                int(place.epochs[0]),
+                batch.tokens,
+                batch.residues,
+                windows_of(batch),
+            )  # fmt: skip
+        )
+    return Batch(step, index, mixture.row_tokens, names, chosen)
+
+
+def windows_of(batch: PackedBatch) -> list[Window]:
+    """Cut a batch of one row into its proteins; what is padding is left out."""
+    seen, used = batch.input_ids.numpy(), batch.labels.numpy() != IGNORED
+    places = batch.masked_positions.numpy()[used]
+    tokens = seen.copy()
+    tokens[places] = batch.labels.numpy()[used]
+    bounds = np.unique(batch.cu_seqlens.numpy())
+    return [
+        Window(tokens[a:b], seen[a:b], places[(places >= a) & (places < b)] - a)
+        for a, b in zip(bounds, bounds[1:])
+        if b <= batch.tokens
+    ]
