@@ -10,6 +10,9 @@ Evaluation reads every row once, split over the ranks, with masks that only depe
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -23,6 +26,7 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import EOS
 
+PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent has ended
 SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
 
 
@@ -134,9 +138,22 @@ def training_loader(batches: TrainingBatches, first_step: int, last_step: int, w
     accumulation = batches.plan.accumulation
     order = range(first_step * accumulation, last_step * accumulation)
     try:
-        yield from DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory)
+        yield from DataLoader(
+            batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory,
+            worker_init_fn=_belong_to_the_rank,
+        )  # fmt: skip
     except AmplifyError as error:  # that of a worker comes with its traceback in front
         raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
+
+
+def _belong_to_the_rank(worker: int) -> None:
+    """A worker ends with its rank, however that ends, and not before: SLURM and DeepSpeed signal workers as well, but
+    the rank needs them until its checkpoint.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

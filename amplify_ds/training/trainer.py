@@ -10,6 +10,7 @@ functions of it. Sums for the log stay on the device; they are copied to the hos
 from __future__ import annotations
 
 import math
+import secrets
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,10 +29,11 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, runs
+from amplify_ds.training import checkpoint, engine, orphans, runs, stopping
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, validation_sets
 from amplify_ds.training.schedule import learning_rate
+from amplify_ds.training.watchdog import Watchdog
 
 VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
@@ -99,7 +101,12 @@ class Trainer:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
         self.device = engine.start_ranks()
-        engine.barrier()  # the run directory exists and is ours
+        # Also a barrier: the run directory exists and is ours.
+        drawn = torch.tensor([secrets.randbits(48) if self.leader else 0], dtype=torch.int64, device=self.device)
+        job = int(engine.sum_over_ranks(drawn).item())
+        self.watch = Watchdog(output, engine.rank(), engine.world_size(), run.watchdog.seconds, job).start()
+        if self.leader:
+            stopping.listen_to_file(output)
 
         torch.manual_seed(run.training.seed)  # every rank draws the same initial weights
         model = AMPLIFY(shape)
@@ -107,10 +114,11 @@ class Trainer:
         self.parameters = sum(p.numel() for p in model.parameters())
         precision = resolve_precision(run.training.precision, self.device.type)
         self.engine = engine.Engine(model, run, zero, self.plan.accumulation, precision, self.device)
-        self.progress = Progress()
+        self.progress, self.saved = Progress(), True  # nothing that could be lost
         found = runs.choose_checkpoint(output, resume, self.binding, run.training.steps, self.say)
         if found is not None:
             self.engine.load_state(found.reader(), found.step)
+            self.saved = found.path.parent.resolve() == checkpoint.folder(output).resolve()
             self.progress = Progress(**found.state["progress"])
             self.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
 
@@ -118,8 +126,8 @@ class Trainer:
         if self.leader:
             tqdm.write(text, file=sys.stderr)
 
-    def pretrain(self) -> dict[str, Any]:
-        """Train to the last step; returns what result.json holds. Collective."""
+    def pretrain(self) -> dict[str, Any] | None:
+        """Train to the last step; returns what result.json holds. None: stopped and saved. Collective."""
         run, progress = self.run, self.progress
         loader = training_loader(
             self.batches, progress.step, run.training.steps, run.data.workers, self.device.type == "cuda"
@@ -132,6 +140,8 @@ class Trainer:
             self._last_line = time.perf_counter()
             interval = Interval.start(self.device)
             while progress.step < run.training.steps:
+                if self._asked_to_stop():
+                    return self._stop()
                 logging = (progress.step + 1) % run.log.every == 0 or progress.step + 1 == run.training.steps
                 rate = learning_rate(progress.step, run.optimizer)
                 try:
@@ -139,6 +149,8 @@ class Trainer:
                 except engine.NotFinite as error:
                     raise self._diverged(str(error)) from None
                 progress.step += 1
+                self.saved = False
+                self.watch.at(progress.step, "between steps")
                 if logging:
                     self._log(interval, norm, rate)
                 self.bar.update()
@@ -148,13 +160,35 @@ class Trainer:
                     self._save()
                 if logging:
                     interval = Interval.start(self.device)
+        orphans.finished()
+        self.watch.close()
         return self._finish()
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to. Collective."""
+        asked = torch.tensor([float(stopping.requested())], device=self.device)
+        return engine.sum_over_ranks(asked).item() > 0
+
+    def _stop(self) -> None:
+        """Save, say so in stopped.json, and let every rank go. Collective."""
+        if not self.saved:
+            self._save()
+        if self.leader:
+            newest = (checkpoint.complete(self.output) or [None])[-1]
+            stopping.write_stopped(self.output, self.progress.step, newest)
+            where = newest or "before the first one"
+            self.say(f"stopped at step {self.progress.step}, {where}: the same command continues")
+        engine.barrier()  # none leaves before that is written
+        orphans.finished()
+        self.watch.close()
 
     def _losses(self, loader, interval: Interval):
         """The losses of one step's micro batches; the engine goes backward through each before the next is made."""
         for _ in range(self.plan.accumulation):
+            self.watch.at(self.progress.step + 1, "waiting for data")
             began = time.perf_counter()
             batch = next(loader)
+            self.watch.at(self.progress.step + 1, "forward and backward")
             waited = time.perf_counter() - began
             batch = batch.to(self.device)
             logits = self.engine.forward(**batch.model_inputs()).logits
@@ -204,6 +238,7 @@ class Trainer:
                 score = evaluate(
                     self.engine.evaluation(), shards, protocol, self.device, self.run.evaluation.max_rows,
                     self.run.training.micro_batch_rows, engine.rank(), engine.world_size(), engine.sum_over_ranks,
+                    progress=lambda rows: self.watch.at(self.progress.step, "evaluation"),
                 )  # fmt: skip
                 self.progress.history.append({"step": self.progress.step, "set": name, **score.as_dict()})
                 for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
@@ -215,6 +250,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Collective. If rank 0 cannot write, every rank ends with the same error."""
+        self.watch.at(self.progress.step, "checkpoint")
         self.events.flush()  # what a resumed run will not log again
         state = {
             "step": self.progress.step,
@@ -240,6 +276,7 @@ class Trainer:
         failed = engine.sum_over_ranks(torch.tensor([float(problem is not None)], device=self.device)).item()
         if failed:
             raise problem or AmplifyError("rank 0 could not write the checkpoint")
+        self.saved = True
 
     def _finish(self) -> dict[str, Any]:
         progress = self.progress
