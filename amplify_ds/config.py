@@ -137,6 +137,13 @@ class Log(Section):
     )
 
 
+class Watchdog(Section):
+    seconds: float = setting(
+        "a rank that has not moved for so long is named and the job ended; must be longer than the longest step or "
+        "checkpoint; 0: never", True, ge=0,
+    )  # fmt: skip
+
+
 class RunConfig(Section):
     model: Model
     data: Data
@@ -147,6 +154,7 @@ class RunConfig(Section):
     evaluation: Evaluation
     checkpoint: Checkpoint
     log: Log
+    watchdog: Watchdog
 
     @model_validator(mode="after")
     def _steps(self):

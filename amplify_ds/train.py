@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -95,9 +96,12 @@ def main() -> int:
 def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     if arguments.dry_run:
         return dry_run(arguments, run)
-    from amplify_ds.training import ds_config, engine, orphans, runs  # seconds to import, so only now
+    from amplify_ds.training import orphans, stopping
 
+    stopping.listen()
     orphans.end_with_launcher()
+    from amplify_ds.training import ds_config, engine, runs  # seconds to import, so only now
+
     output = Path(arguments.output)
     zero = ds_config.read(arguments.deepspeed_config)
     from amplify_ds.hub.folder import initial_weights
@@ -105,7 +109,15 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
 
     trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows)
     done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
-    result = trainer.pretrain()
+    try:
+        result = trainer.pretrain()
+    except RuntimeError:  # a collective fails when another rank has ended
+        if gone := orphans.lost():
+            raise AmplifyError(_lost(gone, output)) from None
+        raise
+    if result is None:
+        engine.stop_ranks()
+        return stopping.SAVED
     if trainer.leader:
         print(
             f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
@@ -116,6 +128,20 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
         )
     engine.stop_ranks()
     return 0
+
+
+def _lost(gone: dict[int, int], output: Path) -> str:
+    from amplify_ds.training import watchdog
+
+    ranks = "; ".join(
+        f"rank {rank} on {socket.gethostname()} (process {pid}) has ended, last seen at "
+        f"{watchdog.last_seen(output, rank)}"
+        for pid, rank in gone.items()
+    )
+    return (
+        f"{ranks}. Its own message stands above; without one it was killed, perhaps for want of memory. The same "
+        "command continues from the newest checkpoint."
+    )
 
 
 def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:

@@ -32,16 +32,10 @@ stage "3/7 pretraining: recipe tiny, DeepSpeed ZeRO stage 1"
 ranks=$((gpus > 0 ? gpus : cores < 8 ? cores : 8))
 share=$(((8 + ranks / 2) / ranks))
 if ((share == 0)); then share=1; fi
-export OMP_NUM_THREADS=$((cores / ranks > 0 ? cores / ranks : 1))
-export AMPLIFY_LAUNCHER_PID=$$
-if [ "$gpus" = 0 ]; then export GLOO_SOCKET_IFNAME=lo; fi
-port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-echo "$ranks ranks, $OMP_NUM_THREADS threads each"
-deepspeed -q --num_accelerators "$ranks" --master_addr 127.0.0.1 --master_port "$port" \
-  --no_local_rank --module amplify_ds.train --recipe tiny --deepspeed_config ds_configs/zero1.json \
+echo "$ranks ranks"
+AMPLIFY_LAUNCHER_PID=$$ bash launch/train.sh --ranks "$ranks" -- --recipe tiny --deepspeed_config ds_configs/zero1.json \
   --training.micro_batch_rows $share --training.global_batch_tokens $((512 * share * ranks)) \
   --data.train "$place"/train --data.validation "$place"/validation --output "$place"/run "$@"
-[ -f "$place"/run/result.json ] || { echo "error: pretraining ended before its last step; run this again" >&2; exit 1; }
 
 stage "4/7 validation of the last checkpoint, in a process of its own"
 python -m amplify_ds.evaluate --model "$place"/run --data "$place"/validation

@@ -43,11 +43,18 @@ def python(*words, **options) -> subprocess.CompletedProcess:
 
 def launch_words(ranks: int, output, shards, stage: int = 1, **settings) -> list[str]:
     """`deepspeed … --module amplify_ds.train …` as a user types it; settings: section__field=value."""
+    words = [
+        Path(sys.executable).with_name("deepspeed"), "-q", "--num_accelerators", ranks, "--master_addr", "127.0.0.1",
+        "--master_port", 29600 + os.getpid() % 1000, "--no_local_rank", "--module", "amplify_ds.train",
+    ]  # fmt: skip
+    return [*map(str, words), *training_words(output, shards, stage, **settings)]
+
+
+def training_words(output, shards, stage: int = 1, **settings) -> list[str]:
+    """The part of it that is for amplify_ds.train."""
     flags = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
     words = [
-        str(Path(sys.executable).with_name("deepspeed")), "-q", "--num_accelerators", ranks, "--master_addr", "127.0.0.1",
-        "--master_port", 29600 + os.getpid() % 1000, "--no_local_rank", "--module", "amplify_ds.train", "--recipe", "tiny",
-        "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json", "--data.train", shards["train"],
+        "--recipe", "tiny", "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json", "--data.train", shards["train"],
         "--data.validation", f"held_out={shards['validation']}", "--output", output,
     ]  # fmt: skip
     return [str(w) for w in (*words, *(part for key, value in flags.items() for part in (_flag(key), value)))]
@@ -74,6 +81,25 @@ def losses(output) -> dict[int, float]:
     from amplify_ds.plot import read_scalars
 
     return dict(zip(*read_scalars(Path(output))["train/loss"]))
+
+
+EVERY_THREE = {"checkpoint__every": 3, "checkpoint__keep_last": 9}
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(shards, tmp_path_factory):
+    """A whole run on two ranks, to compare interrupted ones with."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    result = train(2, output, shards, 1, **EVERY_THREE)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def final_tensors(output: Path) -> dict:
+    from safetensors.torch import load_file
+
+    folder = output / "checkpoints/step-00000010"
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "optimizer.safetensors")}
 
 
 @pytest.fixture(scope="session")

@@ -13,26 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, environment, launch_words, losses, train
+from conftest import EVERY_THREE, ROOT, environment, final_tensors, launch_words, losses, train
 from safetensors.torch import load_file, save_file
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.training import checkpoint
-
-EVERY_THREE = {"checkpoint__every": 3, "checkpoint__keep_last": 9}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(shards, tmp_path_factory):
-    output = tmp_path_factory.mktemp("uninterrupted") / "run"
-    result = train(2, output, shards, 1, **EVERY_THREE)
-    assert result.returncode == 0, result.stderr
-    return output
-
-
-def final_tensors(output: Path) -> dict[str, torch.Tensor]:
-    folder = output / "checkpoints/step-00000010"
-    return {**load_file(folder / "model.safetensors"), **load_file(folder / "optimizer.safetensors")}
 
 
 def step_of_newest(output: Path) -> int:

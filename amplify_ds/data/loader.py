@@ -11,6 +11,8 @@ Evaluation reads every row once, split over the ranks, with masks that only depe
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -26,6 +28,7 @@ from amplify_ds.data.skips import Skips
 from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import EOS
 
+PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent has ended
 _AHEAD = 64  # micro batches whose rows are looked up at once: as quick as for one
 SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
 
@@ -160,9 +163,22 @@ def training_loader(batches: TrainingBatches, first_batch: int, workers: int, pi
     """Iterate the micro batches from global batch `first_batch` on, prepared ahead of time by `workers` processes."""
     order = range(first_batch * batches.plan.accumulation, sys.maxsize)
     try:
-        yield from DataLoader(batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory)
+        yield from DataLoader(
+            batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory,
+            worker_init_fn=_belong_to_the_rank,
+        )  # fmt: skip
     except AmplifyError as error:  # that of a worker comes with its traceback in front
         raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
+
+
+def _belong_to_the_rank(worker: int) -> None:
+    """A worker ends with its rank, however that ends, and not before: SLURM and DeepSpeed signal workers as well, but
+    the rank needs them until its checkpoint.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

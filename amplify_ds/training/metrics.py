@@ -45,6 +45,7 @@ class Interval:
 
     def __init__(self, device: torch.device):
         self.device = device
+        self.norm = self.rate = 0.0  # of the last step
         self.began = time.perf_counter()
         self._steps: list[tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]] = []
         self._batches: list[int] = []
@@ -59,11 +60,16 @@ class Interval:
         for pending, value in zip(self._pending, (row_losses.detach(), correct, counts)):
             pending.append(value)
 
-    def keep(self, batch: int) -> None:
+    def keep(self, batch: int, norm: float, rate: float) -> None:
         """The step, which read that batch, was applied."""
         self._steps.append(self._pending)
         self._batches.append(batch)
+        self.norm, self.rate = norm, rate
         self.drop()
+
+    @property
+    def steps(self) -> int:
+        return len(self._steps)
 
     def drop(self) -> None:
         """The step was not applied: forget its micro batches."""
@@ -71,7 +77,7 @@ class Interval:
 
     def totals(self) -> Totals:
         """Collective: every rank has kept the same number of steps. The only copy from the device."""
-        n = len(self._steps)
+        n = self.steps
         losses = [torch.stack([rows.sum() for rows in row_losses]).sum().double() for row_losses, _, _ in self._steps]
         correct = torch.stack([count for _, counts, _ in self._steps for count in counts]).sum().double()
         host = torch.tensor([counts for _, _, micro in self._steps for counts in micro], dtype=torch.float64).sum(0)

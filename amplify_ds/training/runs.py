@@ -4,6 +4,7 @@ RUN/run.json      every setting; names, weights and fingerprints of the training
 RUN/checkpoints/  see checkpoint.py
 RUN/events/       TensorBoard
 RUN/result.json   written when the last step is done: the run is complete
+RUN/stopped.json  stopped on request, and saved (stopping.py);  RUN/stalled.json  a rank did not respond (watchdog.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
-from amplify_ds.training import checkpoint
+from amplify_ds.training import checkpoint, stopping, watchdog
 
 DESCRIPTION, RESULT, EVENTS = "run.json", "result.json", "events"
 
@@ -61,6 +62,8 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
         if resume == "never" and checkpoint.complete(output):
             raise AmplifyError(f"{output}: holds checkpoints; --resume never starts in a new --output only")
     write_json(description, {"binding": asked, "settings": run.model_dump(mode="json")})
+    stopping.forget_earlier(output)
+    watchdog.forget_earlier(output)
     return lock
 
 

@@ -10,6 +10,7 @@ Sums for the log stay on the device; they are copied to the host at logging step
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -29,12 +30,13 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, guards, runs
+from amplify_ds.training import checkpoint, engine, guards, orphans, runs, stopping
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
 from amplify_ds.training.metrics import Interval, Totals, device_flops, model_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
 from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
+from amplify_ds.training.watchdog import Watchdog
 
 VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
@@ -95,7 +97,12 @@ class Trainer:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
         self.device = engine.start_ranks()
-        engine.barrier()  # the run directory exists and is ours
+        # Also a barrier: the run directory exists and is ours.
+        drawn = torch.tensor([secrets.randbits(48) if self.leader else 0], dtype=torch.int64, device=self.device)
+        job = int(engine.sum_over_ranks(drawn).item())
+        self.watch = Watchdog(output, engine.rank(), engine.world_size(), run.watchdog.seconds, job).start()
+        if self.leader:
+            stopping.listen_to_file(output)
 
         torch.manual_seed(run.training.seed)  # every rank draws the same initial weights
         model = AMPLIFY(shape)
@@ -105,9 +112,11 @@ class Trainer:
         precision = resolve_precision(run.training.precision, self.device.type)
         self.engine = engine.Engine(model, run, zero, self.plan.accumulation, precision, self.device)
         self.progress, self.skips, self.origin = Progress(), [], None
+        self.saved = True  # nothing that could be lost
         found = self._choose_checkpoint(resume)
         if found is not None:
             self.engine.load_state(found.reader(), found.step)
+            self.saved = found.path.parent.resolve() == checkpoint.folder(output).resolve()
             self.progress, self.skips = Progress(**found.state["progress"]), found.state["skips"]
             self.origin = found.state["origin"]
             runs.check_origin(self.origin, initial_path, output)
@@ -136,8 +145,8 @@ class Trainer:
         if self.leader:
             tqdm.write(text, file=sys.stderr)
 
-    def pretrain(self) -> dict[str, Any]:
-        """Train to the last step; returns what result.json holds. Collective."""
+    def pretrain(self) -> dict[str, Any] | None:
+        """Train to the last step; returns what result.json holds. None: stopped and saved. Collective."""
         run, progress = self.run, self.progress
         loader = training_loader(self.batches, progress.batch, run.data.workers, self.device.type == "cuda")
         if self.leader and progress.step < run.training.steps:
@@ -148,6 +157,8 @@ class Trainer:
             self._last_line = time.perf_counter()
             interval, in_a_row = Interval(self.device), 0
             while progress.step < run.training.steps:
+                if self._agree_to_stop():
+                    return self._stop(interval)
                 rate = learning_rate(progress.step, run.optimizer)
                 norm = self.engine.step(self._losses(loader, interval), rate)
                 if norm is None:
@@ -156,25 +167,56 @@ class Trainer:
                     self._skip(in_a_row)
                     continue
                 in_a_row = 0
-                interval.keep(progress.batch)
+                interval.keep(progress.batch, norm, rate)
                 progress.step += 1
+                self.saved = False
+                self.watch.at(progress.step, "between steps")
                 self.bar.update()
                 if logging := due(progress.step, run.log.every, run.training.steps):
-                    self._log(interval, norm, rate)
+                    self._log(interval)
                 if due(progress.step, run.evaluation.every, run.training.steps):
                     self._evaluate()
                 if due(progress.step, run.checkpoint.every, run.training.steps):
                     self._save()
-                self._agree()
                 if logging:
                     interval = Interval(self.device)
         return self._finish()
 
+    def _agree_to_stop(self) -> bool:
+        """What one rank knows, all learn between steps: that the run is to stop, or that it cannot save. Collective."""
+        flags = torch.tensor([stopping.requested(), self.writer.problem is not None], device=self.device).float()
+        stop, failed = engine.sum_over_ranks(flags).tolist()
+        if failed:
+            raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
+        return stop > 0
+
+    def _stop(self, interval: Interval) -> None:
+        """Save, say so in stopped.json, and let every rank go. Collective."""
+        if interval.steps:
+            self._log(interval)
+        if not self.saved:
+            self._save()
+        self.writer.wait()
+        self._agree_to_stop()
+        if self.leader:
+            newest = (checkpoint.complete(self.output) or [None])[-1]
+            stopping.write_stopped(self.output, self.progress.step, newest)
+            where = newest or "before the first checkpoint"
+            self.say(f"stopped at step {self.progress.step}, {where}: the same command continues")
+        self._leave()
+
+    def _leave(self) -> None:
+        engine.barrier()  # none leaves before rank 0 has written
+        orphans.finished()
+        self.watch.close()
+
     def _losses(self, loader, interval: Interval):
         """The losses of one step's micro batches; the engine goes backward through each before the next is made."""
         for _ in range(self.plan.accumulation):
+            self.watch.at(self.progress.step + 1, "waiting for data")
             began = time.perf_counter()
             batch = next(loader)
+            self.watch.at(self.progress.step + 1, "forward and backward")
             waited = time.perf_counter() - began
             batch = batch.to(self.device)
             logits = self.engine.forward(**batch.model_inputs()).logits
@@ -182,7 +224,7 @@ class Trainer:
             interval.add(batch, row_losses, logits, waited)
             yield loss
 
-    def _log(self, interval: Interval, norm: float, rate: float) -> None:
+    def _log(self, interval: Interval) -> None:
         progress, found = self.progress, interval.totals()
         progress.seconds += found.seconds
         progress.residues += int(found.residues)
@@ -193,8 +235,8 @@ class Trainer:
             "train/loss": found.loss,
             "train/perplexity": perplexity(found.loss),
             "train/accuracy": found.accuracy,
-            "train/learning_rate": rate,
-            "train/gradient_norm": norm,
+            "train/learning_rate": interval.rate,
+            "train/gradient_norm": interval.norm,
             "train/skipped_steps": len(progress.skipped),
             "speed/residues_per_second": found.residues / found.seconds,
             "speed/data_wait_fraction": found.waited / world_size / found.seconds,
@@ -269,19 +311,13 @@ class Trainer:
         run = self.run
         return TrainingBatches(self.sources, plan, run.training.seed, **run.masking.model_dump(), skips=self.skips)
 
-    def _agree(self) -> None:
-        """What one rank knows, all learn at the end of a step. Collective."""
-        flags = torch.tensor([float(self.writer.problem is not None)], device=self.device)
-        [failed] = engine.sum_over_ranks(flags).tolist()
-        if failed:
-            raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
-
     def _evaluate(self) -> None:
         for name, shards in self.validation.items():
             for protocol in PROTOCOLS:
                 score = evaluate(
                     self.engine.evaluation(), shards, protocol, self.device, self.run.evaluation.max_rows,
                     self.run.training.micro_batch_rows, engine.rank(), engine.world_size(), engine.sum_over_ranks,
+                    progress=lambda rows: self.watch.at(self.progress.step, "evaluation"),
                 )  # fmt: skip
                 self.progress.history.append({"step": self.progress.step, "set": name, **score.as_dict()})
                 for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
@@ -294,7 +330,9 @@ class Trainer:
     def _save(self) -> None:
         """Copy the state to rank 0's memory; it is written while training goes on. Collective."""
         began = time.perf_counter()
+        self.watch.at(self.progress.step, "writing the checkpoint")  # the one before
         self.writer.wait()
+        self.watch.at(self.progress.step, "checkpoint")
         self.events.flush()  # what a resumed run will not log again
         state = {
             "step": self.progress.step,
@@ -310,18 +348,18 @@ class Trainer:
         for name, weight, moments in self.engine.named_state():
             if self.leader:
                 gathered.append((name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}))
-        if self.leader:
-            self.writer.start(gathered, state)
-        blocked = time.perf_counter() - began
-        self.events.add_scalar("checkpoint/seconds_training_waited", blocked, self.progress.step)
         if self.writer.seconds:
             self.events.add_scalar("checkpoint/seconds_writing", self.writer.seconds, self.progress.step)
+        if self.leader:
+            self.writer.start(gathered, state)
+        self.saved = True
+        self.events.add_scalar("checkpoint/seconds_training_waited", time.perf_counter() - began, self.progress.step)
 
     def _finish(self) -> dict[str, Any]:
         """Collective."""
         progress = self.progress
         self.writer.wait()
-        self._agree()
+        self._agree_to_stop()
         result = {
             "steps": progress.step,
             "parameters": self.parameters,
@@ -336,6 +374,7 @@ class Trainer:
         }
         if self.leader:
             write_json(self.output / runs.RESULT, result)
+        self._leave()
         return result
 
     def _writer(self) -> SummaryWriter:

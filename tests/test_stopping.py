@@ -1,0 +1,139 @@
+"""launch/train.sh: stop by signals at any moment, a stopped rank, and the same command goes on to the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import EVERY_THREE, ROOT, environment, final_tensors, losses, training_words
+
+from amplify_ds.training import checkpoint
+
+needs_environment = pytest.mark.skipif(
+    not (ROOT / ".venv/complete").exists(), reason="the launch script's own environment is not made; use tests/run.sh"
+)
+# Imported by every Python that starts; makes steps and saves long enough to be met, or one rank stand still.
+PATCH = """
+import os, time
+if "LOCAL_RANK" in os.environ:
+    from amplify_ds.data.loader import TrainingBatches
+    from amplify_ds.training import checkpoint
+    read, write = TrainingBatches.__getitem__, checkpoint.write
+    def slow(self, index):
+        time.sleep(0.1)
+        while os.environ.get("STUCK") == os.environ["RANK"] and index >= 6:
+            pass
+        return read(self, index)
+    def slow_write(run, named_state, state):
+        (run / ".saving").touch()
+        time.sleep(0.3)
+        return write(run, named_state, state)
+    TrainingBatches.__getitem__, checkpoint.write = slow, slow_write
+"""
+
+
+class Run:
+    """A run that is started again and again by the same command."""
+
+    def __init__(self, place: Path, shards, **settings):
+        (place / "sitecustomize.py").write_text(PATCH)
+        self.output, self.log = place / "run", place / "log"
+        words = training_words(self.output, shards, watchdog__seconds=4, **EVERY_THREE, **settings)
+        self.words = ["bash", ROOT / "launch/train.sh", "--ranks", "2", "--", *words]
+        self.environment = {**environment(2), "PYTHONPATH": f"{place}:{os.environ.get('PYTHONPATH', ROOT)}"}
+
+    def start(self, **variables) -> None:
+        log = open(self.log, "w")
+        environment = {**self.environment, **variables}
+        self.script = subprocess.Popen(self.words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def wait_until(self, condition) -> None:
+        while not condition():
+            assert self.script.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+    def rank(self, rank: int) -> dict:
+        try:
+            return json.loads((self.output / f".ranks/rank-{rank:05d}.json").read_text())
+        except (OSError, ValueError):  # not yet there, or being written
+            return {"step": 0}
+
+    def end(self) -> int:
+        """The script's exit code; nothing of the run is left then."""
+        code = self.script.wait(timeout=60)
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(self.output) in " ".join(p.info["cmdline"] or ())]
+        assert not left, left
+        return code
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.output / name).read_text())
+
+
+@needs_environment
+def test_stopped_by_signals_and_by_a_dead_rank_it_ends_with_the_same_bits(uninterrupted, shards, tmp_path):
+    run = Run(tmp_path, shards)
+
+    run.start()
+    run.wait_until(lambda: (run.output / ".lock").exists())
+    run.script.send_signal(signal.SIGUSR1)
+    assert run.end() == 75, run.log.read_text()
+    assert run.read("stopped.json")["step"] == 0 and not checkpoint.complete(run.output), "before the first step"
+
+    run.start()
+    moment = random.Random(os.getpid()).choice(("a save", "a step"))
+    run.wait_until((run.output / ".saving").exists if moment == "a save" else lambda: run.rank(1)["step"] > 1)
+    run.script.send_signal(signal.SIGTERM)
+    assert run.end() == 75, run.log.read_text()
+    stopped = run.read("stopped.json")
+    assert stopped["checkpoint"] == str(checkpoint.complete(run.output)[-1]), moment
+    assert checkpoint.newest(run.output).step == stopped["step"] > 0 and "SIGTERM" in stopped["reason"]
+
+    run.start()
+    run.wait_until(lambda: run.rank(1)["step"] > stopped["step"])
+    assert not (run.output / "stopped.json").exists(), "that was the earlier part's"
+    os.kill(run.rank(1)["pid"], signal.SIGSTOP)
+    began = time.monotonic()
+    assert run.end() == 70, run.log.read_text()
+    assert time.monotonic() - began < 30
+    log, record = run.log.read_text(), run.rank(1)
+    place = f"rank 1 on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}"
+    assert place in log and "it is stopped (state T)" in log and "its stack" in log and "trainer.py:" in log
+    assert run.read("stalled.json")["ranks"] == [1] and log.count("error: training has stood still") == 1
+
+    run.start()
+    assert run.end() == 0, run.log.read_text()
+    assert losses(run.output) == losses(uninterrupted)
+    ours, theirs = final_tensors(run.output), final_tensors(uninterrupted)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@needs_environment
+def test_a_rank_that_is_stuck_is_named_with_the_line_where_it_stands(shards, tmp_path):
+    run = Run(tmp_path, shards)
+    run.start(STUCK="0")
+    assert run.end() == 70, run.log.read_text()
+    log = run.log.read_text()
+    assert f"rank 0 on {os.uname().nodename}" in log and "step 4, waiting for data: it is behind the other ranks" in log
+    assert "sitecustomize.py:" in log and "in slow" in log
+    assert "rank 1 ends with code 70" in log and run.read("stalled.json")["silent"] is False
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--recipe", "tiny"], "--output RUN is missing"),
+        (["--ranks", "two", "--", "--output", "o"], "--ranks needs a number"),
+        (["--hostfile", "absent", "--", "--output", "o"], "'absent': there is no such file"),
+    ],
+)
+def test_bad_words_are_one_message(words, text):
+    result = subprocess.run(["bash", ROOT / "launch/train.sh", *words], text=True, capture_output=True)
+    assert result.returncode == 2 and text in result.stderr
+    shown = subprocess.run(["bash", ROOT / "launch/train.sh", "--help"], text=True, capture_output=True)
+    assert shown.returncode == 0 and "75    stopped on request and saved" in shown.stdout
