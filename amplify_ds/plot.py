@@ -18,7 +18,9 @@ PROTOCOL_TITLES = {"published": "80/10/10 masking", "mask_only": "<mask> only"}
 def read_scalars(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     """{tag: (steps, values)} of all events of a run; what a resumed run has replaced is left out."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+    from tensorboard.util.tb_logging import get_logger
 
+    get_logger().setLevel("ERROR")  # it warns of every resumption
     folder = run / "events"
     if not folder.is_dir():
         raise AmplifyError(f"{run}: no TensorBoard events (expected {folder}); is it a run directory?")

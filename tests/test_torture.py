@@ -1,0 +1,11 @@
+"""A short torture: see torture.py. `bash tests/torture.sh` is the long one."""
+
+import pytest
+from conftest import ROOT, run
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/complete").exists(), reason="the launch script's own environment is not made")
+def test_a_run_killed_three_times_is_the_run_nobody_disturbed():
+    result = run("bash", "tests/torture.sh", 3)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "rows in the same order; losses equal to the bit over" in result.stdout

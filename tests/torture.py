@@ -1,0 +1,216 @@
+"""Kill a real run N times at random moments, resume it each time, and compare it with one that nobody disturbed.
+
+Every start goes through launch/train.sh. It is ended by SIGKILL of a rank, of the launcher on this node, of the runner,
+of everything, of everything while a checkpoint is being written, or by SIGTERM or SIGUSR1 to the script, at a random
+place of the start or of the next few steps. The first half of the starts are alike (two ranks, ZeRO stage 1); after
+that each has a number of ranks (1, 2, 4) and a stage (0 to 3) drawn at random. In the end
+
+    the rows that were read, masks included, are the same at every position of the stream,
+    the losses are equal to the bit up to the first change of ranks or stage, and within 1e-5 after it,
+    nothing was ever left running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from conftest import ROOT, environment, losses, training_words
+
+from amplify_ds.training import checkpoint
+from amplify_ds.training.stopping import SAVED
+
+WAYS = ("a rank", "the launcher of this node", "the runner", "everything", "everything during a save", "SIGTERM", "SIGUSR1")
+FEWEST_STEPS, STEPS_A_KILL, MOST_STEPS = 12, 4, 6  # of the run; more for each kill; read before one at most
+GLOBAL_ROWS = 4
+PATIENCE = 300
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="tests/torture.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kills", nargs="?", type=int, default=30, metavar="N", help="times to kill it (default: 30)")
+    parser.add_argument("--seed", type=int, default=None, help="of the random moments (default: another each time)")
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else int(time.time())
+    place = Path(tempfile.mkdtemp(prefix="torture-"))
+    print(f"{options.kills} kills, seed {seed}, in {place}", flush=True)
+    torture = Torture(place, options.kills, random.Random(seed))
+    torture.run()
+    shutil.rmtree(place)
+    return 0
+
+
+class Torture:
+    def __init__(self, place: Path, kills: int, chance: random.Random):
+        self.place, self.kills, self.chance = place, kills, chance
+        self.steps = FEWEST_STEPS + STEPS_A_KILL * kills
+        self.shards = _shards(place)
+        self.start_seconds = 5.0
+
+    def run(self) -> None:
+        began = time.perf_counter()
+        alone = self.start("undisturbed", 2, 1)
+        self.wait_for_rows("undisturbed", 1)
+        self.start_seconds = time.perf_counter() - began
+        assert alone.wait(PATIENCE) == 0, self.log("undisturbed")
+        changed_after, ways = None, []
+        for number in range(self.kills):
+            alike = number < (self.kills + 1) // 2
+            ranks, stage = (2, 1) if alike else (self.chance.choice((1, 2, 4)), self.chance.choice((0, 1, 2, 3)))
+            if (ranks, stage) != (2, 1) and changed_after is None:
+                changed_after = self.newest()
+            if number % len(WAYS) == 0:
+                ways = self.chance.sample(WAYS, len(WAYS))
+            self.kill_once(number, ways[number % len(WAYS)], ranks, stage)
+        assert self.start("tortured", 2, 1).wait(PATIENCE) == 0, self.log("tortured")
+        self.nothing_runs()
+        self.compare(self.steps if changed_after is None else changed_after)
+
+    def kill_once(self, number: int, way: str, ranks: int, stage: int) -> None:
+        before, read = self.newest(), len(self.rows("tortured"))
+        script = self.start("tortured", ranks, stage)
+        steps = self.chance.randint(0, MOST_STEPS)
+        if way == "everything during a save":
+            self.until(lambda: list(checkpoint.folder(self.place / "tortured").glob(".step-*.partial")), script)
+        elif steps == 0:
+            time.sleep(self.chance.uniform(0, self.start_seconds))
+        else:
+            self.until(lambda: len(self.rows("tortured")) >= read + steps * GLOBAL_ROWS, script)
+            time.sleep(self.chance.uniform(0, 0.05))
+        code = self.end(script, way)
+        self.nothing_runs()
+        print(
+            f"{number + 1:>3}  {ranks} ranks, stage {stage}: {way} after {'the start' if steps else 'some of the start'}, "
+            f"checkpoint {before} -> {self.newest()} of {self.steps}, exit code {code}",
+            flush=True,
+        )
+
+    def end(self, script: subprocess.Popen, way: str) -> int:
+        """Kill what `way` says; return the exit code of the launch script."""
+        family = _family(script.pid)
+        named = {
+            "a rank": self.chance.sample(family["rank"], min(1, len(family["rank"]))),
+            "the launcher of this node": family["launcher"],
+            "the runner": family["runner"],
+        }
+        if way in ("SIGTERM", "SIGUSR1"):
+            script.send_signal(getattr(signal, way))
+        else:
+            for process in named.get(way, [p for kind in family.values() for p in kind]) or [psutil.Process(script.pid)]:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    pass
+        code = script.wait(PATIENCE)
+        if way in ("SIGTERM", "SIGUSR1"):
+            assert code in (0, SAVED), f"{way}: exit code {code}\n{self.log('tortured')}"
+        return code
+
+    def start(self, name: str, ranks: int, stage: int) -> subprocess.Popen:
+        settings = {
+            "training__steps": self.steps, "optimizer__decay_steps": self.steps, "optimizer__lr": 1e-3,
+            "checkpoint__every": 2, "evaluation__max_rows": 1,
+        }  # fmt: skip
+        training = training_words(self.place / name, self.shards, stage, **settings)
+        words = ["bash", ROOT / "launch/train.sh", "--ranks", ranks, "--", *training]
+        path = os.pathsep.join([str(ROOT / "tests/recording"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        extra = {"RECORD": str(self.place / f"{name}.rows"), "PYTHONPATH": path}
+        with open(self.place / f"{name}.log", "w") as log:
+            return subprocess.Popen([str(w) for w in words], env=environment(ranks) | extra, stdout=log, stderr=log)
+
+    def compare(self, unchanged: int) -> None:
+        expected, found = (dict(self.rows(name)) for name in ("undisturbed", "tortured"))
+        needed = range(self.steps * GLOBAL_ROWS)
+        assert all(position in expected and position in found for position in needed), "rows that were never read"
+        assert set(self.rows("tortured")) == set(found.items()), "one position, different rows"
+        assert {p: found[p] for p in needed} == {p: expected[p] for p in needed}, "another order of the data"
+        alone, ours = losses(self.place / "undisturbed"), losses(self.place / "tortured")
+        assert list(ours) == list(alone) == list(range(1, self.steps + 1)), "steps that were not logged, or twice"
+        equal = [step for step in alone if step <= unchanged]
+        assert all(ours[step] == alone[step] for step in equal), "losses that are not equal to the bit"
+        difference = max((abs(ours[step] - alone[step]) for step in alone if step > unchanged), default=0.0)
+        assert difference < 1e-5, f"losses that differ by {difference:.1e}"
+        print(
+            f"the same {len(needed)} rows in the same order; losses equal to the bit over {len(equal)} steps, within "
+            f"{difference:.1e} over the {self.steps - len(equal)} after ranks or stage changed"
+        )
+
+    def newest(self) -> int:
+        found = checkpoint.newest(self.place / "tortured")
+        return found.step if found else 0
+
+    def rows(self, name: str) -> list[tuple[int, str]]:
+        """(position, digest) of every row read so far; a line cut short is not finished."""
+        file = self.place / f"{name}.rows"
+        lines = file.read_text().split("\n")[:-1] if file.exists() else []
+        return [(int(position), digest) for position, digest in map(str.split, lines)]
+
+    def wait_for_rows(self, name: str, count: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(self.rows(name)) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def until(self, happened, script: subprocess.Popen) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not happened() and script.poll() is None:
+            assert time.monotonic() < deadline, self.log("tortured")
+            time.sleep(0.002)
+
+    def nothing_runs(self) -> None:
+        """Within a minute no process of the run is left, and its lock is free."""
+        run, deadline = str(self.place / "tortured"), time.monotonic() + 90
+        while left := [p for p in psutil.process_iter(["cmdline"]) if run in (p.info["cmdline"] or [])]:
+            assert time.monotonic() < deadline, f"left running: {left}"
+            time.sleep(0.1)
+        if (lock := self.place / "tortured/.lock").exists():
+            with open(lock) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def log(self, name: str) -> str:
+        return (self.place / f"{name}.log").read_text()
+
+
+def _family(script: int) -> dict[str, list[psutil.Process]]:
+    """What the launch script has started."""
+    found = {"runner": [], "launcher": [], "rank": []}
+    try:
+        below = psutil.Process(script).children(recursive=True)
+    except psutil.NoSuchProcess:
+        below = []
+    for process in below:
+        try:
+            words = process.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        if "deepspeed.launcher.launch" in words:
+            found["launcher"].append(process)
+        elif any(word.endswith("/deepspeed") for word in words):
+            found["runner"].append(process)
+        elif "amplify_ds.train" in words:
+            found["rank"].append(process)
+    return found
+
+
+def _shards(place: Path) -> dict[str, Path]:
+    for name in ("train", "validation"):
+        words = ["--input", ROOT / f"data_prep/example/{name}.fasta.gz", "--output", place / name]
+        words += ["--max-length", "96", "--row-tokens", "1024"]
+        script = ROOT / "data_prep/build_shards.py"
+        subprocess.run([sys.executable, script, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    return {name: place / name for name in ("train", "validation")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
