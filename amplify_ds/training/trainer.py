@@ -11,17 +11,14 @@ Sums for the log stay on the device; they are copied to the host at logging step
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import BatchPlan, TrainingBatches, training_loader
@@ -31,15 +28,16 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, engine, guards, orphans, runs, stopping
-from amplify_ds.training.evaluate import PROTOCOLS, evaluate, perplexity
-from amplify_ds.training.metrics import Interval, Totals, device_flops, model_flops
+from amplify_ds.training.evaluate import PROTOCOLS, evaluate
+from amplify_ds.training.metrics import Interval, device_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
+from amplify_ds.training.progress import Progress
+from amplify_ds.training.report import Report, say
 from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
 from amplify_ds.training.watchdog import Watchdog
 
 VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
-SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
 
 
 def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,23 +47,6 @@ def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor, rows: int) 
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses.sum() / labels.numel(), losses.detach().view(rows, -1).sum(1)
-
-
-@dataclass
-class Progress:
-    """What is carried from step to step, and through checkpoints."""
-
-    step: int = 0  # optimizer steps taken
-    skipped: list[int] = field(default_factory=list)  # the batches whose update was not applied
-    seconds: float = 0.0  # spent training, without evaluation and checkpoints
-    residues: int = 0  # read while training, over all ranks
-    history: list[dict[str, Any]] = field(default_factory=list)  # every evaluation
-    recent_losses: list[float] = field(default_factory=list)  # of the last steps, for guards.find_spikes
-
-    @property
-    def batch(self) -> int:
-        """Batches read, and so the number of the next one."""
-        return self.step + len(self.skipped)
 
 
 class Trainer:
@@ -120,30 +101,27 @@ class Trainer:
             self.progress, self.skips = Progress(**found.state["progress"]), found.state["skips"]
             self.origin = found.state["origin"]
             runs.check_origin(self.origin, initial_path, output)
-            self.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
+            say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
         elif initial_path is not None:
             weights, self.origin = initial(initial_path)
             runs.check_weights(weights, model_shapes, self.origin["path"])
             self.engine.load_state(lambda kind, name: weights[name], 0)
-            self.say(f"beginning with the weights of {self.origin['path']}")
+            say(f"beginning with the weights of {self.origin['path']}")
         if skip_rows is not None:
             self.skips = add_skips(self.skips, read_skip_rows(skip_rows, self.sources), self.progress.batch)
         self.batches = self._batches(self.plan)
+        peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
+        self.report = Report(output, run, self.sources, self.plan, model.config, self.device, peak)
         self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
-        self.peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
 
     def _choose_checkpoint(self, resume: str) -> checkpoint.CheckpointFile | None:
         """Rank 0 looks at every byte and tells the others. Collective."""
         path = ""
         if self.leader:
-            found = runs.choose_checkpoint(self.output, resume, self.binding, self.run.training.steps, self.say)
+            found = runs.choose_checkpoint(self.output, resume, self.binding, self.run.training.steps, say)
             path = "" if found is None else str(found.path)
         path = engine.from_leader(path)
         return checkpoint.open_checkpoint(Path(path)) if path else None
-
-    def say(self, text: str) -> None:
-        if self.leader:
-            tqdm.write(text, file=sys.stderr)
 
     def pretrain(self) -> dict[str, Any] | None:
         """Train to the last step; returns what result.json holds. None: stopped and saved. Collective."""
@@ -151,10 +129,9 @@ class Trainer:
         loader = training_loader(self.batches, progress.batch, run.data.workers, self.device.type == "cuda")
         if self.leader and progress.step < run.training.steps:
             (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
-        with self._writer() as self.events, self._bar() as self.bar:
+        with self.report.open(progress.step):
             if progress.step == 0:
                 self._evaluate()
-            self._last_line = time.perf_counter()
             interval, in_a_row = Interval(self.device), 0
             while progress.step < run.training.steps:
                 if self._agree_to_stop():
@@ -164,14 +141,15 @@ class Trainer:
                 if norm is None:
                     interval.drop()
                     in_a_row += 1
-                    self._skip(in_a_row)
+                    self.report.skipped(progress, self._rows_of(progress.batch), in_a_row)
+                    progress.skipped.append(progress.batch)
                     continue
                 in_a_row = 0
                 interval.keep(progress.batch, norm, rate)
                 progress.step += 1
                 self.saved = False
                 self.watch.at(progress.step, "between steps")
-                self.bar.update()
+                self.report.bar.update()
                 if logging := due(progress.step, run.log.every, run.training.steps):
                     self._log(interval)
                 if due(progress.step, run.evaluation.every, run.training.steps):
@@ -202,7 +180,7 @@ class Trainer:
             newest = (checkpoint.complete(self.output) or [None])[-1]
             stopping.write_stopped(self.output, self.progress.step, newest)
             where = newest or "before the first checkpoint"
-            self.say(f"stopped at step {self.progress.step}, {where}: the same command continues")
+            say(f"stopped at step {self.progress.step}, {where}: the same command continues")
         self._leave()
 
     def _leave(self) -> None:
@@ -225,77 +203,21 @@ class Trainer:
             yield loss
 
     def _log(self, interval: Interval) -> None:
-        progress, found = self.progress, interval.totals()
-        progress.seconds += found.seconds
-        progress.residues += int(found.residues)
-        epochs = self.sources.epochs(progress.batch * self.plan.global_rows, self.run.training.seed)
-        world_size = engine.world_size()
-        flops = model_flops(self.engine.module.config, found.tokens, found.pairs) / found.seconds / world_size
-        for tag, value in {
-            "train/loss": found.loss,
-            "train/perplexity": perplexity(found.loss),
-            "train/accuracy": found.accuracy,
-            "train/learning_rate": interval.rate,
-            "train/gradient_norm": interval.norm,
-            "train/skipped_steps": len(progress.skipped),
-            "speed/residues_per_second": found.residues / found.seconds,
-            "speed/data_wait_fraction": found.waited / world_size / found.seconds,
-            "speed/model_tflops_per_device": flops / 1e12,
-            "speed/share_of_device_peak": flops / self.peak,
-            "data/packing_efficiency": found.tokens / found.places,
-            **{f"data/epochs/{name}": passes for name, passes in epochs.items()},
-            **{f"data/tokens/{name}": passes * self.sources.tokens(name) for name, passes in epochs.items()},
-            **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
-        }.items():
-            self.events.add_scalar(tag, value, progress.step)
-        self._report_spikes(interval, found)
-        speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
-        self.bar.set_postfix_str(speed, refresh=False)
-        if self.bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.perf_counter()
-            left = (self.run.training.steps - progress.step) * found.seconds / len(found.step_losses)
-            self.say(f"step {progress.step} of {self.run.training.steps}: {speed}, about {left / 60:.0f} min left")
-
-    def _skip(self, in_a_row: int) -> None:
-        """The batch just read gave a gradient that is not finite; nothing was changed by it."""
-        batch, limit = self.progress.batch, self.run.guards.skipped_in_a_row
-        self.progress.skipped.append(batch)
-        self.events.add_scalar("train/skipped_steps", len(self.progress.skipped), self.progress.step)
-        if self.leader:
-            guards.append(self.output / guards.SKIPPED, self._rows_of(batch))
-        self.say(
-            f"warning: the gradient of step {self.progress.step + 1} was not finite: batch {batch} is left out, its rows "
-            f"are in {self.output / guards.SKIPPED}"
+        """Collective."""
+        found = interval.totals()
+        self.progress.seconds += found.seconds
+        self.progress.residues += int(found.residues)
+        self.report.log(self.progress, found, interval)
+        spikes, self.progress.recent_losses = guards.find_spikes(
+            self.progress.recent_losses, found.step_losses, self.run.guards.spike_deviations
         )
-        if in_a_row >= limit:
-            raise AmplifyError(
-                f"step {self.progress.step + 1}: {limit} batches in a row gave a gradient that is not finite "
-                "(guards.skipped_in_a_row); training has diverged. Start again with a lower --optimizer.lr in another "
-                f"--output; checkpoints from before it are in {checkpoint.folder(self.output)}"
-            )
-
-    def _report_spikes(self, interval: Interval, found: Totals) -> None:
-        """Name the rows of steps whose loss jumped. Collective, and the same on every rank."""
-        progress = self.progress
-        spikes, progress.recent_losses = guards.find_spikes(
-            progress.recent_losses, found.step_losses, self.run.guards.spike_deviations
-        )
-        first = progress.step - len(found.step_losses) + 1
         for number in spikes:
-            batch, rows = interval.row_losses(number)
-            share = len(rows)
-            all_rows = torch.zeros(self.plan.global_rows, dtype=torch.float64, device=self.device)
-            all_rows[self.plan.rank * share : (self.plan.rank + 1) * share] = rows.double() / self.batches.slots
-            row_losses = engine.sum_over_ranks(all_rows).tolist()
-            named = guards.highest(row_losses)
-            if self.leader:
-                rows = self._rows_of(batch)
-                lines = [{**rows[place], "step": first + number, "loss": row_losses[place]} for place in named]
-                guards.append(self.output / guards.SPIKES, lines)
-            self.say(
-                f"warning: the loss of step {first + number} jumped to {found.step_losses[number]:.4f}; the rows with the "
-                f"highest losses are in {self.output / guards.SPIKES}"
-            )
+            batch, own = interval.row_losses(number)
+            row_losses = torch.zeros(self.plan.global_rows, dtype=torch.float64, device=self.device)
+            row_losses[self.plan.rank * len(own) :][: len(own)] = own.double() / self.batches.slots
+            step = self.progress.step - interval.steps + 1 + number
+            row_losses = engine.sum_over_ranks(row_losses).tolist()
+            self.report.jumped(step, found.step_losses[number], self._rows_of(batch), row_losses)
 
     def _rows_of(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a global batch, in order."""
@@ -321,10 +243,10 @@ class Trainer:
                 )  # fmt: skip
                 self.progress.history.append({"step": self.progress.step, "set": name, **score.as_dict()})
                 for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
-                    self.events.add_scalar(
+                    self.report.events.add_scalar(
                         f"validation/{name}/{protocol}/{key}", score.as_dict()[key], self.progress.step
                     )
-                self.say(f"step {self.progress.step}, {name}, {score.describe()}")
+                say(f"step {self.progress.step}, {name}, {score.describe()}")
         self.engine.training()
 
     def _save(self) -> None:
@@ -333,7 +255,7 @@ class Trainer:
         self.watch.at(self.progress.step, "writing the checkpoint")  # the one before
         self.writer.wait()
         self.watch.at(self.progress.step, "checkpoint")
-        self.events.flush()  # what a resumed run will not log again
+        self.report.events.flush()  # what a resumed run will not log again
         state = {
             "step": self.progress.step,
             "progress": asdict(self.progress),
@@ -349,11 +271,11 @@ class Trainer:
             if self.leader:
                 gathered.append((name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}))
         if self.writer.seconds:
-            self.events.add_scalar("checkpoint/seconds_writing", self.writer.seconds, self.progress.step)
+            self.report.events.add_scalar("checkpoint/seconds_writing", self.writer.seconds, self.progress.step)
         if self.leader:
             self.writer.start(gathered, state)
         self.saved = True
-        self.events.add_scalar("checkpoint/seconds_training_waited", time.perf_counter() - began, self.progress.step)
+        self.report.events.add_scalar("checkpoint/seconds_training_waited", time.perf_counter() - began, self.progress.step)
 
     def _finish(self) -> dict[str, Any]:
         """Collective."""
@@ -376,35 +298,6 @@ class Trainer:
             write_json(self.output / runs.RESULT, result)
         self._leave()
         return result
-
-    def _writer(self) -> SummaryWriter:
-        """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
-        if not self.leader:
-            return _NoEvents()
-        replaced_from = self.progress.step + 1 if self.progress.step else 0
-        writer = SummaryWriter(self.output / runs.EVENTS, purge_step=replaced_from)
-        writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", self.progress.step)
-        return writer
-
-    def _bar(self) -> tqdm:
-        return tqdm(
-            total=self.run.training.steps, initial=self.progress.step, unit="step", desc="pretraining",
-            disable=not (self.leader and sys.stderr.isatty()), dynamic_ncols=True,
-        )  # fmt: skip
-
-
-class _NoEvents:
-    """What the other ranks log to."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
-
 
 def _host_copy(x: torch.Tensor) -> torch.Tensor:
     return x.detach().to("cpu", torch.float32, copy=True).contiguous()

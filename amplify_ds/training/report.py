@@ -1,0 +1,135 @@
+"""What a run says of itself: TensorBoard, a bar or lines, the rows of steps that went wrong. Rank 0 speaks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import BatchPlan
+from amplify_ds.data.mixture import Mixture
+from amplify_ds.errors import AmplifyError
+from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.training import checkpoint, engine, guards, runs
+from amplify_ds.training.evaluate import perplexity
+from amplify_ds.training.metrics import Interval, Totals, model_flops
+from amplify_ds.training.progress import Progress
+
+SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
+
+
+def say(text: str) -> None:
+    if engine.rank() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+class Report:
+    """Of one run. peak: FLOP/s of a device, to compare with."""
+
+    def __init__(
+        self, output: Path, run: RunConfig, sources: Mixture, plan: BatchPlan, config: AMPLIFYConfig,
+        device: torch.device, peak: float,
+    ):  # fmt: skip
+        self.output, self.run, self.sources, self.plan = output, run, sources, plan
+        self.config, self.device, self.peak = config, device, peak
+        self.leader = engine.rank() == 0
+
+    @contextmanager
+    def open(self, step: int) -> Iterator[None]:
+        """The run goes on after `step`."""
+        self._last_line = time.perf_counter()
+        with self._writer(step) as self.events, self._bar(step) as self.bar:
+            yield
+
+    def log(self, progress: Progress, found: Totals, interval: Interval) -> None:
+        """A point of TensorBoard, and a line now and then where there is no terminal for the bar."""
+        epochs = self.sources.epochs(progress.batch * self.plan.global_rows, self.run.training.seed)
+        world_size = engine.world_size()
+        flops = model_flops(self.config, found.tokens, found.pairs) / found.seconds / world_size
+        for tag, value in {
+            "train/loss": found.loss,
+            "train/perplexity": perplexity(found.loss),
+            "train/accuracy": found.accuracy,
+            "train/learning_rate": interval.rate,
+            "train/gradient_norm": interval.norm,
+            "train/skipped_steps": len(progress.skipped),
+            "speed/residues_per_second": found.residues / found.seconds,
+            "speed/data_wait_fraction": found.waited / world_size / found.seconds,
+            "speed/model_tflops_per_device": flops / 1e12,
+            "speed/share_of_device_peak": flops / self.peak,
+            "data/packing_efficiency": found.tokens / found.places,
+            **{f"data/epochs/{name}": passes for name, passes in epochs.items()},
+            **{f"data/tokens/{name}": passes * self.sources.tokens(name) for name, passes in epochs.items()},
+            **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
+        }.items():
+            self.events.add_scalar(tag, value, progress.step)
+        speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
+        self.bar.set_postfix_str(speed, refresh=False)
+        if self.bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.perf_counter()
+            left = (self.run.training.steps - progress.step) * found.seconds / len(found.step_losses)
+            say(f"step {progress.step} of {self.run.training.steps}: {speed}, about {left / 60:.0f} min left")
+
+    def skipped(self, progress: Progress, rows: list[dict[str, Any]], in_a_row: int) -> None:
+        """The batch of these rows gave a gradient that is not finite. AmplifyError if it was one too many."""
+        step, limit = progress.step + 1, self.run.guards.skipped_in_a_row
+        self.events.add_scalar("train/skipped_steps", len(progress.skipped) + 1, progress.step)
+        if self.leader:
+            guards.append(self.output / guards.SKIPPED, rows)
+        say(
+            f"warning: the gradient of step {step} was not finite: batch {progress.batch} is left out, its rows are in "
+            f"{self.output / guards.SKIPPED}"
+        )
+        if in_a_row >= limit:
+            raise AmplifyError(
+                f"step {step}: {limit} batches in a row gave a gradient that is not finite (guards.skipped_in_a_row); "
+                "training has diverged. Start again with a lower --optimizer.lr in another --output; checkpoints from "
+                f"before it are in {checkpoint.folder(self.output)}"
+            )
+
+    def jumped(self, step: int, loss: float, rows: list[dict[str, Any]], row_losses: list[float]) -> None:
+        """The loss of a step jumped; its rows and their losses."""
+        if self.leader:
+            named = guards.highest(row_losses)
+            lines = [{**rows[place], "step": step, "loss": row_losses[place]} for place in named]
+            guards.append(self.output / guards.SPIKES, lines)
+        say(
+            f"warning: the loss of step {step} jumped to {loss:.4f}; the rows with the highest losses are in "
+            f"{self.output / guards.SPIKES}"
+        )
+
+    def _writer(self, step: int) -> SummaryWriter:
+        """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
+        if not self.leader:
+            return _NoEvents()
+        replaced_from = step + 1 if step else 0
+        writer = SummaryWriter(self.output / runs.EVENTS, purge_step=replaced_from)
+        writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", step)
+        return writer
+
+    def _bar(self, step: int) -> tqdm:
+        return tqdm(
+            total=self.run.training.steps, initial=step, unit="step", desc="pretraining",
+            disable=not (self.leader and sys.stderr.isatty()), dynamic_ncols=True,
+        )  # fmt: skip
+
+
+class _NoEvents:
+    """What the other ranks log to."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
