@@ -56,7 +56,7 @@ ask() { # SIGNAL: stop and save; the second time (a warning of SLURM does not co
   if [ -z "$launcher" ]; then echo "stopped before training had begun; the same command starts it" >&2; exit $SAVED; fi
   if ((asked > 1)); then
     killed=1
-    kill -KILL -- "-$launcher" 2>/dev/null
+    end_all
   else
     echo "SIG$1: asking the ranks to save and stop" >&2
   fi
@@ -90,14 +90,45 @@ if [ -z "$supervised" ]; then exec "${command[@]}"; fi
 mark() { stat -c '%i %y' "$run/$1" 2>/dev/null; }  # another file than before, even if it says the same
 result=$(mark result.json) stopped=$(mark stopped.json) stalled=$(mark stalled.json)
 export AMPLIFY_LAUNCHER_PID="${AMPLIFY_LAUNCHER_PID:-} $$"
-setsid "${command[@]}" &
+# pdsh gives each ssh a session of its own, so the group is not all: what the launcher started is noted as it runs. When
+# an ssh ends, so do the ranks at its other end (orphans.py).
+below() { # PID: its children, and theirs
+  local child
+  for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do echo "$child"; below "$child"; done
+}
+ours() { # PIDs: those that still live and belong to this run, without the guard, which ends last
+  local pid
+  for pid in "$@"; do
+    [ "$pid" != "${guard:-}" ] && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF -- "$run" && echo "$pid"
+  done
+}
+end_all() {
+  local pids
+  pids=$(ours ${noted:-})
+  kill -KILL $pids -- "-$launcher" 2>/dev/null
+}
+# A guard does the same when this script itself is killed.
+guard() {
+  local script=$1 guard=$BASHPID
+  trap - INT TERM USR1 HUP
+  while kill -0 "$launcher"; do
+    noted=$(below "$launcher")
+    kill -0 "$script" || end_all
+    sleep 1
+  done
+}
+noted=
+export run
+export -f below ours end_all guard
+setsid bash -c 'launcher=$$ script=$1; shift; guard "$script" >/dev/null 2>&1 & exec "$@"' guarded $$ "${command[@]}" &
 launcher=$!
 standing=0
 while kill -0 "$launcher" 2>/dev/null; do
   # Again and again: a rank that opens the run empties the file. Before that the directory may not exist.
   if [ -n "$stopping" ]; then { mkdir -p "$run" && echo "SIG$stopping" >"$run/.stop"; } 2>/dev/null; fi
   # A stopped process that is alone on its node keeps pdsh waiting: nobody there can end it.
-  if [ "$(mark stalled.json)" != "$stalled" ] && ((++standing > 60)); then kill -KILL -- "-$launcher" 2>/dev/null; fi
+  if [ "$(mark stalled.json)" != "$stalled" ] && ((++standing > 60)); then end_all; fi
+  noted=$(below "$launcher")
   sleep 1 & # unlike a command in front, `wait` lets a signal be answered at once
   wait $!
 done
@@ -106,10 +137,10 @@ code=$?
 
 # 5. Nothing is left running. When the launcher was signalled as well, its ranks may still be saving.
 for ((i = 0; i < (${#stopping} ? 90 : 15); i++)); do
-  kill -0 -- "-$launcher" 2>/dev/null || break
+  kill -0 -- "-$launcher" 2>/dev/null || [ -n "$(ours $noted)" ] || break
   sleep 1
 done
-kill -KILL -- "-$launcher" 2>/dev/null
+end_all
 
 if [ -n "$stopping" ] && [ -e "$run/.stop" ]; then : >"$run/.stop"; fi
 

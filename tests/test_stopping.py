@@ -79,20 +79,21 @@ class Run:
 def test_stopped_by_signals_and_by_a_dead_rank_it_ends_with_the_same_bits(uninterrupted, shards, tmp_path):
     run = Run(tmp_path, shards)
 
+    moments = {
+        "before the first step": (run.output / ".lock").exists,
+        "during a step": lambda: run.rank(1)["step"] > 1,
+        "during a save": (run.output / ".saving").exists,
+    }
+    moment = random.Random(os.getpid()).choice(list(moments))
+    name = random.choice(("SIGTERM", "SIGUSR1"))
     run.start()
-    run.wait_until(lambda: (run.output / ".lock").exists())
-    run.script.send_signal(signal.SIGUSR1)
+    run.wait_until(moments[moment])
+    run.script.send_signal(getattr(signal, name))
     assert run.end() == 75, run.log.read_text()
-    assert run.read("stopped.json")["step"] == 0 and not checkpoint.complete(run.output), "before the first step"
-
-    run.start()
-    moment = random.Random(os.getpid()).choice(("a save", "a step"))
-    run.wait_until((run.output / ".saving").exists if moment == "a save" else lambda: run.rank(1)["step"] > 1)
-    run.script.send_signal(signal.SIGTERM)
-    assert run.end() == 75, run.log.read_text()
-    stopped = run.read("stopped.json")
-    assert stopped["checkpoint"] == str(checkpoint.complete(run.output)[-1]), moment
-    assert checkpoint.newest(run.output).step == stopped["step"] > 0 and "SIGTERM" in stopped["reason"]
+    stopped, newest = run.read("stopped.json"), checkpoint.newest(run.output)
+    assert stopped["reason"] == name and stopped["step"] == (newest.step if newest else 0), moment
+    assert stopped["checkpoint"] == (newest and str(newest.path))
+    assert bool(newest) == (moment != "before the first step")
 
     run.start()
     run.wait_until(lambda: run.rank(1)["step"] > stopped["step"])
