@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 
 from clean import LEVELS, MODES, Rules
@@ -78,9 +79,9 @@ def parse(arguments: Sequence[str] | None) -> Asked:
         "rules": asdict(rules),
     }
     _check(settings, options)
-    outputs = {"all": options.output.absolute()}
+    outputs = {"all": options.output.resolve()}
     if options.validation_output:
-        outputs = {"train": options.output.absolute(), "validation": options.validation_output.absolute()}
+        outputs = {"train": options.output.resolve(), "validation": options.validation_output.resolve()}
     columns = Columns(options.sequence_column, options.name_column)
     return Asked(options.input, options.exclude, columns, rules, settings, outputs, options.workers)
 
@@ -106,8 +107,9 @@ def _check(settings: dict, options: argparse.Namespace) -> None:
             f"--validation-fraction is {options.validation_fraction} and --validation-output "
             f"{options.validation_output}; expected a fraction between 0 and 1 together with a directory, or neither."
         )
-    if options.validation_output and options.validation_output.absolute() == options.output.absolute():
-        raise AmplifyError(f"--output and --validation-output are both {options.output}; they must be two directories.")
+    outputs = [path.resolve() for path in (options.output, options.validation_output) if path]
+    if any(one.is_relative_to(other) for one, other in permutations(outputs, 2)):
+        raise AmplifyError(f"{outputs[0]} and {outputs[1]} are the same or one within the other; they must be two.")
     if options.shortest < 1 or (options.longest is not None and options.longest < options.shortest):
         raise AmplifyError(
             f"--min-residues is {options.shortest} and --max-residues {options.longest}; expected 1 or more, and the "
@@ -120,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--local_rank", help=argparse.SUPPRESS)  # what the launcher adds without --no_local_rank
     add("--input", nargs="+", required=True, metavar="INPUT", help="where the sequences are, see above")
     add(
         "--output",

@@ -8,42 +8,46 @@ and reports. The options are in `build_options.py`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from build_options import Asked, parse
 from manifest import check_records, describe, make_manifest
-from pipeline import hash_inputs, pack_part, scatter_inputs, sha256
+from pipeline import check_unchanged, hash_inputs, pack_part, scatter_inputs
+from ranks import launched, wait_for_first, watching
 from report import counts, table
-from sources import Source, find_sources
-from tasks import Ended, Workers, workers
+from sources import STANDARD_INPUT, Source, find_sources
+from tasks import Workers, workers
 
-from amplify_ds.data.shard_writer import building, publish_shard, remove_leftovers, workspace, write_manifest
+from amplify_ds.data.shard_writer import building, partial_directory, publish_shard, remove_leftovers, write_manifest
 from amplify_ds.data.shards import MANIFEST, Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
-
-_SECONDS_BETWEEN_LOOKS = 0.2
+from amplify_ds.files import sha256
+from amplify_ds.training.orphans import end_with_launcher
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    asked = parse(arguments)
+    asked, rank = parse(arguments), launched()
     inputs, exclude = find_sources(asked.input, asked.columns), find_sources(asked.exclude, asked.columns)
+    if rank.world > 1 and any(source.passes_once for source in (*inputs, *exclude)):
+        raise AmplifyError(f"{STANDARD_INPUT} reaches one process, and this build has {rank.world}. Give a file.")
     missing = [part for part, output in asked.outputs.items() if is_free(output)]
+    if rank.number and not missing:
+        return
     for part, output in asked.outputs.items():
         if part not in missing:
             _check_same(output, asked.settings | {"part": part}, inputs, exclude)
     if missing:
-        with workers(asked.workers) as crew:
+        with workers(asked.workers, rank) as crew:
             try:
                 _build(asked, missing, inputs, exclude, crew)
-            except Ended:
-                if any(is_free(asked.outputs[part]) for part in missing):
-                    raise
-        if crew.rank:
-            return
+            except AmplifyError:
+                if rank.number == 0 or any(is_free(asked.outputs[part]) for part in missing):
+                    raise  # else it was done without the help of this rank, which came late
+    if rank.number:
+        return
     for part, output in asked.outputs.items():
         if part in missing:
             manifest = Shards(output).manifest
@@ -60,20 +64,24 @@ def _build(
 ) -> None:
     """Build the outputs of `parts`; intermediate results are kept beside the first."""
     home = asked.outputs[parts[0]]
+    pieces = [(source.version, piece.name) for source in (*inputs, *exclude) for piece in source.pieces]
+    plan = [asked.settings, len(inputs), pieces]
     with ExitStack() as stack:
-        if crew.rank == 0:
+        if crew.rank.number == 0:
             places = {part: stack.enter_context(building(asked.outputs[part])) for part in parts}
-        elif not _appears(workspace(home).work, home):
+            work = places[parts[0]].work
+        elif not (work := wait_for_first(partial_directory(home), lambda: not is_free(home))):
             return
-        work = workspace(home).work
+        crew = crew._replace(check=stack.enter_context(watching(work, crew.rank, plan)))
         hashes = hash_inputs([*inputs, *exclude], work, crew)
-        scattered, excluded = scatter_inputs(inputs, exclude, asked.rules, asked.settings, work, crew)
-        check_records([*scattered, *excluded])
         origins = {"inputs": describe(inputs, hashes), "exclude": describe(exclude, hashes)}
-        for part in parts:
-            packed = pack_part(part, scattered, excluded, asked.settings, work, crew)
-            if crew.rank == 0:
-                manifest = make_manifest(part, asked.settings, origins, scattered, packed)
+        scattered, excluded = scatter_inputs(inputs, exclude, asked.rules, asked.settings, work, crew)
+        check_unchanged([*inputs, *exclude], asked.columns)
+        check_records([*scattered, *excluded])
+        packed = {part: pack_part(part, scattered, excluded, asked.settings, work, crew) for part in parts}
+        if crew.rank.number == 0:
+            manifests = {part: make_manifest(part, asked.settings, origins, scattered, packed[part]) for part in parts}
+            for part, manifest in manifests.items():
                 _publish(manifest, work, places[part].shards)
 
 
@@ -85,15 +93,6 @@ def _publish(manifest: dict, work: Path, directory: Path) -> None:
         if path.name not in published:
             path.unlink()
     write_manifest(directory, manifest | {"shards": shards})
-
-
-def _appears(work: Path, output: Path) -> bool:
-    """Wait for the first of the machines to begin; false if the output is complete already."""
-    while not work.exists():
-        if not is_free(output):
-            return False
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return True
 
 
 def is_free(output: Path) -> bool:
@@ -136,4 +135,5 @@ def _check_same(output: Path, settings: dict, inputs: Sequence[Source], exclude:
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     command(main)

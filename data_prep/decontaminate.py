@@ -8,6 +8,8 @@ copies the second into the manifest. --check searches finished shards in the sam
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,16 +19,18 @@ from pathlib import Path
 import numpy as np
 from clean import Cleaner, Rules
 from manifest import describe, proof_path
-from mmseqs import Criteria, find_similar, version, write_fasta
-from pipeline import hash_inputs
+from mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
+from pipeline import check_unchanged, hash_inputs
 from sources import Piece, Source, find_sources
+from tables import Columns
 from tasks import Progress, Task, run_tasks, workers
 from tqdm import tqdm
 
-from amplify_ds.data.shard_writer import working, writing
+from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.files import write_json
+from amplify_ds.files import sha256, sync, write_json
+from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
 DESCRIPTION = """\
@@ -54,17 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     version()
     held_out = find_sources(options.validation)
     if options.check:
-        return _check(options.check, held_out, criteria, options.threads)
-    _find(find_sources(options.train), held_out, options.output, criteria, options.threads)
+        with sigterm_interrupts():
+            return _check(options.check, held_out, criteria, options.threads)
+    _find(find_sources(options.train), held_out, options.output.resolve(), criteria, options.threads)
     return 0
 
 
 def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, criteria: Criteria, threads: int) -> None:
     """Write the similar sequences of `train` to `output`, and the proof beside it."""
     if output.exists():
+        remove_leftovers(output)
         raise AmplifyError(f"{output} exists; choose another --output, or delete it to search again.")
-    with working(output.absolute()) as place, workers(1) as crew:
+    with working(output) as place, workers(1) as crew:
         work = place.work
+        for path in work.glob(f"{TEMPORARY}*"):  # of a search that was killed
+            shutil.rmtree(path)
         queries = work / "held_out.txt"
         count = write_fasta(queries, _cleaned(held_out))
         hashes = hash_inputs([*train, *held_out], work, crew)
@@ -75,11 +83,18 @@ def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, cri
             for number, piece in enumerate(source.pieces)
         ]
         results = run_tasks("search", tasks, work, crew, "B")
-        with writing(output), open(work / "similar.fasta", "wb") as file:
-            for name in (name for result in results for name in result["files"]):
-                file.write((work / name).read_bytes())
+        check_unchanged([*train, *held_out], Columns())
         counts = {key: sum(result[key] for result in results) for key in ("records", "searched", "similar")}
+        found = work / "similar.fasta"
+        with writing(output):
+            with open(found, "wb") as file:
+                for name in (name for result in results for name in result["files"]):
+                    file.write((work / name).read_bytes())
+                if not counts["similar"]:
+                    file.write(b">no sequence is similar\n")  # --exclude takes no empty file
+            sync(found)
         proof = {
+            "sha256": sha256(found),
             **criteria.describe(),
             "train": describe(train, hashes),
             "validation": describe(held_out, hashes),
@@ -87,7 +102,8 @@ def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, cri
         }
         with writing(output):
             write_json(proof_path(output), proof)
-            (work / "similar.fasta").rename(output)
+            found.rename(output)
+            sync(output.parent)
     print(f"{counts['similar']:,} of {counts['searched']:,} sequences are similar to one of {count:,}: {output}")
     print(f"next: python data_prep/build_shards.py --input … --exclude … {output}")
 
@@ -141,7 +157,8 @@ def _check(directory: Path, held_out: Sequence[Source], criteria: Criteria, thre
         raise AmplifyError(
             f"{directory}: {len(remaining):,} of {searched:,} windows are at least {criteria.identity:.0%} identical "
             f"to a validation sequence, for example ({identity:.1%}) {window[:60].decode()}. Find what to leave out "
-            "with decontaminate.py --train, and build the shards again with --exclude."
+            "with decontaminate.py --train, and build the shards again with --exclude. Was that done? Then these are "
+            "parts of proteins that as a whole are less alike: find them with a lower --identity there."
         )
     print(f"none of the {searched:,} windows of {directory} is {criteria.identity:.0%} identical to one of {count:,}")
     return 0
@@ -181,7 +198,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="BITS",
         help="score from which an alignment counts; 25 identical residues have about 50 (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of MMseqs2 (default: %(default)s)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--threads", type=int, default=cores, metavar="N", help="of MMseqs2 (default: the cores there are, %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if bool(options.train) != bool(options.output):
         parser.error("--train needs --output FILE, --check has none")

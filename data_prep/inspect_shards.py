@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from picture import UNIPROT, draw, frequencies
+from picture import PICTURES, UNIPROT, draw, frequencies
 from report import counts, table
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ QUANTILES = {"shortest": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
+    _check(options)
     shards = Shards(options.directory)
     print(table(_summary(shards)))
     if options.verify:
@@ -50,6 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot:
         draw(shards, options.plot)
         print(f"\npicture written to {options.plot}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """AmplifyError for what could not be done once the files are read."""
+    if options.workers < 1:
+        raise AmplifyError(f"--workers is {options.workers}, expected 1 or more.")
+    if options.fasta and options.fasta.exists():
+        raise AmplifyError(f"{options.fasta} exists; choose another --fasta, or delete it.")
+    if options.plot and options.plot.suffix not in PICTURES:
+        raise AmplifyError(f"--plot is {options.plot}, expected a name that ends in {' '.join(PICTURES)}.")
+    for file in (options.fasta, options.plot):
+        if file and not file.absolute().parent.is_dir():
+            raise AmplifyError(f"cannot write {file}: there is no directory {file.parent}. Make it first.")
 
 
 def _summary(shards: Shards) -> list[tuple[str, str]]:
@@ -92,12 +106,17 @@ def _show(shards: Shards, row: int) -> str:
 
 def _write_fasta(shards: Shards, file: Path) -> int:
     """Write every window of every row as a FASTA record that says where it stands; return how many there are."""
-    count = 0
-    with writing(file), open(file, "w") as out:
-        for row in range(shards.num_rows):
-            for place, (kind, text) in enumerate(_windows(*shards.row(row))):
-                out.write(f">row{row}.{place} {kind}\n{text}\n")
-                count += 1
+    count, partial = 0, file.with_name(f".{file.name}.partial")
+    try:
+        with writing(file):
+            with open(partial, "w") as out:
+                for row in range(shards.num_rows):
+                    for place, (kind, text) in enumerate(_windows(*shards.row(row))):
+                        out.write(f">row{row}.{place} {kind}\n{text}\n")
+                        count += 1
+            partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
 
 
@@ -133,7 +152,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "length and whether it is a whole protein or a window of a longer one",
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of --verify (default: 1)")
-    parser.add_argument("--fasta", type=Path, metavar="FILE", help="write all windows to this file as FASTA")
+    parser.add_argument("--fasta", type=Path, metavar="FILE", help="write all windows to this new file as FASTA")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw lengths, residues, records and rows")
     return parser.parse_args(arguments)
 

@@ -85,7 +85,7 @@ def describe(sources: Sequence[Source], hashes: Mapping[str, str]) -> list[dict]
         if source.path:
             origin |= {"bytes": source.bytes, "sha256": hashes.get(source.version)}
             if (proof := proof_path(source.path)).exists():
-                origin["proof"] = json.loads(proof.read_bytes())
+                origin["proof"] = _read_proof(proof, origin["sha256"])
         found.append(origin)
     return sorted(found, key=lambda origin: (origin["name"], origin.get("sha256") or ""))
 
@@ -93,6 +93,20 @@ def describe(sources: Sequence[Source], hashes: Mapping[str, str]) -> list[dict]
 def proof_path(path: Path) -> Path:
     """Return the file beside a file of sequences in which decontaminate.py says how they were found."""
     return path.with_name(f"{path.name}.proof.json")
+
+
+def _read_proof(proof: Path, digest: str) -> dict:
+    """Return what decontaminate.py says of the file whose checksum this is; AmplifyError if it speaks of another."""
+    try:
+        content = json.loads(proof.read_bytes())
+        if content["sha256"] == digest:
+            return content
+        problem = f"belongs to a file with sha256 {content['sha256']}; the one beside it has {digest}"
+    except (ValueError, TypeError, KeyError):
+        problem = "is damaged: it is no JSON with a sha256"
+    raise AmplifyError(
+        f"{proof} {problem}. Run decontaminate.py again, or delete {proof.name} to go without what it says."
+    )
 
 
 def check_records(scattered: Sequence[dict]) -> None:

@@ -19,6 +19,7 @@ from amplify_ds.data.shard_writer import writing
 from amplify_ds.errors import AmplifyError
 
 PROGRAM = "mmseqs"
+TEMPORARY = "mmseqs-"  # directories of a search begin with it
 _SEARCH = "--mask 0 --max-seqs 1000000 -e 1000 --alignment-mode 3 --format-output target,fident,bits -v 1".split()
 
 
@@ -61,7 +62,7 @@ def write_fasta(path: Path, sequences: Iterable[bytes]) -> int:
 def find_similar(sequences: Sequence[bytes], held_out: Path, criteria: Criteria, threads: int) -> dict[int, float]:
     """Return {index: identity} of the `sequences` similar to any in the FASTA file `held_out`."""
     found: dict[int, float] = {}
-    with tempfile.TemporaryDirectory(prefix="mmseqs-", dir=held_out.parent) as place:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=held_out.parent) as place:
         targets, hits = Path(place) / "targets.fasta", Path(place) / "hits"
         write_fasta(targets, sequences)
         if targets.stat().st_size:

@@ -23,16 +23,19 @@ import numpy as np
 from clean import Cleaner, Rules
 from readers import refusing
 from runs import bounds_of, identity, read_slice, scramble, write_run
-from sources import Piece, Source
+from sources import Piece, Source, find_sources
+from tables import Columns
 from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 from amplify_ds.data.order import permute
 from amplify_ds.data.packing import crop, pack, tile
 from amplify_ds.data.shard_writer import write_shard
+from amplify_ds.errors import AmplifyError
+from amplify_ds.files import sha256
 from amplify_ds.vocab import PAD, TOKENS
 
 MEGABYTE = 10**6
-_PIECE = 2**20  # bytes read or written at a time
+_PIECE = 2**20  # bytes written at a time
 
 
 def hash_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> dict[str, str | None]:
@@ -66,7 +69,7 @@ def pack_part(
 ) -> list[dict]:
     """Write the shards of a part ("all", "train" or "validation") into `work`; return the results in order.
 
-    As number 0 of the machines this waits for the others; they return nothing.
+    As number 0 of the ranks this waits for the others; they return nothing.
     """
     runs = [work / name for result in scattered for name in result["runs"].get(part, ())]
     barred = [work / name for result in excluded for name in result["runs"]["all"]]
@@ -81,22 +84,23 @@ def pack_part(
         )
         for place in range(count)
     ]
-    do = run_tasks if crew.rank == 0 else do_tasks
+    do = run_tasks if crew.rank.number == 0 else do_tasks
     return do(f"pack_{part}", tasks, work, crew, "tokens") or []
 
 
-def sha256(path: Path, progress: Progress = lambda read: None) -> str:
-    """Return the checksum of a file."""
-    digest = hashlib.sha256()
-    with refusing(str(path)), open(path, "rb") as file:
-        while block := file.read(_PIECE):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
+def check_unchanged(sources: Sequence[Source], columns: Columns) -> None:
+    """AmplifyError for a file that is no longer as it was found: what was read of it may be of two versions."""
+    for source in sources:
+        if source.path and find_sources([str(source.path)], columns)[0].version != source.version:
+            raise AmplifyError(
+                f"{source.path} was changed while it was read. Leave inputs alone and run the same command again: "
+                "files that were not changed are not read again."
+            )
 
 
 def _hash(path: Path, stem: Path, progress: Progress) -> dict:
-    return {"sha256": sha256(path, progress)}
+    with refusing(str(path)):
+        return {"sha256": sha256(path, progress)}
 
 
 def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progress) -> dict:

@@ -88,9 +88,12 @@ def _find(address: str, columns: Columns) -> list[Source]:
     try:
         count = open_dataset(folder, files).num_shards
     except Exception as error:  # whatever the library raises: no such dataset, no such files, no network
+        fetch = f"hf download {folder} --repo-type dataset --local-dir DIR"
+        if folder == "chandar-lab/UR100P":
+            fetch = "python data_prep/fetch_ur100p.py --output DIR"
         raise AmplifyError(
             f"there is no file {address}, and the dataset cannot be opened on the Hugging Face hub: {error} Without a "
-            "network, download it elsewhere (huggingface-cli download) and give the folder."
+            f"network, run {fetch} where there is one, copy DIR, and give DIR{':' * bool(files)}{files}."
         ) from error
     pieces = [
         _piece(f"{address} ({number + 1} of {count})", 0, read_data_file, folder, files, number, columns)

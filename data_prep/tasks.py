@@ -8,30 +8,26 @@ several machines that share the directory each take every n-th task, and know fr
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
 import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ranks import Rank
 from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import writing
-from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
+from amplify_ds.processes import process_pool, sigterm_interrupts
 
 Progress = Callable[..., object]  # (amount of the task's size just done, residues among it)
 _SECONDS_BETWEEN_LOOKS = 0.2
-_PR_SET_PDEATHSIG = 1
 
 
 class Task(NamedTuple):
@@ -46,19 +42,12 @@ class Task(NamedTuple):
 
 
 class Workers(NamedTuple):
-    """Who does the work: this process or a pool of them, as number `rank` of `world` that share the directory."""
+    """Who does the work: this process or a pool of them, as one of several ranks that share the directory."""
 
-    rank: int
-    world: int
+    rank: Rank
     pool: ProcessPoolExecutor | None
     told: Any  # of a pool: the size and the residues of which its processes told, not yet shown
-
-
-class Ended(AmplifyError):
-    """The first of the machines has removed the directory: it is done without our help, or has failed."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(f"{directory} was removed: another process of this build has failed, see its message.")
+    check: Callable[[], None] = lambda: None  # raises AmplifyError when another rank has failed
 
 
 class _Stopped(Exception):
@@ -66,20 +55,19 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def workers(count: int) -> Iterator[Workers]:
-    """Start processes; their number and place among the machines' come from the launcher (RANK and WORLD_SIZE)."""
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if count == 1:
-        yield Workers(rank, world, None, None)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    told, stop = spawn.Array("q", 2), spawn.Event()
-    pool = ProcessPoolExecutor(count, spawn, initializer=_enter, initargs=(os.getpid(), told, stop))
-    try:
-        yield Workers(rank, world, pool, told)
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+def workers(count: int, rank: Rank = Rank(0, 1)) -> Iterator[Workers]:
+    """Start processes, unless one is enough; whatever ends this one, Ctrl-C or SIGTERM or SIGKILL, ends them too."""
+    with sigterm_interrupts():
+        if count == 1:
+            yield Workers(rank, None, None)
+            return
+        spawn = multiprocessing.get_context("spawn")
+        told, stop = spawn.Array("q", 2), spawn.Event()
+        with process_pool(count, _share, (told, stop)) as pool:
+            try:
+                yield Workers(rank, pool, told)
+            finally:
+                stop.set()
 
 
 def run_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, unit: str) -> list[dict]:
@@ -87,24 +75,20 @@ def run_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers,
     do_tasks(stage, tasks, directory, crew, unit)
     results = [_result(stem) for stem in _stems(stage, tasks, directory)]
     while missing := [path for path in results if not path.exists()]:
-        if not directory.exists():
-            raise Ended(directory)
+        crew.check()
         time.sleep(_SECONDS_BETWEEN_LOOKS * min(len(missing), 10))
-    try:
-        return [json.loads(path.read_bytes()) for path in results]
-    except FileNotFoundError:
-        raise Ended(directory) from None
+    return [json.loads(path.read_bytes()) for path in results]
 
 
 def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, unit: str) -> None:
     """Do this process's part of what is not done yet."""
     stems = _stems(stage, tasks, directory)
-    if crew.rank == 0:
+    if crew.rank.number == 0:
         _remove_others(directory, stage, {stem.name for stem in stems})
-    assigned = list(zip(stems, tasks))[crew.rank :: crew.world]
+    assigned = list(zip(stems, tasks))[crew.rank.number :: crew.rank.world]
     mine = [(stem, task) for stem, task in assigned if not _result(stem).exists()]
     with tqdm(total=sum(task.size for _, task in mine), desc=stage, unit=unit, unit_scale=True, disable=None) as bar:
-        meter = _Meter(bar)
+        meter = _Meter(bar, crew.check)
         if crew.pool is None:
             for stem, task in mine:
                 _do(stem, task, meter.tell)
@@ -115,10 +99,11 @@ def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, 
 class _Meter:
     """A bar that follows the size of tasks and says how many residues a second go by."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self._bar, self._residues, self._began = bar, 0, time.perf_counter()
+    def __init__(self, bar: tqdm, check: Callable[[], None]) -> None:
+        self._bar, self._check, self._residues, self._began = bar, check, 0, time.perf_counter()
 
     def tell(self, amount: int, residues: int = 0) -> None:
+        self._check()
         self._residues += residues
         rate = self._residues / (time.perf_counter() - self._began)
         self._bar.set_postfix_str(f"{rate / 1e6:.1f} million residues/s", refresh=False)
@@ -128,19 +113,13 @@ class _Meter:
 def _do_in_pool(crew: Workers, tasks: Sequence[tuple[Path, Task]], meter: _Meter) -> None:
     told = crew.told
     pending = {crew.pool.submit(_do, stem, task) for stem, task in tasks}
-    try:
-        while pending:
-            done, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            with told.get_lock():
-                amounts, told[:] = told[:], [0, 0]
-            meter.tell(*amounts)
-    except BrokenProcessPool:
-        raise AmplifyError(
-            "a worker was killed, perhaps because memory ran out. What was complete is kept: run the same command "
-            "again, with fewer --workers or smaller --shard-megabytes if it happens again."
-        ) from None
+    while pending:
+        done, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        with told.get_lock():
+            amounts, told[:] = told[:], [0, 0]
+        meter.tell(*amounts)
 
 
 def _do(stem: Path, task: Task, progress: Progress | None = None) -> None:
@@ -158,14 +137,10 @@ def _do(stem: Path, task: Task, progress: Progress | None = None) -> None:
         gc.enable()
 
 
-def _enter(parent: int, told: Any, stop: Any) -> None:
-    """What a worker does first: end when the command ends, however that does, and let it alone handle Ctrl-C."""
+def _share(told: Any, stop: Any) -> None:
+    """Keep, in a worker, what it shares with the command."""
     global _shared
     _shared = told, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _tell(amount: int, residues: int = 0) -> None:

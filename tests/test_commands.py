@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, python
 
 HELP = [
-    "data_prep/build_shards.py", "data_prep/inspect_shards.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
+    "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
+    "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
     "-m amplify_ds.export", "-m amplify_ds.plot", "-m amplify_ds.replay", "launch/try_export.py",
 ]  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_bad_input_is_one_message(shards, tmp_path, extra, text):
 
 
 LAYERS = [
-    {"errors", "files", "vocab", "config"},
+    {"errors", "files", "processes", "vocab", "config"},
     {"data", "model"},
     {"training"},
     {"hub"},

@@ -364,9 +364,9 @@ def test_a_full_disk_is_named_and_what_is_complete_is_reused(tmp_path, limit, fi
     result = script("build_shards.py", *words, code=limited)
     assert result.returncode == 1
     assert result.stderr.startswith("error: cannot write") and file in result.stderr
-    scattered = {file: file.stat().st_mtime_ns for file in (tmp_path / ".out.partial").glob("work/scatter-*")}
+    scattered = {file: file.stat().st_mtime_ns for file in (tmp_path / ".out.partial").glob("work-*/scatter-*")}
     assert bool(scattered) == (limit > 2000) and not (tmp_path / "out").exists()
-    assert not list((tmp_path / ".out.partial").glob("work/pack*"))
+    assert not list((tmp_path / ".out.partial").glob("work-*/pack*"))
 
     no_scatter = "import pipeline; pipeline.write_run = None" if scattered else ""
     assert script("build_shards.py", *words, code=no_scatter).returncode == 0

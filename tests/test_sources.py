@@ -158,8 +158,10 @@ def test_a_hub_name_without_a_network_says_what_to_do(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(AmplifyError, match="no route to host.*huggingface-cli download"):
+    with pytest.raises(AmplifyError, match="no route to host.*fetch_ur100p.py --output DIR .* DIR:UniProt/train"):
         find_sources(["chandar-lab/UR100P:UniProt/train"])
+    with pytest.raises(AmplifyError, match="no route to host.*hf download a/b --repo-type dataset .* give DIR[.]"):
+        find_sources(["a/b"])
 
 
 def test_patterns_and_many_inputs(tmp_path):

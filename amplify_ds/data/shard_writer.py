@@ -1,21 +1,24 @@
 """Write a directory of shards that is complete or absent, whatever happens on the way.
 
-Everything goes to a hidden sibling, `.NAME.partial/`: intermediate results into `work/`, what is to be published into
-`shards/`, which is synced to the disk and renamed to `NAME/` when all of it is there. A build that fails or is killed
-leaves what it has completed to the next one. A lock on a file in the sibling admits one build at a time; the kernel
-drops it when its owner dies.
+Everything goes to a hidden sibling, `.NAME.partial/`: intermediate results into `work-…/`, what is to be published
+into `shards/`, which is synced to the disk and renamed to `NAME/` when all of it is there. A build that fails or is
+killed leaves what it has completed to the next one, which renames `work-…/` first: what is left of the earlier one on
+other machines finds no place to write to. A lock on a file in the sibling admits one build at a time; the kernel drops
+it when its owner dies.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -24,7 +27,7 @@ import numpy as np
 
 from amplify_ds.data.shards import DIGEST, MANIFEST, manifest_digest
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sync
+from amplify_ds.files import sha256, sync
 
 _LOCK = "lock"
 
@@ -36,10 +39,9 @@ class Workspace(NamedTuple):
     work: Path
 
 
-def workspace(target: Path) -> Workspace:
+def partial_directory(target: Path) -> Path:
     """Return where `target` is built."""
-    partial = target.with_name(f".{target.name}.partial")
-    return Workspace(partial / "shards", partial / "work")
+    return target.with_name(f".{target.name}.partial")
 
 
 @contextmanager
@@ -48,11 +50,10 @@ def building(target: Path) -> Iterator[Workspace]:
 
     `target` must not exist, or be an empty directory. AmplifyError if another build into it is under way.
     """
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            target.rmdir()  # fails at once for what the rename would fail for hours later: files in it, a mount point
     with working(target) as place:
+        with writing(target):
+            if target.exists():
+                target.rmdir()  # fails now for what the rename would fail for hours later: files in it, a mount point
         yield place
         with writing(target):
             sync(place.shards)
@@ -63,16 +64,21 @@ def building(target: Path) -> Iterator[Workspace]:
 @contextmanager
 def working(target: Path) -> Iterator[Workspace]:
     """Yield directories for the work on `target` that nobody else uses; after an exception `work` is kept."""
-    place = workspace(target)
-    partial = place.work.parent
+    partial = partial_directory(target)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
+        with writing(partial):
+            place = Workspace(partial / "shards", partial / f"work-{secrets.token_hex(4)}")
+            place.shards.mkdir(exist_ok=True)
+            for earlier in partial.glob("work-*"):
+                earlier.rename(place.work)
+            place.work.mkdir(exist_ok=True)
         try:
-            with writing(partial):
-                place.shards.mkdir(exist_ok=True)
-                place.work.mkdir(exist_ok=True)
             yield place
         except BaseException:
-            if all(path.suffix == ".json" for path in place.work.glob("*")):  # nothing that took time to make
+            ours = place.work.exists()  # else somebody has deleted it, and what is there now is another build's
+            if ours and all(path.suffix == ".json" for path in place.work.iterdir()):  # nothing that took time to make
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(partial, ignore_errors=True)
@@ -80,7 +86,7 @@ def working(target: Path) -> Iterator[Workspace]:
 
 def remove_leftovers(target: Path) -> None:
     """Remove what a build of `target`, which is complete, was killed before it could remove."""
-    partial = workspace(target).work.parent
+    partial = partial_directory(target)
     if partial.exists():
         with _locked(partial):
             shutil.rmtree(partial, ignore_errors=True)
@@ -108,11 +114,17 @@ def publish_shard(entry: dict, work: Path, shards: Path, number: int) -> dict:
     """Move the files of a shard from `work` to `shards`, unless that is done; return its entry as shard `number`."""
     files = {}
     for name, identity in entry["files"].items():
-        published = f"shard-{number:05d}.{name.split('.', 1)[1]}"
-        with writing(shards / published):
-            if (work / name).exists() or not (shards / published).exists():
-                (work / name).replace(shards / published)
-        files[published] = identity
+        published = shards / f"shard-{number:05d}.{name.split('.', 1)[1]}"
+        if (work / name).exists():
+            with writing(published):
+                _move(work / name, published)
+        elif not published.exists() or sha256(published) != identity["sha256"]:  # another build was here meanwhile
+            (work / f"{name.split('.')[0]}.json").unlink(missing_ok=True)
+            raise AmplifyError(
+                f"{published} is not what an earlier run of this build has put there. Run the same command again: it "
+                "makes this shard again and keeps the others."
+            )
+        files[published.name] = identity
     return entry | {"files": files}
 
 
@@ -158,6 +170,20 @@ def _write_array(file: Path, dtype: str, shape: tuple[int, ...], pieces: Iterabl
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def _move(file: Path, target: Path) -> None:
+    """Rename a file; between two file systems, copy it so that `target` is complete or absent."""
+    try:
+        file.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(file, partial)
+        sync(partial)
+        partial.replace(target)
+        file.unlink()
+
+
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     busy = AmplifyError(
@@ -170,10 +196,14 @@ def _locked(partial: Path) -> Iterator[None]:
         lock = open(partial / _LOCK, "a")
     except FileNotFoundError:  # the other build has ended since the line above
         raise busy from None
-    with lock:
-        if not _take(lock, partial / _LOCK):
-            raise busy
-        yield
+    try:
+        with lock:
+            if not _take(lock, partial / _LOCK):
+                raise busy
+            yield
+    finally:
+        with suppress(OSError):
+            partial.rmdir()  # empty, but on NFS the open lock has kept it
 
 
 def _take(lock: IO, path: Path) -> bool:

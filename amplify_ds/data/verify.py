@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,6 +11,8 @@ import numpy as np
 
 from amplify_ds.data.shards import MANIFEST, REBUILD, Shards
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import sha256
+from amplify_ds.processes import process_pool
 from amplify_ds.vocab import PAD, TOKENS
 
 
@@ -28,8 +27,7 @@ def verify(path: str | Path, progress: Callable[[int], object] = lambda read: No
     with ExitStack() as stack:
         each = map
         if workers > 1:
-            spawn = multiprocessing.get_context("spawn")
-            each = stack.enter_context(ProcessPoolExecutor(workers, spawn)).map
+            each = stack.enter_context(process_pool(workers)).map
         for number, found in zip(numbers, each(check, numbers)):
             token_counts += found
             progress(sum(file["bytes"] for file in shards.manifest["shards"][number]["files"].values()))
@@ -42,11 +40,7 @@ def verify(path: str | Path, progress: Callable[[int], object] = lambda read: No
 def _verify_shard(shards: Shards, number: int) -> np.ndarray:
     """Check the files of a shard, then their contents; return how often each token occurs, int64 [27]."""
     for name, expected in shards.manifest["shards"][number]["files"].items():
-        digest = hashlib.sha256()
-        with open(shards.path / name, "rb") as file:
-            while piece := file.read(2**20):
-                digest.update(piece)
-        found = digest.hexdigest()
+        found = sha256(shards.path / name)
         if found != expected["sha256"]:
             raise AmplifyError(
                 f"{shards.path / name} was altered: its sha256 is {found}, {MANIFEST} says "

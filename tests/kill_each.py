@@ -1,0 +1,54 @@
+"""Run by test_build_failures: kill a build before its 1st, 2nd, 3rd … operation on the disk, then let it continue."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+scripts, place = sys.argv[1], Path(sys.argv[2])
+sys.path.insert(0, scripts)
+import build_shards
+import pipeline
+
+pipeline.MEGABYTE = 20
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written; only a power cut does
+OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate", "fcntl.flock"}
+left = 0  # operations until the kill; 0: none
+
+
+def watch(event: str, arguments: tuple) -> None:
+    global left
+    if left and event in OPERATIONS and (event == "fcntl.flock" or str(arguments[0]).startswith(str(place))):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(output: Path, kill_at: int = 0) -> int:
+    """Build in a child process that is killed at an operation; return its exit code."""
+    global left
+    if not (child := os.fork()):
+        left = kill_at
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        words = ["--input", place / "in.fasta", "--output", output / "train", "--validation-output", output / "valid"]
+        words += ["--validation-fraction", 0.3, "--row-tokens", 256, "--max-length", 64]
+        build_shards.command(lambda: build_shards.main([str(word) for word in words]))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def content(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+sys.addaudithook(watch)
+assert build(place / "undisturbed") == 0
+expected, number, code = content(place / "undisturbed"), 0, -9
+while code == -9:
+    number += 1
+    code = build(place / "out", number)
+    assert code in (0, -9), f"operation {number}: exit code {code}"
+    assert code == 0 or build(place / "out") == 0, f"killed at operation {number}: the next run failed"
+    assert content(place / "out") == expected, f"killed at operation {number}: other bytes"
+    shutil.rmtree(place / "out")
+print(number)
