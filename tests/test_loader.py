@@ -1,5 +1,7 @@
 """The batch of a step is the same for every number of ranks, micro batches and workers."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -115,9 +117,11 @@ def test_an_epoch_reads_every_row_once_and_the_next_masks_it_anew(opened, alone)
 def test_worker_processes_yield_the_same_stream_and_start_anywhere(mixed, skipped):
     skips = [{"source": "train", "row": row, "from": 2} for row in range(20)] if skipped else []
     batches = TrainingBatches(mixed, BatchPlan(4, 2, 2, 0, 1), 7, *SHARES, skips)
-    alone = [batch.input_ids for batch in training_loader(batches, 0, 5, 0, False)]
-    shared = [batch.input_ids for batch in training_loader(batches, 0, 5, 2, False)]
-    later = [batch.input_ids for batch in training_loader(batches, 3, 5, 0, False)]
+
+    def read(first: int, count: int, workers: int) -> list[torch.Tensor]:
+        return [batch.input_ids for batch in islice(training_loader(batches, first, workers, False), count)]
+
+    alone, shared, later = read(0, 10, 0), read(0, 10, 2), read(3, 4, 0)
     assert len(alone) == 10 and all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(alone[6:], later, strict=True))
 
