@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import EVERY_THREE, ROOT, environment, final_tensors, launch_words, losses, train
+from conftest import EVERY_THREE, ROOT, environment, final_tensors, launch_words, losses, python, train
 from safetensors.torch import load_file, save_file
 
 from amplify_ds.errors import AmplifyError
@@ -126,6 +127,35 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path):
     assert checkpoint.newest(tmp_path).step == 20 and not partial.exists()
 
 
+def test_one_flipped_bit_is_found_before_training_continues(tmp_path):
+    older, newer = write(tmp_path, 10), write(tmp_path, 20)
+    data = bytearray((newer / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (newer / "model.safetensors").write_bytes(data)
+    assert checkpoint.newest(tmp_path).step == 20, "its header is sound"
+    warnings = []
+    assert checkpoint.newest(tmp_path, warnings.append, checkpoint.verify).path == older
+    assert "model.safetensors: was altered" in warnings[0]
+
+
+def test_the_list_of_checkpoints(uninterrupted, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    whole = python("-m", "amplify_ds.checkpoints", run, "--verify")
+    assert whole.returncode == 0, whole.stderr
+    lines = whole.stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [f"step-{step:08d}" for step in (3, 6, 9, 10)]
+    assert all("verified" in line for line in lines)
+    scores = json.loads((run / "result.json").read_text())["evaluations"]
+    [last] = [score["loss"] for score in scores if score["step"] == 10 and score["protocol"] == "mask_only"]
+    assert f"held_out {last:.4f}" in lines[-1]
+    (run / "checkpoints/.step-00000012.partial").mkdir()
+    os.truncate(run / "checkpoints/step-00000006/optimizer.safetensors", 5)
+    found = python("-m", "amplify_ds.checkpoints", run)
+    assert found.returncode == 1 and "incomplete" in found.stdout
+    assert [line.split()[0] for line in found.stdout.splitlines() if "damaged" in line] == ["step-00000006"]
+    assert "no run directory" in python("-m", "amplify_ds.checkpoints", tmp_path).stderr
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
 def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(tmp_path, name, damage):
@@ -158,6 +188,32 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
     assert result.returncode == 1 and "could not be written" in result.stderr and "Traceback" not in result.stderr
     assert checkpoint.newest(tmp_path).step == 10
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000010"]
+
+
+def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_it_continues(uninterrupted, shards, tmp_path):
+    """After the first checkpoint no file of rank 0 may grow beyond 100 kB: the next save fails in the background."""
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        launch_words(2, output, shards, 1, **EVERY_THREE), cwd=ROOT, env=environment(2), text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while step_of_newest(output) == 0 and process.poll() is None:
+        time.sleep(0.005)
+    limited = 0
+    for pid in ranks_below(process.pid):
+        try:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+            limited += 1
+        except ProcessLookupError:
+            pass
+    _, said = process.communicate(timeout=300)
+    assert limited and process.returncode != 0, said
+    assert "could not be written" in said and "Older checkpoints are untouched" in said and "Traceback" not in said
+    assert 0 < step_of_newest(output) < 10
+    wait_for_lock(output)
+    result = train(2, output, shards, 1, **EVERY_THREE)
+    assert result.returncode == 0, result.stderr
+    assert losses(output) == losses(uninterrupted)
 
 
 def test_resume_never_and_resume_from_a_path(uninterrupted, shards, tmp_path):

@@ -84,14 +84,14 @@ def choose_checkpoint(
     is no checkpoint, was made with other settings, or is an older one of this run, and for a run that is past
     `last_step`.
     """
-    found = checkpoint.newest(output, warn)
+    found = checkpoint.newest(output, warn, checkpoint.verify)
     if resume not in ("auto", "never"):
         named = Path(resume)
         if not named.is_dir():
             raise AmplifyError(
                 f"--resume {resume}: there is no such checkpoint directory; expected auto, never or PATH"
             )
-        chosen = checkpoint.open_checkpoint(named)
+        chosen = checkpoint.verify(checkpoint.open_checkpoint(named))
         differing = [key for key, value in chosen.state["binding"].items() if asked.get(key) != value]
         if differing:
             raise AmplifyError(f"--resume {resume}: was made with other settings: {', '.join(differing)}")
