@@ -34,9 +34,9 @@ TOLERANCE = 1e-5  # of exported against own logits, both float32
 def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
     """The checkpoint at `path`, or the newest of the run at `path`; None when it is neither."""
     if (path / checkpoint.STATE).exists() or checkpoint.NAME.fullmatch(path.name):
-        return checkpoint.open_checkpoint(path)
+        return checkpoint.verify(checkpoint.open_checkpoint(path))
     if (path / runs.DESCRIPTION).exists():
-        found = checkpoint.newest(path)
+        found = checkpoint.newest(path, check=checkpoint.verify)
         if found is None:
             raise AmplifyError(f"{path}: this run has no complete checkpoint yet")
         return found
