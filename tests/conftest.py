@@ -41,13 +41,18 @@ def python(*words, **options) -> subprocess.CompletedProcess:
     return run(sys.executable, *words, **options)
 
 
-def launch_words(ranks: int, output, shards, stage: int = 1, **settings) -> list[str]:
-    """`deepspeed … --module amplify_ds.train …` as a user types it; settings: section__field=value."""
-    words = [
-        Path(sys.executable).with_name("deepspeed"), "-q", "--num_accelerators", ranks, "--master_addr", "127.0.0.1",
-        "--master_port", 29600 + os.getpid() % 1000, "--no_local_rank", "--module", "amplify_ds.train",
-    ]  # fmt: skip
-    return [*map(str, words), *training_words(output, shards, stage, **settings)]
+def launch_words(ranks: int, output, shards, stage: int | str = 1, **settings) -> list[str]:
+    """`deepspeed … --module amplify_ds.train …` as a user types it; settings: section__field=value.
+
+    One rank needs no launcher, and starts in half the time without.
+    """
+    words = [sys.executable, "-m"]
+    if ranks > 1:
+        words = [
+            Path(sys.executable).with_name("deepspeed"), "-q", "--num_accelerators", ranks, "--master_addr", "127.0.0.1",
+            "--master_port", 29600 + os.getpid() % 1000, "--no_local_rank", "--module",
+        ]  # fmt: skip
+    return [*map(str, words), "amplify_ds.train", *training_words(output, shards, stage, **settings)]
 
 
 def training_words(output, shards, stage: int = 1, **settings) -> list[str]:

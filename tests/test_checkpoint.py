@@ -2,10 +2,8 @@
 
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,35 +22,6 @@ from amplify_ds.training import checkpoint
 def step_of_newest(output: Path) -> int:
     found = checkpoint.newest(output)
     return found.step if found else 0
-
-
-def test_sigkill_at_a_random_step_changes_nothing(uninterrupted, shards, tmp_path):
-    """Kill launcher and ranks together, then a rank alone, then the launcher alone; the same command continues."""
-    output = tmp_path / "run"
-    chance = random.Random(os.getpid())
-    for killed in ("everything", "one rank", "the launcher"):
-        begun = step_of_newest(output)
-        log = open(tmp_path / f"{killed}.log", "w")
-        process = subprocess.Popen(
-            launch_words(2, output, shards, 1, **EVERY_THREE), cwd=ROOT, env=environment(2), stdout=log, stderr=log
-        )
-        while step_of_newest(output) == begun and process.poll() is None:
-            time.sleep(0.01)
-        assert process.poll() is None, Path(log.name).read_text()
-        time.sleep(chance.uniform(0, 0.3))
-        family = [process.pid, *ranks_below(process.pid)]
-        assert len(family) == 4, "runner, launcher of this node, two ranks"
-        for pid in {"everything": family, "one rank": family[-1:], "the launcher": family[:1]}[killed]:
-            os.kill(pid, signal.SIGKILL)
-        process.wait(timeout=60)
-        wait_for_lock(output)
-    result = train(2, output, shards, 1, **EVERY_THREE)
-    assert result.returncode == 0, result.stderr
-    assert losses(output) == losses(uninterrupted)
-    ours, theirs = final_tensors(output), final_tensors(uninterrupted)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    evaluations = [json.loads((path / "result.json").read_text())["evaluations"] for path in (output, uninterrupted)]
-    assert evaluations[0] == evaluations[1]
 
 
 def ranks_below(pid: int) -> list[int]:
@@ -89,11 +58,12 @@ def test_another_stage_or_number_of_ranks_continues(uninterrupted, shards, tmp_p
 @pytest.mark.parametrize("stage", [1, 2])
 def test_bfloat16_resumes_to_the_bit(shards, tmp_path, stage):
     settings = {"training__precision": "bf16", "training__steps": 4, "checkpoint__every": 2, "checkpoint__keep_last": 9}
-    for name in ("whole", "cut"):
-        assert train(2, tmp_path / name, shards, stage, **settings).returncode == 0
+    assert train(2, tmp_path / "whole", shards, stage, **settings).returncode == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
+    (tmp_path / "cut/result.json").unlink()
     again = train(2, tmp_path / "cut", shards, stage, **settings)
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 0 and "2 of 4 steps are done" in again.stderr, again.stderr
     whole, cut = (
         load_file(tmp_path / name / "checkpoints/step-00000004/model.safetensors") for name in ("whole", "cut")
     )
@@ -224,9 +194,9 @@ def test_resume_never_and_resume_from_a_path(uninterrupted, shards, tmp_path):
     assert result.returncode == 0, result.stderr
     ours, theirs = final_tensors(tmp_path / "run"), final_tensors(uninterrupted)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
-    again = train(2, tmp_path / "run", shards, 1, **EVERY_THREE, resume=older)
+    again = train(1, tmp_path / "run", shards, 1, **EVERY_THREE, resume=older)
     assert again.returncode == 0 and "already complete" in again.stdout, "the same command continues its own run"
-    behind = train(2, tmp_path / "run", shards, 1, **{**EVERY_THREE, "training__steps": 5})
+    behind = train(1, tmp_path / "run", shards, 1, **{**EVERY_THREE, "training__steps": 5})
     assert behind.returncode != 0 and "has done 10 steps, training.steps asks for 5" in behind.stderr
 
 

@@ -42,7 +42,7 @@ def lines(file) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage, precision", [(0, "fp32"), (1, "bf16"), (3, "fp32")])
+@pytest.mark.parametrize("stage, precision", [(0, "fp32"), (1, "bf16")])
 def test_a_gradient_that_is_not_finite_changes_nothing(shards, tmp_path, stage, precision):
     """On one of two ranks, in batches 2, 5 and 6; interrupted in between."""
     output = tmp_path / "run"

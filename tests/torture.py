@@ -142,6 +142,9 @@ class Torture:
         assert all(ours[step] == alone[step] for step in equal), "losses that are not equal to the bit"
         difference = max((abs(ours[step] - alone[step]) for step in alone if step > unchanged), default=0.0)
         assert difference < 1e-5, f"losses that differ by {difference:.1e}"
+        weights = [checkpoint.newest(self.place / name).weights() for name in ("undisturbed", "tortured")]
+        apart = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
+        assert apart < 1e-4, f"weights that differ by {apart:.1e}"
         print(
             f"the same {len(needed)} rows in the same order; losses equal to the bit over {len(equal)} steps, within "
             f"{difference:.1e} over the {self.steps - len(equal)} after ranks or stage changed"
