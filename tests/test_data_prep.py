@@ -233,6 +233,7 @@ PACKED = gzip.compress(b"".join(b">%d\n%s\n" % (i, s.encode()) for i, s in enume
             ["no usable sequence among 4", "2 B J O U X Z", "1 empty", "1 other characters"],
         ),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
