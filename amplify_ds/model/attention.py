@@ -44,6 +44,7 @@ class Segments:
         return self._bounds
 
 
+@torch.compiler.disable  # segments differ from batch to batch, and their kernels are compiled already
 def packed_attention(query, key, value, segments):
     """Bidirectional softmax(q·k / √D)·v within each segment. query, key, value [T, N, D]; returns [T, N, D]."""
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):

@@ -114,7 +114,8 @@ class Engine:
             optimizer.step = lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
         if run.training.compile:
-            model.compile()
+            for block in model.transformer_encoder:  # one by one: what is compiled for the first serves all
+                block.compile()
         try:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError
