@@ -80,12 +80,14 @@ class Torture:
 
     def kill_once(self, number: int, way: str, ranks: int, stage: int) -> None:
         before, read = self.newest(), len(self.rows("tortured"))
+        assert before < self.steps, "nothing is left to kill"
         script = self.start("tortured", ranks, stage)
         steps = self.chance.randint(0, MOST_STEPS)
         if way == "everything during a save":
             self.until(lambda: list(checkpoint.folder(self.place / "tortured").glob(".step-*.partial")), script)
         elif steps == 0:
-            time.sleep(self.chance.uniform(0, self.start_seconds))
+            moment = time.monotonic() + self.chance.uniform(0, self.start_seconds)
+            self.until(lambda: time.monotonic() > moment or len(self.rows("tortured")) > read, script)
         else:
             self.until(lambda: len(self.rows("tortured")) >= read + steps * GLOBAL_ROWS, script)
             time.sleep(self.chance.uniform(0, 0.05))
@@ -201,7 +203,7 @@ def _family(script: int) -> dict[str, list[psutil.Process]]:
             found["launcher"].append(process)
         elif any(word.endswith("/deepspeed") for word in words):
             found["runner"].append(process)
-        elif "amplify_ds.train" in words:
+        elif "amplify_ds.train" in words and words[1:3] == ["-u", "-m"]:  # not the guard of the launch script
             found["rank"].append(process)
     return found
 
