@@ -31,7 +31,7 @@ from amplify_ds.training import checkpoint
 from amplify_ds.training.stopping import SAVED
 
 WAYS = ("a rank", "the launcher of this node", "the runner", "everything", "everything during a save", "SIGTERM", "SIGUSR1")
-FEWEST_STEPS, STEPS_A_KILL, MOST_STEPS = 12, 4, 6  # of the run; more for each kill; read before one at most
+FEWEST_STEPS, STEPS_A_KILL, MOST_STEPS = 12, 9, 6  # of the run; more for each kill; read before one at most
 GLOBAL_ROWS = 4
 PATIENCE = 300
 
