@@ -21,16 +21,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path, progress: Callable[[int], object] = lambda read: None) -> str:
-    """Return the checksum of a file; `progress` is told the bytes read."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
-
-
 def write_json(path: Path, content: Any) -> None:
     """Written beside `path`, flushed, then renamed over it."""
     partial = path.with_name(f".{path.name}.partial")

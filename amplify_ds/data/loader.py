@@ -11,7 +11,6 @@ Evaluation reads every row once, split over the ranks, with masks that only depe
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,9 +25,9 @@ from amplify_ds.data.mixture import Mixture, Places
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.skips import Skips
 from amplify_ds.errors import AmplifyError
+from amplify_ds.processes import end_with_parent
 from amplify_ds.vocab import EOS
 
-PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent has ended
 _AHEAD = 64  # micro batches whose rows are looked up at once: as quick as for one
 SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
 
@@ -177,8 +176,7 @@ def _belong_to_the_rank(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -36,10 +35,10 @@ class Report:
 
     def __init__(
         self, output: Path, run: RunConfig, sources: Mixture, plan: BatchPlan, config: AMPLIFYConfig,
-        device: torch.device, peak: float,
+        peak: float,
     ):  # fmt: skip
         self.output, self.run, self.sources, self.plan = output, run, sources, plan
-        self.config, self.device, self.peak = config, device, peak
+        self.config, self.peak = config, peak
         self.leader = engine.rank() == 0
 
     @contextmanager

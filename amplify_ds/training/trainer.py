@@ -111,7 +111,7 @@ class Trainer:
             self.skips = add_skips(self.skips, read_skip_rows(skip_rows, self.sources), self.progress.batch)
         self.batches = self._batches(self.plan)
         peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
-        self.report = Report(output, run, self.sources, self.plan, model.config, self.device, peak)
+        self.report = Report(output, run, self.sources, self.plan, model.config, peak)
         self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
 
     def _choose_checkpoint(self, resume: str) -> checkpoint.CheckpointFile | None:
