@@ -124,8 +124,9 @@ def test_all_ranks_end_when_one_is_killed_and_the_next_build_goes_on(several, vi
 def test_the_message_of_a_rank_that_fails_ends_the_others(several):
     fail = "import pipeline\ndef full(*_): raise pipeline.AmplifyError('no room')\npipeline.write_shard = full"
     found = several.run("", fail, "")
-    assert [code for code, _ in found] == [1, 1, 0]  # rank 2 had nothing left to do
+    assert [code for code, _ in found[:2]] == [1, 1]
     assert "rank 1 of 3 failed on " in found[0][1] and found[0][1].endswith(": no room\n")
+    assert found[2] in [(0, ""), (1, found[0][1])]  # rank 2 had done its part before, or heard of it
     several.input.write_bytes(several.input.read_bytes() + b">x\nM\xe9\n")
     found = several.run("", "", "")
     assert all(code == 1 and "holds bytes that are not ASCII" in message for code, message in found)

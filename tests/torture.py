@@ -179,9 +179,19 @@ class Torture:
         while left := [p for p in psutil.process_iter(["cmdline"]) if run in (p.info["cmdline"] or [])]:
             assert time.monotonic() < deadline, f"left running: {left}"
             time.sleep(0.1)
-        if (lock := self.place / "tortured/.lock").exists():
+        while not self.lock_is_free():  # a dying process has no command line any more, and still its open files
+            assert time.monotonic() < deadline, "something holds the run's lock"
+            time.sleep(0.1)
+
+    def lock_is_free(self) -> bool:
+        if not (lock := self.place / "tortured/.lock").exists():
+            return True
+        try:
             with open(lock) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
 
     def log(self, name: str) -> str:
         return (self.place / f"{name}.log").read_text()
