@@ -59,11 +59,19 @@ class Nodes:
                 pass
         return found
 
+    def hang_up(self, node: int) -> None:
+        """End the ssh sessions of this node at once. What they have started is left alone; new ones are taken."""
+        for process in self._sshd(node)[1:]:
+            process.kill()
+
     def kill_sshd(self, node: int) -> None:
-        """End this node's ssh server and its sessions at once; what they have started is left alone."""
-        for process in _tree(self.servers[node]):
-            if process.name() == "sshd":
-                process.kill()
+        """End its ssh server, too: the node cannot be reached any more."""
+        for process in self._sshd(node):
+            process.kill()
+
+    def _sshd(self, node: int) -> list[psutil.Process]:
+        """The server first, then one for each session."""
+        return [process for process in _tree(self.servers[node]) if process.name() == "sshd"]
 
     def serve(self, place: Path, node: int, before: list[str], variables: dict[str, str]) -> None:
         """Start the ssh server of a node; `variables` are those of all that is started through it."""
