@@ -7,7 +7,8 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-PACKAGES = {"mmseqs": "mmseqs2", "g++": "g++", "sshd": "openssh-server", "pdsh": "pdsh", "ip": "iproute2"}  # apt install
+# Programs, and what apt installs them with.
+PACKAGES = {"mmseqs": "mmseqs2", "g++": "g++", "sshd": "openssh-server", "pdsh": "pdsh", "ip": "iproute2"}
 BEYOND_USERS = "/usr/sbin:/sbin"  # where sshd and ip are
 
 

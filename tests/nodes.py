@@ -1,8 +1,8 @@
 """Two real nodes on one machine, each with its own ssh server, for what only several nodes can show.
 
     loopback_nodes     127.0.0.2 and 127.0.0.3: enough for hostfile, pdsh and ssh
-    namespace_nodes    two network namespaces joined by a cable that can be pulled, each with its own host name, /etc/hosts
-                       and processes, as two machines have; needs root
+    namespace_nodes    two network namespaces joined by a cable that can be pulled, each with its own host name,
+                       /etc/hosts and processes, as two machines have; needs root
 
 Both yield `Nodes`. All files lie in the `place` that is given; the file system is shared, as a cluster's is. In the end
 nothing of them is left, whatever happened.
@@ -16,16 +16,21 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+from amplify_ds.processes import end_with_parent
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or "sshd"
 LOOPBACK = ("127.0.0.2", "127.0.0.3")
 ISOLATED = ("192.0.2.1", "192.0.2.2")  # RFC 5737: for documentation, no machine has them
 CABLE = "cable"  # the network interface of either end
-SECONDS_TO_START = 30
+NAME = "TEST_NODE"  # in the environment of what runs on a node, or was launched from here
+PREFIX = "amplify-"  # of names of namespaces; the process that has made them follows
+FILES = Path("/etc/netns")  # what `ip netns exec` puts in the place of files in /etc
+SECONDS_TO_START = 120
 
 
 class Nodes:
@@ -33,7 +38,7 @@ class Nodes:
     in front of a command that start it on the first node. launcher: words for DeepSpeed's launcher."""
 
     def __init__(self, place: Path, addresses: tuple[str, str], interface: str, before: tuple[str, ...] = ()):
-        self.addresses, self.before = addresses, list(before)
+        self.place, self.addresses, self.before = place, addresses, list(before)
         self.ports = [_free_port(address) if interface == "lo" else 22 for address in addresses]
         self.hostfile, self.config = place / "hostfile", place / "ssh_config"
         self.hostfile.write_text("".join(f"{address} slots=1\n" for address in addresses))
@@ -42,22 +47,16 @@ class Nodes:
             + f"Host *\n  IdentityFile {place}/user_key\n  IdentitiesOnly yes\n  BatchMode yes\n  LogLevel ERROR\n"
             "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
         )
-        self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", "GLOO_SOCKET_IFNAME": interface}
-        port = _free_port("127.0.0.1")
+        self.interface = {"GLOO_SOCKET_IFNAME": interface}
+        self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", NAME: f"{place}/launch", **self.interface}
+        # The runner's own ssh, to check and to find an address, knows nothing of PDSH_SSH_ARGS_APPEND.
         self.launcher = ["--hostfile", str(self.hostfile), "--no_ssh_check", "--master_addr", addresses[0]]
-        self.launcher += ["--master_port", str(port)]
+        self.launcher += ["--master_port", str(_free_port("127.0.0.1"))]
         self.servers: list[subprocess.Popen] = []
 
     def processes(self, node: int) -> list[psutil.Process]:
-        """What was started on this node through ssh, and all below: they inherit the address of its server."""
-        server, found = f" {self.addresses[node]} {self.ports[node]}", []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SSH_CONNECTION", "").endswith(server):
-                    found.append(process)
-            except psutil.Error:  # it has ended, or is somebody else's
-                pass
-        return found
+        """What was started on this node through ssh, and all below it."""
+        return [process for name, process in _named_processes() if name == self._name(node)]
 
     def hang_up(self, node: int) -> None:
         """End the ssh sessions of this node at once. What they have started is left alone; new ones are taken."""
@@ -69,23 +68,21 @@ class Nodes:
         for process in self._sshd(node):
             process.kill()
 
-    def _sshd(self, node: int) -> list[psutil.Process]:
-        """The server first, then one for each session."""
-        return [process for process in _tree(self.servers[node]) if process.name() == "sshd"]
-
-    def serve(self, place: Path, node: int, before: list[str], variables: dict[str, str]) -> None:
-        """Start the ssh server of a node; `variables` are those of all that is started through it."""
-        key = place / f"host_key_{node}"
+    def serve(self, node: int, before: list[str], variables: dict[str, str]) -> None:
+        """Start the ssh server of a node; `variables` are set for all that is started through it."""
+        key, file = self.place / f"host_key_{node}", self.place / f"sshd_config_{node}"
         _keygen(key)
-        file = place / f"sshd_config_{node}"
+        of_all = {NAME: self._name(node), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        of_all |= self.interface | variables
         file.write_text(
             f"ListenAddress {self.addresses[node]}\nPort {self.ports[node]}\nHostKey {key}\nPidFile none\n"
-            f"AuthorizedKeysFile {place}/user_key.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}\n"
+            f"AuthorizedKeysFile {self.place}/user_key.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            f"SetEnv {' '.join(f'{name}={value}' for name, value in of_all.items())}\n"
         )
-        with open(place / f"sshd_{node}.log", "w") as log:
+        with open(self.place / f"sshd_{node}.log", "w") as log:
             words = [*before, SSHD, "-D", "-e", "-f", str(file)]
-            self.servers.append(subprocess.Popen(words, stdout=log, stderr=log))
+            # They end with this process, too, should it be killed.
+            self.servers.append(subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=end_with_parent))
 
     def wait_until_reached(self) -> None:
         deadline = time.monotonic() + SECONDS_TO_START
@@ -96,13 +93,20 @@ class Nodes:
                 time.sleep(0.1)
 
     def end(self) -> None:
-        for node, server in enumerate(self.servers):
-            for process in (*_tree(server), *self.processes(node)):
-                try:
-                    process.kill()
-                except psutil.NoSuchProcess:
-                    pass
+        """End the servers, and what was launched from here or runs on the nodes."""
+        left = [process for name, process in _named_processes() if name.startswith(f"{self.place}/")]
+        for process in [*left, *(process for server in self.servers for process in _tree(server))]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for server in self.servers:
             server.wait()
+
+    def _name(self, node: int) -> str:
+        return f"{self.place}/node-{node + 1}"
+
+    def _sshd(self, node: int) -> list[psutil.Process]:
+        """The server first, then one for each session."""
+        return [process for process in _tree(self.servers[node]) if process.name() == "sshd"]
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def loopback_nodes(place: Path, **variables: str) -> Iterator[Nodes]:
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)  # sshd's own directory, which its service makes elsewhere
         for node in (0, 1):
-            nodes.serve(place, node, [], _of_a_node("lo") | variables)
+            nodes.serve(node, [], variables)
         nodes.wait_until_reached()
         yield nodes
 
@@ -136,12 +140,13 @@ class NamespaceNodes(Nodes):
 @contextmanager
 def namespace_nodes(place: Path, **variables: str) -> Iterator[NamespaceNodes]:
     """The same with nodes that can be cut off. Needs the right to make namespaces."""
-    names = [f"amplify-{os.getpid()}-{node}" for node in (1, 2)]
+    _forget_killed()
+    names = [f"{PREFIX}{os.getpid()}-{node}" for node in (1, 2)]
     with ExitStack() as at_end:
         for name in names:
             _ip("netns", "add", name)
             at_end.callback(_ip, "netns", "del", name)
-            folder = Path("/etc/netns") / name  # what `ip netns exec` puts in the place of /etc's files
+            folder = FILES / name
             folder.mkdir(parents=True)
             at_end.callback(shutil.rmtree, folder)
             hosts = "".join(f"{address} node-{i + 1}\n" for i, address in enumerate(ISOLATED))
@@ -159,13 +164,23 @@ def namespace_nodes(place: Path, **variables: str) -> Iterator[NamespaceNodes]:
             # The shell is the first process of the node and outlives its ssh server; all end with it.
             program = f'hostname node-{node + 1} && "$@"; exec sleep infinity'
             unshare = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", program, "sh"]
-            nodes.serve(place, node, ["ip", "netns", "exec", name, *unshare], _of_a_node(CABLE) | variables)
+            nodes.serve(node, ["ip", "netns", "exec", name, *unshare], variables)
         nodes.wait_until_reached()
         yield nodes
 
 
-def _of_a_node(interface: str) -> dict[str, str]:
-    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+def _forget_killed() -> None:
+    """Names of namespaces that a killed process has left."""
+    for folder in FILES.glob(f"{PREFIX}[0-9]*-[12]"):
+        if not psutil.pid_exists(int(folder.name.split("-")[1])):
+            subprocess.run(["ip", "netns", "del", folder.name], capture_output=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named_processes() -> Iterator[tuple[str, psutil.Process]]:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or is somebody else's
+            yield process.environ().get(NAME, ""), process
 
 
 def _free_port(address: str) -> int:

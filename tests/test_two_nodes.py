@@ -1,4 +1,4 @@
-"""Two nodes behind a hostfile, ssh and pdsh train as two ranks of one node do; stopped or killed, nothing stays behind."""
+"""Two nodes behind a hostfile, ssh and pdsh train as two ranks of one node; stopped or killed, nothing stays behind."""
 
 import os
 import random
@@ -19,7 +19,7 @@ pytestmark = [needs_environment, needs_nodes]
 GLOBAL_ROWS = SMALL["training.global_batch_tokens"] // 1024  # of a step
 
 
-# Imported by every Python that starts: steps of half a second leave time to meet them, and `recording` notes their rows.
+# Imported by every Python that starts. Steps of half a second leave time to meet them; `recording` notes their rows.
 PATCH = """
 import os, time
 import recording
