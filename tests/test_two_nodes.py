@@ -19,6 +19,7 @@ pytestmark = [needs_environment, needs_nodes]
 GLOBAL_ROWS = SMALL["training.global_batch_tokens"] // 1024  # of a step
 
 
+SECONDS_TO_END = 60
 # Imported by every Python that starts. Steps of half a second leave time to meet them; `recording` notes their rows.
 PATCH = """
 import os, time
@@ -59,12 +60,12 @@ class RunOnNodes(Run):
         return found
 
     def end(self) -> int:
-        """The script's exit code; nothing of the run is left then, on no node."""
+        """The script's exit code; soon nothing of the run is left then, on no node."""
         self.script.wait()
-        code = super().end()
-        left = [process for node in (0, 1) for process in self.nodes.processes(node)]
+        # Of a node that cannot be reached the script does not know when the last process has ended.
+        _, left = psutil.wait_procs([p for node in (0, 1) for p in self.nodes.processes(node)], SECONDS_TO_END)
         assert not left, left
-        return code
+        return super().end()
 
 
 def record(output: Path) -> list[tuple[int, str]]:
