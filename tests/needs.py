@@ -31,7 +31,7 @@ needs_mmseqs = needs("mmseqs")
 needs_compiler = needs("g++")
 needs_nodes = needs("sshd", "pdsh")
 needs_ip = needs("ip")
-needs_namespaces = _unless(_may_make_namespaces(), "the right to make network namespaces (be root)")
+needs_namespaces = _unless(_may_make_namespaces(), "network namespaces cannot be made here; be root")
 needs_environment = _unless(
     (ROOT / ".venv/complete").exists(), "the launch script's own environment is not made; use tests/run.sh"
 )
