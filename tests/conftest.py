@@ -77,8 +77,13 @@ def train_with_faults(faults: dict, ranks: int, output, shards, stage: int = 1, 
     """The same with faults, see faulty_train.py."""
     words = launch_words(ranks, output, shards, stage, **settings)
     words[words.index("amplify_ds.train")] = "faulty_train"
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return run(*words, env=environment(ranks) | {"FAULTS": json.dumps(faults), "PYTHONPATH": path})
+    faulty = {"FAULTS": json.dumps(faults), "PYTHONPATH": before_path(Path(__file__).parent)}
+    return run(*words, env=environment(ranks) | faulty)
+
+
+def before_path(folder) -> str:
+    """PYTHONPATH with this folder in front."""
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def losses(output) -> dict[int, float]:
@@ -93,9 +98,10 @@ EVERY_THREE = {"checkpoint__every": 3, "checkpoint__keep_last": 9}
 
 @pytest.fixture(scope="session")
 def uninterrupted(shards, tmp_path_factory):
-    """A whole run on two ranks, to compare interrupted ones with."""
+    """A whole run on two ranks, to compare interrupted ones with; beside it the rows that it read (recording)."""
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
-    result = train(2, output, shards, 1, **EVERY_THREE)
+    recording = {"RECORD": str(output.with_suffix(".rows")), "PYTHONPATH": before_path(ROOT / "tests/recording")}
+    result = run(*launch_words(2, output, shards, 1, **EVERY_THREE), env=environment(2) | recording)
     assert result.returncode == 0, result.stderr
     return output
 

@@ -12,9 +12,10 @@ import numpy as np
 import psutil
 import pytest
 from conftest import environment
+from needs import needs_mmseqs
 from test_build_at_scale import build_with_workers, many_pieces
 from test_data_prep import SCRIPTS, build, content, proteins, run_file, script, write_fasta
-from test_decontaminate import families, needs_mmseqs  # noqa: F401
+from test_decontaminate import families  # noqa: F401
 
 from amplify_ds.data.shard_writer import partial_directory, working
 from amplify_ds.data.shards import Shards

@@ -1,14 +1,13 @@
 """Decontamination with the real MMseqs2: what is similar is found, left out, proved, and looked for again."""
 
 import json
-import os
 import random
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from needs import needs_mmseqs
 from test_data_prep import STANDARD, build, windows, write_fasta
 
 from amplify_ds.data.shards import Shards
@@ -16,10 +15,6 @@ from amplify_ds.errors import AmplifyError
 
 import decontaminate  # isort: skip  (test_data_prep has put data_prep on the path)
 import mmseqs  # isort: skip
-
-needs_mmseqs = pytest.mark.skipif(  # under CI a missing package is a failure
-    not shutil.which("mmseqs") and not os.environ.get("CI"), reason="MMseqs2 is not installed: apt install mmseqs2"
-)
 
 
 def mutated(sequence: str, share: float, draw: random.Random) -> str:

@@ -6,16 +6,14 @@ import signal
 import subprocess
 import time
 
-import pytest
 from conftest import ROOT
+from needs import needs_environment
 
 from amplify_ds.training import checkpoint
 
 SHORT = ["--training.steps", "40", "--checkpoint.every", "10", "--evaluation.every", "20"]
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / ".venv/complete").exists(), reason="the quick start's own environment is not made; use tests/run.sh"
-)
+pytestmark = needs_environment
 
 
 def words(place):

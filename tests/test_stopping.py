@@ -12,12 +12,10 @@ import psutil
 import pytest
 import torch
 from conftest import EVERY_THREE, ROOT, environment, final_tensors, losses, training_words
+from needs import needs_environment
 
 from amplify_ds.training import checkpoint
 
-needs_environment = pytest.mark.skipif(
-    not (ROOT / ".venv/complete").exists(), reason="the launch script's own environment is not made; use tests/run.sh"
-)
 # Imported by every Python that starts; makes steps and saves long enough to be met, or one rank stand still.
 PATCH = """
 import os, time

@@ -1,10 +1,10 @@
 """A short torture: see torture.py. `bash tests/torture.sh` is the long one."""
 
-import pytest
-from conftest import ROOT, run
+from conftest import run
+from needs import needs_environment
 
 
-@pytest.mark.skipif(not (ROOT / ".venv/complete").exists(), reason="the launch script's own environment is not made")
+@needs_environment
 def test_a_run_killed_three_times_is_the_run_nobody_disturbed():
     result = run("bash", "tests/torture.sh", 3)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import SMALL, launch_words, losses, run, train
+from needs import needs_compiler
 from reference_amplify import ReferenceAMPLIFY
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -19,11 +20,6 @@ from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.schedule import learning_rate
-
-
-needs_compiler = pytest.mark.skipif(
-    not (os.environ.get("CI") or shutil.which("g++")), reason="torch.compile needs g++, which is not installed here"
-)
 
 
 def plain_training(shards, left_out=(), skips=()):
