@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from amplify_ds import train
 from amplify_ds.cluster.hostfile import Host, read_hostfile
-from amplify_ds.cluster.judge import CHECKS
+from amplify_ds.cluster.judge import CHECKS, Finding
 from amplify_ds.cluster.preflight import Asked, Found, Preflight
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.training import ds_config
@@ -55,11 +55,8 @@ def main() -> int:
         print(note)
     if not training:
         print(f"left out: {', '.join(OF_THE_RUN)} (give the options of amplify_ds.train)")
-    failures = found.failures()
-    if failures:
-        print(f"\n{len(failures)} failed:", file=sys.stderr)
-        for host, check, text, remedy in failures:
-            print(f"  {host}, {check}: {text}\n    -> {remedy}", file=sys.stderr)
+    if found.failures():
+        print(f"\n{describe(found.failures())}", file=sys.stderr)
         return 1
     words = shlex.join(training) or "--recipe 120M --data.train SHARDS --output RUN"
     print(f"nothing failed. Next: bash launch/train.sh --hostfile {shlex.quote(str(options.hostfile))} -- {words}")
@@ -74,6 +71,17 @@ def _asked(hosts: list[Host], options: argparse.Namespace, training: Sequence[st
         return Asked(*asked)
     arguments, run = train.parse(list(training))
     return Asked(*asked, run, ds_config.read(arguments.deepspeed_config), arguments.output)
+
+
+def describe(failures: list[Finding]) -> str:
+    """What failed, once for all machines that say the same."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for host, *said in failures:
+        alike.setdefault(tuple(said), []).append(host)
+    lines = [
+        f"  {check} on {', '.join(names)}: {text}\n    -> {remedy}" for (check, text, remedy), names in alike.items()
+    ]
+    return "\n".join([f"{len(failures)} checks failed:", *lines])
 
 
 def table(hosts: list[Host], found: Found) -> str:

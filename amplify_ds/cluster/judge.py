@@ -24,7 +24,7 @@ CHECKS = {  # column: what is checked, for --help
     "step": "one optimizer step of the run's model on its first rows, through DeepSpeed",
 }
 CLOCK_SECONDS = 5.0
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 class Finding(NamedTuple):
@@ -123,11 +123,11 @@ def disk(host: Host, report: Mapping[str, Any], run: RunConfig) -> Iterator[Find
     needed = number * size - report["output"]["checkpoints"]
     if free < needed:
         yield Finding(
-            host.name, "disk", f"{free / GIB:,.2f} GiB free, {needed / GIB:,.2f} needed for {number} checkpoints",
+            host.name, "disk", f"{_size(free)} free, {_size(needed)} needed for {number} checkpoints",
             "make room, choose another --output, or keep fewer: --checkpoint.keep_last, --checkpoint.keep_every",
         )  # fmt: skip
     else:
-        yield Finding(host.name, "disk", f"{free / GIB:,.0f} GiB")
+        yield Finding(host.name, "disk", _size(free))
 
 
 def ports(
@@ -198,13 +198,17 @@ def step(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
         steps = [report for report in reply.reports if "loss" in report]
         if len(steps) == host.slots:
             seconds, memory = (max(report[key] for report in steps) for key in ("seconds", "memory"))
-            yield Finding(host.name, "step", f"{seconds:,.1f} s, {memory / GIB:,.1f} GiB")
+            yield Finding(host.name, "step", f"{seconds:,.1f} s, {_size(memory)}")
         elif any("correct" in report for report in reply.reports):
             yield Finding(
                 host.name, "step", _why(reply, host.slots - len(steps)),
                 "out of memory: smaller --training.micro_batch_rows, --training.activation_checkpointing true, and look "
                 "whether another process holds the GPU; out of time: a larger --seconds",
             )  # fmt: skip
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / MIB:,.0f} MiB"
 
 
 def _why(reply: Reply, missing: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from amplify_ds.cluster.question import answer
 
-MARGIN = 1.0  # seconds before the end in which to report
+MARGIN = 2.0  # seconds of the time for starting and reporting
 
 
 def report(question: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
-from amplify_ds.cluster.question import answer, end_after, say
+from amplify_ds.cluster.question import answer, say
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import process_pool
 
@@ -35,13 +35,16 @@ def report(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rank(question: dict[str, Any], local_rank: int) -> bool:
-    end_after(question["seconds"])
     rank = question["node"] * question["slots"] + local_rank
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(question["world_size"]),
         MASTER_ADDR=question["address"], MASTER_PORT=str(question["port"]),
     )  # fmt: skip
     try:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
         from amplify_ds.training import engine
 
         device = engine.start_ranks()
@@ -85,13 +88,13 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     from dataclasses import replace
 
     import torch
+    import torch.nn.functional as F
 
     from amplify_ds.config import RunConfig
     from amplify_ds.data.loader import TrainingBatches
     from amplify_ds.model.modeling_amplify import AMPLIFY
     from amplify_ds.training import engine, plan
     from amplify_ds.training.metrics import peak_memory
-    from amplify_ds.training.trainer import masked_language_loss
 
     run = RunConfig.model_validate_json(question["run"])
     run = run.model_copy(update={"training": run.training.model_copy(update={"compile": False})})
@@ -105,7 +108,7 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     under = engine.Engine(model, run, question["zero"], cut.accumulation, precision, device)
     batch = batches[0].to(device)
     began = time.perf_counter()
-    loss, _ = masked_language_loss(under.forward(**batch.model_inputs()).logits, batch.labels, cut.micro_rows)
+    loss = F.cross_entropy(under.forward(**batch.model_inputs()).logits.float(), batch.labels)
     norm = under.step([loss], run.optimizer.lr)
     seconds = time.perf_counter() - began  # the norm is on the host: the device has done its work
     if norm is None:
