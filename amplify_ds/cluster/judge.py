@@ -46,6 +46,12 @@ def reached(host: Host, answer: Answer, reported: bool, python: str, way: str) -
             f"`ssh {host.name} true` must work without a password: is the name right, the machine up, your public key "
             f"there (ssh-copy-id {host.name})?",
         )  # fmt: skip
+    elif answer.reason.startswith("srun: "):
+        yield Finding(
+            host.name, "ssh", answer.reason,
+            "the machine must belong to this SLURM job: take the hostfile from `scontrol show hostnames`; --overlap needs "
+            "SLURM 20.11 or newer",
+        )  # fmt: skip
     elif answer.code == TIME_OVER:
         yield Finding(
             host.name, "ssh", "reached, but no answer in time",
@@ -55,8 +61,8 @@ def reached(host: Host, answer: Answer, reported: bool, python: str, way: str) -
     else:
         yield Finding(
             host.name, "versions", answer.reason,
-            f"{python} and this directory must be there under the same path, on a file system that all machines share or "
-            f"as a copy: clone the repository there, and run `bash launch/quickstart.sh --help` once",
+            f"{python} and this directory must be there under the same path, on a file system that all machines share, "
+            "or as a copy with a .venv of its own",
         )  # fmt: skip
 
 
@@ -83,7 +89,10 @@ def slots(host: Host, report: Mapping[str, Any], on_gpus: bool) -> Iterator[Find
     else:
         also = "; `nvidia-smi` there should list the others" if on_gpus else ", or give it fewer ranks"
         yield Finding(
-            host.name, "slots", f"{host.slots} slots, {kind}", f"the hostfile's slots must not exceed what is there{also}"
+            host.name,
+            "slots",
+            f"{host.slots} slots, {kind}",
+            f"the hostfile's slots must not exceed what is there{also}",
         )
 
 
@@ -92,7 +101,10 @@ def clock(host: Host, report: Mapping[str, Any], asked: tuple[float, float]) -> 
     off = max(asked[0] - report["started"], report["ended"] - asked[1], 0.0)
     if off > CLOCK_SECONDS:
         yield Finding(
-            host.name, "clock", f"off by {off:,.0f} s or more", "switch time synchronisation on there (chrony, timedatectl)"
+            host.name,
+            "clock",
+            f"off by {off:,.0f} s or more",
+            "switch time synchronisation on there (chrony, timedatectl)",
         )
     else:
         yield Finding(host.name, "clock", "ok")
@@ -100,10 +112,15 @@ def clock(host: Host, report: Mapping[str, Any], asked: tuple[float, float]) -> 
 
 def shards(host: Host, report: Mapping[str, Any], common: Mapping[str, str] | None) -> Iterator[Finding]:
     if error := report["shards"].get("error"):
-        yield Finding(host.name, "shards", error, "all machines must see the same shards, and the ranks share the batch")
+        yield Finding(
+            host.name, "shards", error, "all machines must see the same shards, and the ranks share the batch"
+        )
     elif differing := [path for path, found in report["shards"]["fingerprints"].items() if found != common.get(path)]:
         yield Finding(
-            host.name, "shards", f"{', '.join(differing)}: other rows than elsewhere", "copy the shards again, or share them"
+            host.name,
+            "shards",
+            f"{', '.join(differing)}: other rows than elsewhere",
+            "copy the shards again, or share them",
         )
     else:
         yield Finding(host.name, "shards", "ok")
@@ -130,9 +147,7 @@ def disk(host: Host, report: Mapping[str, Any], run: RunConfig) -> Iterator[Find
         yield Finding(host.name, "disk", _size(free))
 
 
-def ports(
-    replies: Mapping[Host, Reply], first: Host, address: str, port: int, fixed: bool
-) -> Iterator[Finding]:
+def ports(replies: Mapping[Host, Reply], first: Host, address: str, port: int, fixed: bool) -> Iterator[Finding]:
     """fixed: the user chose the port."""
     said = {host: reply.reports[-1] if reply.reports else None for host, reply in replies.items()}
     leader = said[first]
@@ -202,7 +217,7 @@ def step(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
         elif any("correct" in report for report in reply.reports):
             yield Finding(
                 host.name, "step", _why(reply, host.slots - len(steps)),
-                "out of memory: smaller --training.micro_batch_rows, --training.activation_checkpointing true, and look "
+                "out of memory: smaller --training.micro_batch_rows, --training.activation_checkpointing true, and see "
                 "whether another process holds the GPU; out of time: a larger --seconds",
             )  # fmt: skip
 

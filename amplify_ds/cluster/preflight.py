@@ -86,7 +86,9 @@ class Preflight:
                     self._rehearse(port)
         finally:
             if files:
-                run_each({host: ["rm", "-f", "--", file] for host, file in files.items()}, SECONDS_TO_TIDY, way=self.way)
+                run_each(
+                    {host: ["rm", "-f", "--", file] for host, file in files.items()}, SECONDS_TO_TIDY, way=self.way
+                )
         return self.found
 
     def _ask(self, module: str, questions: Mapping[Host, Mapping[str, Any]], share: float = 1.0) -> dict[Host, Reply]:
@@ -159,7 +161,8 @@ class Preflight:
         speeds = [r["bytes_per_second"] for reply in replies.values() for r in reply.reports if "correct" in r]
         if len(speeds) == asked.world_size > 1:
             self.found.notes.append(
-                f"all-reduce: {asked.world_size} ranks, {min(speeds) / 1e9:,.2f} GB/s bus bandwidth (bytes / seconds · 2(n-1)/n)"
+                f"all-reduce: {asked.world_size} ranks, {min(speeds) / 1e9:,.2f} GB/s bus bandwidth (bytes / seconds · "
+                "2(n-1)/n)"
             )
         if readable:
             self.found.findings += judge.step(replies)
