@@ -49,8 +49,8 @@ def reached(host: Host, answer: Answer, reported: bool, python: str, way: str) -
     elif answer.reason.startswith("srun: "):
         yield Finding(
             host.name, "ssh", answer.reason,
-            "the machine must belong to this SLURM job: take the hostfile from `scontrol show hostnames`; --overlap needs "
-            "SLURM 20.11 or newer",
+            "the machine must belong to this SLURM job: take the hostfile from `scontrol show hostnames`; --overlap "
+            "needs SLURM 20.11 or newer",
         )  # fmt: skip
     elif answer.code == TIME_OVER:
         yield Finding(
