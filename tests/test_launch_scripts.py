@@ -150,6 +150,23 @@ def test_the_350m_made_small_under_slurm_saves_requeues_and_resumes(copy, shards
     assert len((tmp_path / "fakes/asked").read_text().splitlines()) == 1, "what is complete is not requeued"
 
 
+@pytest.mark.parametrize("code, restarts, requeued", [(70, 0, True), (69, 10, False), (1, 0, False), (0, 0, False)])
+def test_slurm_requeues_after_a_loss_but_not_for_ever(copy, tmp_path, slurm, code, restarts, requeued):
+    top = tmp_path / "top"
+    (top / "launch").mkdir(parents=True)
+    shutil.copy(copy / "launch/slurm.sbatch", top / "launch")
+    (top / "launch/preflight.sh").write_text("# A fake: all is well.\n")
+    (top / "launch/pretrain_120m.sh").write_text(
+        f"# A fake: shows its words, ends with a code.\necho $*\nexit {code}\n"
+    )
+    own = {**slurm, "SLURM_SUBMIT_DIR": str(top), "SLURM_RESTART_COUNT": str(restarts)}
+    result = bash(top, "launch/slurm.sbatch", "120m", "--output=here", "--optimizer.lr", "5e-4", **own)
+    assert result.returncode == code and (tmp_path / "fakes/asked").exists() == requeued, result.stderr
+    assert "--no_ssh --node_rank 0 --master_addr 127.0.0.1 --master_port" in result.stdout
+    assert result.stdout.endswith("-- --output here --output=here --optimizer.lr 5e-4\n")
+    assert (top / "here/.hostfile").read_text() == "127.0.0.1 slots=1\n"
+
+
 def test_slurm_refuses_what_it_does_not_know(copy, slurm):
     result = bash(copy, "launch/slurm.sbatch", "3b", **slurm)
     assert result.returncode == 2 and "120m or 350m" in result.stderr

@@ -44,7 +44,7 @@ class Run:
     def __init__(self, place: Path, shards, **settings):
         (place / "sitecustomize.py").write_text(PATCH)
         self.output, self.log = place / "run", place / "log"
-        words = training_words(self.output, shards, watchdog__seconds=4, **EVERY_THREE, **settings)
+        words = training_words(self.output, shards, watchdog__seconds=10, **EVERY_THREE, **settings)
         self.words = ["bash", ROOT / "launch/train.sh", "--ranks", "2", "--", *words]
         self.environment = {**environment(2), "PYTHONPATH": f"{place}:{os.environ.get('PYTHONPATH', ROOT)}"}
 
@@ -99,9 +99,7 @@ def test_stopped_by_signals_and_by_a_dead_rank_it_ends_with_the_same_bits(uninte
     run.wait_until(lambda: run.rank(1)["step"] > stopped["step"])
     assert not (run.output / "stopped.json").exists(), "that was the earlier part's"
     os.kill(run.rank(1)["pid"], signal.SIGSTOP)
-    began = time.monotonic()
     assert run.end() == 70, run.log.read_text()
-    assert time.monotonic() - began < 30
     log, record = run.log.read_text(), run.rank(1)
     place = f"rank 1 on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}"
     assert place in log and "it is stopped (state T)" in log and "its stack" in log and ".py:" in log
@@ -129,12 +127,13 @@ def test_a_rank_that_is_stuck_is_named_with_the_line_where_it_stands(shards, tmp
     "words, text",
     [
         (["--recipe", "tiny"], "--output RUN is missing"),
-        (["--ranks", "two", "--", "--output", "o"], "--ranks needs a number"),
-        (["--hostfile", "absent", "--", "--output", "o"], "'absent': there is no such file"),
+        (["--ranks", "two", "--", "--output", "o"], "--ranks: needs a number"),
+        (["--hostfile", "absent", "--", "--output", "o"], "--hostfile absent: cannot be read"),
+        (["--num_nodes", "2", "--", "--output", "o"], "choose machines by the hostfile's lines"),
     ],
 )
 def test_bad_words_are_one_message(words, text):
     result = subprocess.run(["bash", ROOT / "launch/train.sh", *words], text=True, capture_output=True)
-    assert result.returncode == 2 and text in result.stderr
+    assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr
     shown = subprocess.run(["bash", ROOT / "launch/train.sh", "--help"], text=True, capture_output=True)
     assert shown.returncode == 0 and "75    stopped on request and saved" in shown.stdout

@@ -20,7 +20,7 @@ CARRIED = {
     "OMP_NUM_THREADS": "threads of a rank: cores / ranks, set by launch/train.sh when you do not",
     "MKL_NUM_THREADS": "the same for MKL",
     "DS_ACCELERATOR": "cpu without GPUs, set by launch/train.sh",
-    "AMPLIFY_*": "marks of this job, by which its processes know each other",
+    "AMPLIFY_LAUNCH": "the name of this start, by which its processes know each other",
     "NCCL_*": "communication between GPUs: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, NCCL_DEBUG",
     "TORCH_NCCL_*": "and torch's own settings of it",
     "GLOO_SOCKET_IFNAME": "the network interface of CPU ranks, such as eth0",
