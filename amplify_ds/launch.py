@@ -164,13 +164,14 @@ def _count(text: str) -> int:
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
-    """The value of an option that stands among words for another command."""
+    """The value of an option that stands among words for another command; the last one, which wins there too."""
+    found = None
     for word, following in zip(words, [*words[1:], None]):
         if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.partition("=")[2]
+    return found
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ LAYERS = [
     {"training"},
     {"hub", "cluster"},
     {"benchmarks"},
-    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints", "launch"},
+    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints", "launch", "preflight"},
 ]  # each imports from those above it and from its own
 
 

@@ -42,13 +42,22 @@ def ssh_options() -> list[str]:
     return [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *OPTIONS]
 
 
-def words_on(host: Host, words: Iterable[str], variables: Mapping[str, str] | None = None) -> list[str]:
-    """`words` as a command for this machine that runs on `host`, in the same directory."""
-    if host.is_here:
-        return ["env", *(f"{key}={value}" for key, value in (variables or {}).items()), *words]
-    settings = [f"{key}={value}" for key, value in (variables or {}).items()]
-    remote = f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join(settings)} {shlex.join(words)}"
-    return ["ssh", *ssh_options(), host.name, remote]
+def words_on(
+    host: Host, words: Iterable[str], variables: Mapping[str, str] | None = None, way: str | None = None
+) -> list[str]:
+    """`words` as a command for this machine that runs on `host`, in the same directory.
+
+    way: "here" without a connection, "ssh", or "srun" as a step of the SLURM job that this is part of; without one,
+    here if this is the host's name, else ssh.
+    """
+    command = ["env", *(f"{key}={value}" for key, value in (variables or {}).items()), *words]
+    way = way or ("here" if host.is_here else "ssh")
+    if way == "srun":  # takes directory and environment along; --overlap: beside what the job's devices do already
+        return ["srun", "--nodes=1", "--ntasks=1", "--overlap", f"--nodelist={host.name}", *command]
+    if way == "ssh":
+        remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"
+        return ["ssh", *ssh_options(), host.name, remote]
+    return command
 
 
 def python_words(module: str, *words: str) -> list[str]:
@@ -57,21 +66,38 @@ def python_words(module: str, *words: str) -> list[str]:
 
 
 def run_on(
-    host: Host, words: Iterable[str], seconds: float = 60, variables: Mapping[str, str] | None = None
+    host: Host,
+    words: Iterable[str],
+    seconds: float = 60,
+    variables: Mapping[str, str] | None = None,
+    way: str | None = None,
 ) -> Answer:
     """Run a command on one machine and wait for it."""
     try:
         done = subprocess.run(
-            words_on(host, words, variables), text=True, errors="replace", capture_output=True, timeout=seconds,
+            words_on(host, words, variables, way), text=True, errors="replace", capture_output=True, timeout=seconds,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Answer(124, "", f"no answer within {seconds:g} s")
+    except FileNotFoundError as error:
+        return Answer(127, "", f"{error.filename} is not installed here")
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def run_each(
+    commands: Mapping[Host, Iterable[str]],
+    seconds: float = 60,
+    variables: Mapping[str, str] | None = None,
+    way: str | None = None,
+) -> dict[Host, Answer]:
+    """A command of its own on each machine, all at once."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = pool.map(lambda host: run_on(host, commands[host], seconds, variables, way), commands)
+        return dict(zip(commands, answers))
 
 
 def run_on_all(hosts: Iterable[Host], words: Iterable[str], seconds: float = 60) -> dict[Host, Answer]:
     """The same command on all machines at once."""
-    hosts, words = list(hosts), list(words)
-    with ThreadPoolExecutor(min(AT_ONCE, len(hosts))) as pool:
-        return dict(zip(hosts, pool.map(lambda host: run_on(host, words, seconds), hosts)))
+    words = list(words)
+    return run_each({host: words for host in hosts}, seconds)

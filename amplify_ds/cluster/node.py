@@ -1,0 +1,112 @@
+"""What a machine says of itself, for the preflight: versions, devices, shards, output directory, disk, clock.
+
+`python -m amplify_ds.cluster.node QUESTION`. It looks, and writes one small file into the output directory, or into
+what exists of its path, for the others to find; who asked removes it.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.time()  # before the imports that take seconds: asked before, answered after
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import amplify_ds
+from amplify_ds.cluster.question import answer
+from amplify_ds.errors import AmplifyError
+
+PACKAGE = Path(amplify_ds.__file__).parent
+
+
+def report(question: dict[str, Any]) -> dict[str, Any]:
+    """run: the run's configuration as JSON, or None. output, token, number: for the file. slots, world_size: ranks."""
+    import torch
+
+    gpus = torch.cuda.device_count() if os.environ.get("DS_ACCELERATOR") != "cpu" else 0
+    found = {
+        "versions": {
+            "Python": platform.python_version(),
+            "torch": torch.__version__,
+            "CUDA": torch.version.cuda or "none",
+            **{name: _version(name) for name in ("deepspeed", "transformers", "flash-attn")},
+            "amplify_ds": f"{amplify_ds.__version__} ({source_hash()})",
+        },
+        "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
+        "cores": len(os.sched_getaffinity(0)),
+        "free_port": _free_port(),
+    }
+    if question["run"] is not None:
+        from amplify_ds.config import RunConfig
+
+        run = RunConfig.model_validate_json(question["run"])
+        found["shards"] = _shards(run, question["world_size"])
+        found["output"] = _output(Path(question["output"]), f".preflight-{question['token']}-{question['number']}")
+        found["checkpoint_bytes"] = _checkpoint_bytes(run)
+    return {**found, "started": STARTED, "ended": time.time()}
+
+
+def source_hash() -> str:
+    """Of all that the package consists of: copies of one version may differ."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".yaml")):
+        digest.update(f"{path.relative_to(PACKAGE)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return found.getsockname()[1]
+
+
+def _shards(run, world_size: int) -> dict[str, Any]:
+    """{directory: fingerprint} of all that will be read; or why it cannot be read, or the batch not be cut."""
+    from amplify_ds.training import plan
+
+    try:
+        mixture = plan.training_sources(run)
+        opened = [*(source.shards for source in mixture.sources), *plan.validation_sets(run).values()]
+        plan.batch_plan(run, mixture.row_tokens, 0, world_size)
+        return {"fingerprints": {str(shards.path): shards.fingerprint for shards in opened}}
+    except (AmplifyError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _output(output: Path, name: str) -> dict[str, Any]:
+    place = next(path for path in (output, *output.absolute().parents) if path.exists())
+    try:
+        (place / name).write_text(name)
+    except OSError as error:
+        return {"error": f"{place}: {error.strerror}"}
+    checkpoints = [path for path in (output / "checkpoints").rglob("*") if path.is_file()]
+    return {
+        "file": str(place / name),
+        "free": shutil.disk_usage(place).free,
+        "checkpoints": sum(path.stat().st_size for path in checkpoints),
+    }
+
+
+def _checkpoint_bytes(run) -> int:
+    """A checkpoint holds weights and AdamW's two moments in float32."""
+    from amplify_ds.training import plan
+
+    return 3 * 4 * plan.parameter_count(plan.model_config(run, 512))
+
+
+if __name__ == "__main__":
+    answer(report)

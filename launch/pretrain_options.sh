@@ -1,0 +1,16 @@
+# Sourced by launch/pretrain_*.sh: prints their help; parts options of launch/train.sh from those of amplify_ds.train.
+#   sets: launcher, data (the published sources, unless --data.train is given)     leaves in "$@": the rest
+launcher=() data=()
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    --) launcher=("${@:1:i-1}"); shift "$i"; i=0 ;;
+    --data.train | --data.train=*) given=1 ;;
+  esac
+done
+while [[ ${1:-} =~ ^--(hostfile|ranks|restarts)$ && $# -gt 1 ]]; do launcher+=("$1" "$2"); shift 2; done
+# Rows of each, by weight: conf/dataset/uniref100+.yaml of chandar-lab/AMPLIFY.
+if [ -z "${given:-}" ]; then
+  data=(--data.train uniprot=shards/train/uniprot:15134 scop=shards/train/scop:136 oas=shards/train/oas:1
+    --data.validation uniprot=shards/validation/uniprot scop=shards/validation/scop oas=shards/validation/oas)
+fi
