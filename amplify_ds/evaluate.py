@@ -30,8 +30,8 @@ def main() -> int:
         prog="amplify_ds.evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="CHECKPOINT_OR_HF_FOLDER",
-        help="a checkpoint, a run (its newest checkpoint) or a Hugging Face folder",
+        "--model", required=True, metavar="MODEL",
+        help="a checkpoint, a run (its newest checkpoint), a model folder in any layout, or NAME[@REVISION] on the hub",
     )  # fmt: skip
     parser.add_argument(
         "--data", required=True, type=Path, metavar="DIR", help="shards, from data_prep/build_shards.py"

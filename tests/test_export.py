@@ -2,44 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, python, train
+from conftest import ROOT, other_packages, python, train
 from reference_amplify import ReferenceAMPLIFY
 from safetensors.torch import load_file
 
 from amplify_ds.hub.folder import load_model
 
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
-
-STRANGER = """
-import json, sys
-sys.modules["amplify_ds"] = None
-import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
-folder, protein = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
-half = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
-batch = tokenizer([protein, protein[:9]], return_tensors="pt", padding=True)
-with torch.no_grad():
-    out = model(**batch)
-    hidden = base(**batch, output_hidden_states=True)
-    rough = half(**batch).logits
-model.save_pretrained(folder + "-again")
-again = AutoModelForMaskedLM.from_pretrained(folder + "-again", trust_remote_code=True)
-print(json.dumps(dict(
-    ids=batch["input_ids"].tolist(), logits=out.logits.tolist(), shape=list(hidden.last_hidden_state.shape),
-    layers=len(hidden.hidden_states), half=str(rough.dtype), half_error=(rough.float() - out.logits).abs().max().item(),
-    same_again=all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters())),
-    embeddings=model.get_input_embeddings().weight.shape[0], length=again.config.context_length,
-)))
-"""
-
 
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
@@ -58,10 +33,13 @@ def exported(trained):
     return folder
 
 
-def test_a_stranger_s_logits_are_the_reference_s(exported, trained, tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path)}
+@pytest.mark.parametrize("version", ["transformers5", "transformers4"])
+def test_a_stranger_s_logits_are_the_reference_s(exported, trained, version, tmp_path):
+    """Every kind of mask, on the meta device, with device_map, in half precision, compiled: see stranger.py."""
+    environment = other_packages(version) | {"HF_HOME": str(tmp_path)}
+    folder = shutil.copytree(exported, tmp_path / "folder")
     result = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(exported), PROTEIN],
+        [sys.executable, ROOT / "tests/stranger.py", folder, PROTEIN],
         cwd=tmp_path,
         env=environment,
         text=True,
@@ -69,6 +47,7 @@ def test_a_stranger_s_logits_are_the_reference_s(exported, trained, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
+    assert found["version"].startswith(version[-1])
     weights = load_file(trained / "checkpoints/step-00000004/model.safetensors")
     reference = ReferenceAMPLIFY(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
     reference.load_state_dict(weights, strict=True)
@@ -78,8 +57,10 @@ def test_a_stranger_s_logits_are_the_reference_s(exported, trained, tmp_path):
         expected = reference(ids, mask)[mask]
     torch.testing.assert_close(torch.tensor(found["logits"])[mask], expected, atol=1e-5, rtol=1e-5)
     assert found["shape"] == [2, len(PROTEIN) + 2, 64] and found["layers"] == 3
+    assert found["first_is_embedding"] and found["last_is_normalised"]
     assert found["half"] == "torch.bfloat16" and found["half_error"] < 0.05
     assert found["same_again"] and found["embeddings"] == 27 and found["length"] == 96
+    assert len(found["differences"]) == 10 and max(found["differences"].values()) < 1e-5, found["differences"]
 
 
 def test_weights_are_exported_bit_for_bit_with_published_names(exported, trained):

@@ -192,9 +192,12 @@ def _config(path: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AM
     if raw is None:
         return layouts.config_from_shapes(weights, layout, str(path))
     known = {key: value for key, value in raw.items() if key in FIELDS}
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_length"):
+        if key in known and (type(known[key]) is not int or known[key] < 1):
+            raise AmplifyError(f"{path / CONFIG}: {key} is {known[key]!r}, expected a whole number above 0")
     try:
         return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError) as error:
         raise AmplifyError(f"{path / CONFIG}: {error}") from None
 
 

@@ -243,6 +243,7 @@ def to_ours(
         "missing": list(expected.keys() - found.keys()),
         "not of this layout": list(found.keys() - expected.keys()),
         "of another shape": wrong,
+        "no floating-point numbers": [key for key in found if not weights[key].is_floating_point()],
     }
     if any(misfits.values()):
         raise AmplifyError(
