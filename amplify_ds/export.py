@@ -41,8 +41,8 @@ def main() -> int:
     found, difference = export(arguments.source, arguments.target, arguments.layout)
     step = f", step {found.history['step']}" if "step" in found.history else ""
     print(
-        f"exported {found.path} ({found.layout} layout{step}) to {arguments.target} ({arguments.layout} layout); logits agree "
-        f"within {difference:.0e} of the largest"
+        f"exported {found.path} ({found.layout} layout{step}) to {arguments.target} ({arguments.layout} layout); "
+        f"logits agree within {difference:.0e} of the largest"
     )
     if arguments.layout == "hf":
         print(f"next: AutoModelForMaskedLM.from_pretrained({str(arguments.target)!r}, trust_remote_code=True)")

@@ -29,7 +29,7 @@ with torch.no_grad():
     hidden = load(AutoModel)(**batch, output_hidden_states=True)
     rough = load(**{dtype: torch.bfloat16})(**batch).logits
     additive = torch.zeros(mask.shape).masked_fill(mask == 0, float("-inf"))
-    masks = {"boolean": mask.bool(), "additive": additive, "0/1 float": mask.float(), "four axes": additive[:, None, None]}
+    masks = {"boolean": mask.bool(), "additive": additive, "0/1 float": mask.float(), "4 axes": additive[:, None, None]}
     seen = mask.bool()
     differences = {name: (model(ids, given).logits - out.logits)[seen] for name, given in masks.items()}
     loaded = {
@@ -43,7 +43,8 @@ with torch.no_grad():
     with torch.device("meta"):
         empty = AutoModelForMaskedLM.from_config(model.config, trust_remote_code=True)
     differences["built on meta, filled later"] = (
-        empty.to_empty(device="cpu").load_state_dict(model.state_dict()) and (empty.eval()(**batch).logits - out.logits)[seen]
+        empty.to_empty(device="cpu").load_state_dict(model.state_dict())
+        and (empty.eval()(**batch).logits - out.logits)[seen]
     )
 length, same_again = model.config.context_length, True
 if transformers.__version__ >= "5":  # earlier versions save the weights of a folder's own class without its file

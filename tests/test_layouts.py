@@ -10,7 +10,7 @@ from reference_amplify import ReferenceAMPLIFY
 from safetensors.torch import load_file, save_file
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.hub import check, layouts
+from amplify_ds.hub import check, conversion, layouts
 from amplify_ds.hub.export import export
 from amplify_ds.hub.folder import initial_weights, load_model, read_source
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
@@ -114,23 +114,23 @@ def test_published_shapes_there_and_back(size):
     config = AMPLIFYConfig(**shape)
     for layout in OTHERS:
         expected = PLAIN[layout](weights, shape["num_hidden_layers"], shape["num_attention_heads"])
-        shapes = layouts.expected_shapes(config, layouts.LAYOUTS[layout])
+        shapes = conversion.expected_shapes(config, layouts.LAYOUTS[layout])
         assert shapes == {name: tuple(tensor.shape) for name, tensor in expected.items()}
-        assert layouts.recognise(expected, "here").name == layout
-        found, notes = layouts.to_ours(expected, config, layouts.LAYOUTS[layout], "here")
+        assert conversion.recognise(expected, "here").name == layout
+        found, notes = conversion.to_ours(expected, config, layouts.LAYOUTS[layout], "here")
         assert notes == []
         same(found, weights)
         del found
-        same(layouts.from_ours(weights, config, layouts.LAYOUTS[layout]), expected)
+        same(conversion.from_ours(weights, config, layouts.LAYOUTS[layout]), expected)
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
 @pytest.mark.parametrize("layout", PLAIN)
 def test_without_a_configuration_the_shapes_give_it(size, layout):
     config = AMPLIFYConfig(**PUBLISHED[size])
-    shapes = layouts.expected_shapes(config, layouts.LAYOUTS[layout])
+    shapes = conversion.expected_shapes(config, layouts.LAYOUTS[layout])
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    found, note = layouts.config_from_shapes(tensors, layouts.LAYOUTS[layout], "here")
+    found, note = conversion.config_from_shapes(tensors, layouts.LAYOUTS[layout], "here")
     assert {key: getattr(found, key) for key in PUBLISHED[size]} == PUBLISHED[size]
     assert "heads of 64" in note
 
@@ -258,8 +258,9 @@ def test_the_check_before_success_sees_heads_that_changed_places(folders, layout
     """A table that is wrong both ways gives back what it was given; the logits on the disk do not."""
     split, join = layouts.ByHead.split, layouts.ByHead.join
     changed = {
-        "split": lambda self, whole, heads: [x.roll(-64, 0) for x in split(self, whole, heads)[:2]]
-        + split(self, whole, heads)[2:],
+        "split": lambda self, whole, heads: (
+            [x.roll(-64, 0) for x in split(self, whole, heads)[:2]] + split(self, whole, heads)[2:]
+        ),
         "join": lambda self, parts, heads: join(self, [x.roll(64, 0) for x in parts[:2]] + parts[2:], heads),
     }
     for name, function in changed.items():

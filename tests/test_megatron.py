@@ -17,9 +17,8 @@ def test_a_megatron_core_model_gives_the_same_logits(layout, tmp_path):
     export(write(tmp_path / "source", model.state_dict()), tmp_path / "export", layout)
     ids = torch.randint(5, 26, (50,), generator=torch.Generator().manual_seed(1))
     save_file({"ids": ids}, tmp_path / "logits.safetensors")
-    result = python(
-        "tests/megatron_logits.py", tmp_path / "export", tmp_path / "own", tmp_path / "logits.safetensors", env=environment
-    )
+    words = [tmp_path / name for name in ("export", "own", "logits.safetensors")]
+    result = python("tests/megatron_logits.py", *words, env=environment)
     assert result.returncode == 0, result.stderr
     found = load_file(tmp_path / "logits.safetensors")
     with torch.no_grad():
@@ -36,4 +35,3 @@ def test_a_megatron_core_model_gives_the_same_logits(layout, tmp_path):
         ours = load_model(tmp_path / "own")(ids[None]).logits[0]
         assert found["own"].std() > 0.1
         torch.testing.assert_close(ours, found["own"][:, :27], atol=1e-5, rtol=1e-5)
-

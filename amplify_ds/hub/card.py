@@ -58,7 +58,8 @@ output.logits              # [1, length + 2, 27]
 ```""",
     "te": """\
 In the layout of NVIDIA's
-TransformerEngine model (`nvidia/AMPLIFY_*`), vocabulary padded to 32. The model code is NVIDIA's and not in this folder.""",
+TransformerEngine model (`nvidia/AMPLIFY_*`), vocabulary padded to 32. The model code is NVIDIA's, and not in this
+folder.""",
     "megatron": """\
 In the layout of the
 Megatron-Core model of NVIDIA's NeMo port, vocabulary padded to 32: RMSNorm inside the TransformerEngine layers, SwiGLU,
@@ -121,7 +122,8 @@ def _training(provenance: dict[str, Any]) -> str:
 def _validation(history: list[dict[str, Any]]) -> str:
     newest = {(item["set"], item["protocol"]): item for item in history}
     scores = [
-        f"| {item['set']} | {item['protocol']} | {item['step']} | {item['perplexity']:.3f} | {item['baseline_perplexity']:.3f} |"
+        f"| {item['set']} | {item['protocol']} | {item['step']} | {item['perplexity']:.3f} | "
+        f"{item['baseline_perplexity']:.3f} |"
         for item in newest.values()
     ]
     return VALIDATION.format(scores="\n".join(scores) or "| none | | | | |")

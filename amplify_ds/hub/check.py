@@ -40,7 +40,9 @@ def agreement(model: AMPLIFY, folder: Path, layout: str) -> float:
             theirs = transformers_logits(folder)
         else:
             tensors = {name: x.float() for name, x in load_file(folder / "model.safetensors").items()}
-            theirs = [fused_logits(tensors, LAYOUTS[layout], model.config, x)[:, : model.config.vocab_size] for x in ids]
+            theirs = [
+                fused_logits(tensors, LAYOUTS[layout], model.config, x)[:, : model.config.vocab_size] for x in ids
+            ]
     largest = max(1.0, *(x.abs().max().item() for x in ours))
     difference = max((a - b[: len(a)]).abs().max().item() for a, b in zip(ours, theirs)) / largest
     if not difference <= TOLERANCE:

@@ -40,7 +40,9 @@ def download(source: str) -> Path:
             why = "the hub has no model of that name, or it is private (hf auth login)"
         else:
             why = (
-                f"the hub could not be reached ({type(error).__name__}: {str(error).splitlines()[0][:200]}). On a machine "
-                f"with a network: hf download {name} --local-dir FOLDER; then give that FOLDER"
+                f"the hub could not be reached ({type(error).__name__}: {str(error).splitlines()[0][:200]}). On a "
+                f"machine with a network: hf download {name} --local-dir FOLDER; then give that FOLDER"
             )
-        raise AmplifyError(f"{source}: there is no such folder here, and as a model of the Hugging Face hub: {why}") from None
+        raise AmplifyError(
+            f"{source}: there is no such folder here, and as a model of the Hugging Face hub: {why}"
+        ) from None

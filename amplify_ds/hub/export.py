@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import amplify_ds
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
-from amplify_ds.hub import layouts
+from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.card import model_card
 from amplify_ds.hub.check import agreement
 from amplify_ds.hub.folder import CONFIG, EXPORTED_FROM, PROVENANCE, Source, read_source, say
@@ -70,7 +70,7 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        tensors = layouts.from_ours(found.weights, found.config, chosen)
+        tensors = conversion.from_ours(found.weights, found.config, chosen)
         save_file(tensors, partial / checkpoint.WEIGHTS, metadata={"format": "pt"})
         (partial / CONFIG).write_text(json.dumps(layout_config(found, chosen), indent=2) + "\n")
         if layout == "hf":

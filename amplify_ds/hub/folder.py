@@ -1,34 +1,31 @@
 """Read a model, whatever holds it: a checkpoint, a run, a model folder in any layout, a model of the hub.
 
-A folder is config.json beside model.safetensors, or beside the shards that model.safetensors.index.json lists; its
-layout is recognised by its keys (layouts.py). Everything is strict: each tensor is used, or named in an error or a
-note. Pickle is refused: it can hold any program.
+The layout of a folder is recognised by its keys (layouts.py). Everything is strict: each tensor is used, or named in an
+error or a note.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256
-from amplify_ds.hub import layouts
+from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.download import download, is_hub_name
+from amplify_ds.hub.tensors import read_json, read_tensors
 from amplify_ds.model import configuration_amplify
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, runs
 from amplify_ds.vocab import SPECIAL, TOKENS
 
-CONFIG, INDEX, PROVENANCE = "config.json", "model.safetensors.index.json", "provenance.json"
+CONFIG, PROVENANCE = "config.json", "provenance.json"
 # Fields that a configuration of ours has; those of another layout may have more.
 FIELDS = {*inspect.signature(AMPLIFYConfig.__init__).parameters, *configuration_amplify.FIXED} - {"self", "kwargs"}
 # What a run tells about itself, in a checkpoint's state.json or an export's provenance.json.
@@ -46,7 +43,7 @@ class Source:
     path: Path
     layout: str
     config: AMPLIFYConfig
-    weights: layouts.Weights  # under our names, in the type of the file
+    weights: conversion.Weights  # under our names, in the type of the file
     files: dict[str, str]  # {name: sha256} of those that held the weights
     history: dict[str, Any]
     notes: list[str]  # what was ignored, dropped or assumed
@@ -95,14 +92,14 @@ def read_source(source: str | Path) -> Source:
         path, raw, weights = found.path, found.state["model"], found.weights()
         history = {key: found.state[key] for key in HISTORY}
     else:
-        weights, paths = _read_tensors(path)
-        layout = layouts.recognise(weights, str(path))
-        raw, provenance = _read_json(path / CONFIG), _read_json(path / PROVENANCE) or {}
+        weights, paths = read_tensors(path)
+        layout = conversion.recognise(weights, str(path))
+        raw, provenance = read_json(path / CONFIG), read_json(path / PROVENANCE) or {}
         history = {key: provenance[key] for key in (*HISTORY, EXPORTED_FROM) if key in provenance}
         files = {file.name: sha256(file) for file in paths}
     _check_vocabulary(path, raw, weights, layout)
     config, note = _config(path, raw, weights, layout)
-    weights, notes = layouts.to_ours(weights, config, layout, str(path))
+    weights, notes = conversion.to_ours(weights, config, layout, str(path))
     return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [note]), *notes])
 
 
@@ -113,7 +110,7 @@ def load_model(source: str | Path) -> AMPLIFY:
     return found.model()
 
 
-def initial_weights(source: str | Path) -> tuple[layouts.Weights, dict[str, Any]]:
+def initial_weights(source: str | Path) -> tuple[conversion.Weights, dict[str, Any]]:
     """The weights of what `read_source` takes, in float32, and where they come from: what a run that begins with them
     records.
     """
@@ -130,67 +127,9 @@ def say(found: Source) -> None:
         print(f"note: {found.name}: {note}", file=sys.stderr)
 
 
-def _read_tensors(path: Path) -> tuple[layouts.Weights, list[Path]]:
-    """Every tensor of a folder, under the names of its files, and these files."""
-    index = _read_json(path / INDEX)
-    if index is None:
-        names = [checkpoint.WEIGHTS]
-        if not (path / checkpoint.WEIGHTS).exists():
-            raise AmplifyError(_nothing_to_read(path))
-    else:
-        places = index.get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
-            raise AmplifyError(f"{path / INDEX}: expected a weight_map from names of tensors to names of files beside it")
-        names = sorted(set(places.values()))
-    tensors: layouts.Weights = {}
-    for name in names:
-        try:
-            found = load_file(path / name)
-        except (OSError, SafetensorError) as error:
-            raise AmplifyError(f"{path / name}: cannot be read as safetensors ({error}); fetch or copy it again") from None
-        if index is not None and set(found) != (listed := {key for key, file in places.items() if file == name}):
-            raise AmplifyError(
-                f"{path / name}: holds other tensors than {INDEX} lists: {', '.join(sorted(set(found) ^ listed)[:8])}"
-            )
-        tensors |= found
-    return tensors, [path / name for name in names]
-
-
-def _nothing_to_read(path: Path) -> str:
-    found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    if parts := [name for name in found if name.endswith(".distcp")]:
-        return (
-            f"{path}: holds a distributed checkpoint ({parts[0]} …), which is read by way of pickle, and is refused. Where "
-            f"you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt; then save "
-            "its model weights with safetensors.torch.save_file as model.safetensors"
-        )
-    if pickled := [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".nemo"))]:
-        return (
-            f"{path / pickled[0]}: is pickle, which can run any program when it is read, and is refused. Where you trust it: "
-            f"import torch, safetensors.torch; weights = torch.load({pickled[0]!r}, weights_only=True); "
-            "safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, 'model.safetensors')"
-        )
-    return (
-        f"{path}: no checkpoint (state.json), run (run.json) or model folder (config.json, model.safetensors) is here"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None where there is no file."""
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise AmplifyError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
 def _config(path: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AMPLIFYConfig, str | None]:
     if raw is None:
-        return layouts.config_from_shapes(weights, layout, str(path))
+        return conversion.config_from_shapes(weights, layout, str(path))
     known = {key: value for key, value in raw.items() if key in FIELDS}
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_length"):
         if key in known and (type(known[key]) is not int or known[key] < 1):
@@ -201,7 +140,9 @@ def _config(path: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AM
         raise AmplifyError(f"{path / CONFIG}: {error}") from None
 
 
-def _check_vocabulary(path: Path, raw: dict[str, Any] | None, weights: layouts.Weights, layout: layouts.Layout) -> None:
+def _check_vocabulary(
+    path: Path, raw: dict[str, Any] | None, weights: conversion.Weights, layout: layouts.Layout
+) -> None:
     """AmplifyError unless what the folder says of its vocabulary agrees with vocab.py."""
     sizes = (len(TOKENS), layouts.PADDED_VOCABULARY) if layout.padded else (len(TOKENS),)
     rows = layouts.PADDED_VOCABULARY if layout.padded else len(TOKENS)
@@ -215,7 +156,7 @@ def _check_vocabulary(path: Path, raw: dict[str, Any] | None, weights: layouts.W
         key = f"{token.strip('<>')}_token_id"
         if raw is not None and raw.get(key, index) != index:
             reasons.append(f"{CONFIG}: {key} {raw[key]}, expected {index}")
-    tokenizer = _read_json(path / "tokenizer.json") or {}
+    tokenizer = read_json(path / "tokenizer.json") or {}
     try:
         ids = dict(tokenizer.get("model", {}).get("vocab", {}))
         ids |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
