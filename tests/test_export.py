@@ -90,9 +90,11 @@ def test_evaluating_checkpoint_run_and_export_gives_one_number(exported, trained
         result = python("-m", "amplify_ds.evaluate", "--model", model, "--data", shards["validation"], "--json",
                         "--max-rows", 4)  # fmt: skip
         assert result.returncode == 0, result.stderr
-        outputs.add(result.stdout)
+        scores = json.loads(result.stdout)
+        assert {score.pop("model") for score in scores} == {str(model)}
+        outputs.add(json.dumps(scores))
     assert len(outputs) == 1
-    score = json.loads(outputs.pop())["mask_only"]
+    score = next(score for score in json.loads(outputs.pop()) if score["protocol"] == "mask_only")
     last = json.loads((trained / "result.json").read_text())["evaluations"][-1]
     assert score["targets"] == last["targets"] and score["loss"] == pytest.approx(last["loss"], abs=1e-5)
 

@@ -76,15 +76,20 @@ def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
     return None
 
 
+def locate(source: str | Path) -> tuple[Path, str]:
+    """The path of `source`, downloaded if it is the name of a model on the hub, and its full name for a record."""
+    if not Path(source).exists() and is_hub_name(str(source)):
+        return download(str(source)), str(source)
+    return Path(source), str(Path(source).resolve())
+
+
 def read_source(source: str | Path) -> Source:
     """The model of a checkpoint, a run (its newest), a model folder in any layout, or a hub name (NAME@REVISION).
 
     Raises AmplifyError when `source` is none of these, when its tensors are not those of its configuration, and when
     its vocabulary is another one.
     """
-    path, name = Path(source), str(Path(source).resolve())
-    if not path.exists() and is_hub_name(str(source)):
-        path, name = download(str(source)), str(source)
+    path, name = locate(source)
     found = find_checkpoint(path)
     if found is not None:
         layout, notes = layouts.LAYOUTS["hf"], []
