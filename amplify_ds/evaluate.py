@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -70,20 +71,13 @@ def main() -> int:
         for model in models:
             with torch.no_grad():
                 logits = model.load(device)
-                scores += [
-                    (
-                        name,
-                        model.name,
-                        evaluate(logits, shards, protocol, device, rows[name], targets, progress=bar.update),
-                    )
-                    for name, shards in sets.items()
-                    for protocol in PROTOCOLS
-                ]
+                for (name, shards), protocol in itertools.product(sets.items(), PROTOCOLS):
+                    found = evaluate(logits, shards, protocol, device, rows[name], progress=bar.update, targets=targets)
+                    scores.append((name, model.name, found))
             del logits  # one model at a time in memory
     if arguments.json:
-        print(
-            json.dumps([{"data": data, "model": model, **score.as_dict()} for data, model, score in scores], indent=1)
-        )
+        found = [{"data": data, "model": model, **score.as_dict()} for data, model, score in scores]
+        print(json.dumps(found, indent=1))
         return 0
     for name, shards in sets.items():
         _report(name, rows[name], shards, [(model, score) for data, model, score in scores if data == name])

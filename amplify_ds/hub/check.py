@@ -13,20 +13,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.layouts import LAYOUTS, Layout
 from amplify_ds.hub.tokenizer import build_tokenizer
 from amplify_ds.model.modeling_amplify import AMPLIFY, ROPE_BASE
 
 SAMPLE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "MALWMRLLPLLALLALWGPDPAAA|FVNQHLC")
-TOLERANCE = 1e-5  # of exported against own logits, both float32, as a share of the largest logit (or of 1)
+# Of exported against own logits, both float32, as a share of the largest logit (or of 1). Rounding alone gave up to
+# 1.2e-5 on random weights of the 350M's shape; heads that changed places give about 1.
+TOLERANCE = 1e-3
 
 
 def agreement(model: AMPLIFY, folder: Path, layout: str) -> float:
-    """The largest difference of logits between `model`, fed packed proteins, and `folder`, over the largest logit.
-
-    Raises AmplifyError when it is above TOLERANCE.
-    """
+    """The largest difference of logits between `model`, fed packed proteins, and `folder`, over the largest logit."""
     ids = [torch.tensor(build_tokenizer().encode(sequence).ids) for sequence in SAMPLE]
     lengths = [len(x) for x in ids]
     with torch.no_grad():
@@ -44,13 +42,7 @@ def agreement(model: AMPLIFY, folder: Path, layout: str) -> float:
                 fused_logits(tensors, LAYOUTS[layout], model.config, x)[:, : model.config.vocab_size] for x in ids
             ]
     largest = max(1.0, *(x.abs().max().item() for x in ours))
-    difference = max((a - b[: len(a)]).abs().max().item() for a, b in zip(ours, theirs)) / largest
-    if not difference <= TOLERANCE:
-        raise AmplifyError(
-            f"{folder}: not written; the exported model's logits differ by {difference:.1e} of the largest (allowed "
-            f"{TOLERANCE:.0e})"
-        )
-    return difference
+    return max((a - b[: len(a)]).abs().max().item() for a, b in zip(ours, theirs)) / largest
 
 
 def transformers_logits(folder: Path) -> torch.Tensor:

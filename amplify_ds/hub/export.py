@@ -19,7 +19,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.card import model_card
-from amplify_ds.hub.check import agreement
+from amplify_ds.hub.check import TOLERANCE, agreement
 from amplify_ds.hub.folder import CONFIG, EXPORTED_FROM, PROVENANCE, Source, read_source, say
 from amplify_ds.hub.tokenizer import write_tokenizer
 from amplify_ds.model import modeling_amplify
@@ -81,6 +81,11 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
         write_json(partial / PROVENANCE, provenance)
         (partial / "README.md").write_text(model_card(provenance, found.config, layout, amplify_ds.__version__))
         difference = agreement(found.model(), partial, layout)
+        if not difference <= TOLERANCE:
+            raise AmplifyError(
+                f"{target}: not written; the exported model's logits differ by {difference:.1e} of the largest (allowed "
+                f"{TOLERANCE:.0e})"
+            )
         partial.rename(target)
     except (OSError, SafetensorError) as error:
         raise AmplifyError(f"{target}: could not be written ({error}); nothing was left behind") from None

@@ -85,12 +85,12 @@ def evaluate(
     protocol: str,
     device: torch.device,
     max_rows: int = 0,
-    targets: np.ndarray | None = None,
     micro_rows: int = 1,
     rank: int = 0,
     world_size: int = 1,
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     progress: Callable[[int], None] = lambda rows: None,
+    targets: np.ndarray | None = None,
 ) -> Score:
     """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks.
 
