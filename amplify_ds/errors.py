@@ -10,12 +10,17 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 # Failures of a path or a disk that the user gave us; any other OSError is a bug of ours.
 OF_THE_USER = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
     errno.EISDIR, errno.ENAMETOOLONG,
 )  # fmt: skip
+
+
+prefix = ""  # of messages of this process: which rank it is, where there are several
+console: TextIO | None = None  # where errors are shown besides, when standard error is a log
 
 
 class AmplifyError(Exception):
@@ -42,6 +47,16 @@ def command(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
+def report(message: str) -> None:
+    """Show an error. Nobody reading it any more is no reason to fail."""
+    for stream in (sys.stderr, console):
+        try:
+            if stream is not None:
+                print(prefix + message, file=stream, flush=True)
+        except OSError:
+            pass
+
+
 def _report(message: str, code: int = 1) -> int:
-    print(message, file=sys.stderr, flush=True)
+    report(message)
     return code

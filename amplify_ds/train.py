@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from amplify_ds import config
+from amplify_ds import config, errors
 from amplify_ds.errors import AmplifyError, command
 
 DESCRIPTION = """\
@@ -86,10 +86,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, config.RunConfig]:
 
 
 def main() -> int:
+    rank = int(os.environ.get("RANK", 0))
+    if rank:
+        errors.prefix = f"[rank {rank} on {socket.gethostname()}] "
     try:
         return pretrain(*parse(sys.argv[1:]))
     except AmplifyError:
-        if int(os.environ.get("RANK", 0)):  # rank 0 has the same to say; the launcher ends this one when 0 has ended
+        if rank:  # rank 0 has the same to say; the launcher ends this one when 0 has ended
             time.sleep(5)
         raise
 
@@ -101,7 +104,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
 
     stopping.listen()
     orphans.end_with_launcher()
-    from amplify_ds.training import ds_config, engine, runs  # seconds to import, so only now
+    from amplify_ds.training import ds_config, engine, logs, runs  # seconds to import, so only now
 
     output = Path(arguments.output)
     zero = ds_config.read(arguments.deepspeed_config)
@@ -112,9 +115,14 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
     try:
         result = trainer.pretrain()
-    except RuntimeError:  # a collective fails when another rank has ended
+    except RuntimeError as error:  # a collective fails when another rank has ended
         if gone := orphans.lost():
             raise AmplifyError(_lost(gone, output)) from None
+        if engine.is_broken_connection(error):
+            raise AmplifyError(
+                f"the connection to another rank has broken ({str(error).splitlines()[0]:.200}). Look for what that one "
+                f"says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
+            ) from None
         raise
     if result is None:
         engine.stop_ranks()

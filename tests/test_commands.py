@@ -11,6 +11,7 @@ HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
     "-m amplify_ds.export", "-m amplify_ds.plot", "-m amplify_ds.replay", "-m amplify_ds.checkpoints",
+    "-m amplify_ds.launch",
     "launch/try_export.py",
 ]  # fmt: skip
 
@@ -67,9 +68,9 @@ LAYERS = [
     {"errors", "files", "processes", "vocab", "config"},
     {"data", "model"},
     {"training"},
-    {"hub"},
+    {"hub", "cluster"},
     {"benchmarks"},
-    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints"},
+    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints", "launch"},
 ]  # each imports from those above it and from its own
 
 

@@ -86,6 +86,11 @@ def stop_ranks() -> None:
         comm.destroy_process_group()
 
 
+def is_broken_connection(error: RuntimeError) -> bool:
+    """A collective has failed because another rank is gone. gloo has no type of error for it."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
 def from_leader(text: str) -> str:
     """Return what rank 0 gives. Collective."""
     box = [text]

@@ -13,10 +13,10 @@ seconds each. So a rank that misses another one of its machine ends by itself. O
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 
+from amplify_ds.errors import report
 from amplify_ds.training.processes import command_line, lives, look_at, ranks_below
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -86,10 +86,7 @@ class _Watch:
     def _say_which(self) -> None:
         if int(os.environ["RANK"]) == min(ranks_below(self.launcher).values(), default=-1):
             gone = ", ".join(f"rank {rank} (process {pid})" for pid, rank in self.lost_ranks().items())
-            try:
-                print(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it", file=sys.stderr)
-            except OSError:
-                pass
+            report(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it")
 
 
 def _above(launcher: int) -> list[int]:

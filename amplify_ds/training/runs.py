@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.training import checkpoint, stopping, watchdog
 
-DESCRIPTION, RESULT, EVENTS = "run.json", "result.json", "events"
+DESCRIPTION, RESULT, EVENTS = "run.json", stopping.COMPLETE, "events"
 
 
 def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
@@ -42,10 +44,12 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
         )
     output.mkdir(parents=True, exist_ok=True)
     lock = open(output / ".lock", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first") from None
+    # Processes that were killed may take a moment to go; at a restart a lost node may still hold it for a while.
+    deadline = time.monotonic() + (120 if int(os.environ.get("AMPLIFY_ATTEMPT", 0)) else 5)
+    while not _locked(lock):
+        if time.monotonic() > deadline:
+            raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first")
+        time.sleep(0.2)
 
     if checkpoint.complete(output):  # before the first checkpoint nothing has been learnt that could be lost
         found = read_description(output)["binding"]
@@ -65,6 +69,14 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     stopping.forget_earlier(output)
     watchdog.forget_earlier(output)
     return lock
+
+
+def _locked(lock) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
 
 
 def read_description(run: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     asked    SIGTERM or SIGUSR1 to any rank, or any text in RUN/.stop (written by launch/train.sh: the run directory is
              on the file system that all nodes share, and pdsh passes no signals on)
+    ended    "end NAME" in RUN/.stop: the launch of that name has failed; what is left of it ends at once
     agreed   at a step boundary the ranks sum `requested()`, so that all of them stop at the same step
     done     checkpoint, RUN/stopped.json, exit code 75 on every rank
 
@@ -11,6 +12,7 @@ NFS shows a file's new content when it is opened, a new name up to a minute late
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -21,7 +23,8 @@ from amplify_ds.files import write_json
 from amplify_ds.training import orphans
 
 SAVED = 75  # exit code: saved, start the same command again (EX_TEMPFAIL of sysexits.h)
-STOP, STOPPED = ".stop", "stopped.json"
+ENDED = 143  # what a shell reports for SIGTERM
+COMPLETE, STOPPED, STOP, END = "result.json", "stopped.json", ".stop", "end"
 SECONDS_BETWEEN_LOOKS = 1.0
 
 _reasons: list[str] = []
@@ -41,8 +44,9 @@ def forget_earlier(run: Path) -> None:
 
 
 def listen_to_file(run: Path) -> None:
-    """RUN/.stop asks this rank to stop, too. A thread reads it: a slow file system does not hold up the loop."""
-    threading.Thread(target=_read, args=(run / STOP,), daemon=True).start()
+    """RUN/.stop asks, too: one rank of each machine reads it. In a thread: slow files do not hold up the loop."""
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        threading.Thread(target=_read, args=(run / STOP,), daemon=True).start()
 
 
 def requested() -> bool:
@@ -69,12 +73,16 @@ def _signalled(number: int, frame) -> None:
 
 
 def _read(path: Path) -> None:
-    while not _reasons:
+    launch = f"{END} {os.environ.get('AMPLIFY_LAUNCH')}"
+    while True:
         try:
-            if asked := path.read_text().strip():
-                _reasons.append(asked)
+            asked = path.read_text().strip()
         except (OSError, ValueError):
-            pass
+            asked = ""
+        if asked == launch:
+            os._exit(ENDED)
+        if asked and not asked.startswith(f"{END} ") and not _reasons:
+            _reasons.append(asked)
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 

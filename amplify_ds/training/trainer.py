@@ -27,7 +27,7 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, guards, orphans, runs, stopping
+from amplify_ds.training import checkpoint, engine, guards, logs, orphans, runs, stopping
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.metrics import Interval, device_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
@@ -82,8 +82,8 @@ class Trainer:
         drawn = torch.tensor([secrets.randbits(48) if self.leader else 0], dtype=torch.int64, device=self.device)
         job = int(engine.sum_over_ranks(drawn).item())
         self.watch = Watchdog(output, engine.rank(), engine.world_size(), run.watchdog.seconds, job).start()
-        if self.leader:
-            stopping.listen_to_file(output)
+        logs.open_log(output, engine.rank())
+        stopping.listen_to_file(output)
 
         torch.manual_seed(run.training.seed)  # every rank draws the same initial weights
         model = AMPLIFY(shape)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amplify_ds.errors import report as report_error
 from amplify_ds.training import processes
 
 STALLED = 70  # exit code: a rank stopped responding (EX_SOFTWARE of sysexits.h)
@@ -179,9 +180,9 @@ class Watchdog:
             "found_by": self.rank, "seconds": round(still, 1), "processes": states, "records": list(after.values()),
         }  # fmt: skip
         if _claim(report, content):
-            _say(self._message(verdict, after, states, still))
+            report_error(self._message(verdict, after, states, still))
         else:
-            _say(f"rank {self.rank} ends with code {STALLED}: training stood still for {still:.0f} s, see {report}")
+            report_error(f"rank {self.rank} ends with code {STALLED}: training stood still for {still:.0f} s, see {report}")
         for rank in verdict.ranks if verdict.silent else ():
             self._kill(after.get(rank))
 
@@ -268,10 +269,3 @@ def _with_source(frame: str) -> str:
     file, _, line = place.rpartition(":")
     source = linecache.getline(file, int(line)).strip()
     return f"{frame}: {source}" if source else frame
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass

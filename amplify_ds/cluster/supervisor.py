@@ -1,0 +1,158 @@
+"""Watches over a launch: passes signals on, ends what is left when a part has gone, says how it truly ended.
+
+The launcher's exit code is 0 when it was killed, and says nothing of ranks that saved and stopped. So the outcome is
+what the run wrote: result.json, stopped.json or stalled.json, new since this start. Ranks on all machines hear of a stop
+through RUN/.stop, in the directory that they share (training/stopping.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from amplify_ds.cluster.attempt import SECONDS_BETWEEN_LOOKS, Attempt
+from amplify_ds.cluster.hostfile import Host
+from amplify_ds.training.stopping import COMPLETE, END, SAVED, STOP, STOPPED
+from amplify_ds.training.watchdog import FOLDER, REPORT, STALLED
+
+KILLED = 143  # what a shell reports for SIGTERM
+LOST = 69  # a machine was lost, or its ranks were, and the others were ended (EX_UNAVAILABLE of sysexits.h)
+SECONDS_TO_END = 15  # for ranks of a launcher that has ended
+SECONDS_TO_SAVE = 90  # for those that were asked to stop: a launcher that was signalled, too, ends before they do
+SECONDS_AFTER_LOSS = 5  # for the outcome to be seen: ranks leave together, when it is written, or have failed
+SECONDS_AFTER_STALL = 20  # for pdsh; a process that is stopped and alone on its node keeps it waiting for ever
+KILLING = (signal.SIGINT, signal.SIGTERM)  # a second one kills; a warning of SLURM or a closed terminal does not count
+
+
+class Signals:
+    """What this process was asked, from its construction on."""
+
+    def __init__(self) -> None:
+        self.asked: list[signal.Signals] = []
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, self._heard)
+
+    @property
+    def kill(self) -> bool:
+        return sum(number in KILLING for number in self.asked) > 1
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless asked to stop."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.asked:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _heard(self, number: int, frame) -> None:
+        self.asked.append(signal.Signals(number))
+        if self.kill:
+            say("killing the ranks")
+        else:
+            say(f"{self.asked[-1].name}: asking the ranks to save and stop")
+
+
+class Supervisor:
+    """Of one run, in which launches follow each other."""
+
+    def __init__(self, run: Path, signals: Signals):
+        self.run, self.signals = run, signals
+        self.began = False  # whether the last launch has reached training
+
+    def watch(self, start: Callable[[], Attempt], launch: str, hosts: Sequence[Host] = ()) -> int:
+        """Start on `hosts`, watch to the end, and return the outcome: 0, SAVED, STALLED, LOST, KILLED or another code."""
+        before, records = self._marks(), self._jobs()
+        attempt, stalled, lost, outcome = start(), _Since(), _Since(), None
+        while attempt.code() is None:
+            if self.signals.asked:
+                self._write_stop(self.signals.asked[0].name)  # again and again: a rank that opens the run empties it
+            if self.signals.kill or stalled(self._marks()[REPORT] != before[REPORT]) > SECONDS_AFTER_STALL:
+                attempt.kill()
+            ended = attempt.ended_connections()
+            if outcome is None and lost(bool(ended)) > SECONDS_AFTER_LOSS and self._new(before) is None:
+                outcome = LOST
+                names = ", ".join(host.name for host in hosts if any(host.name in words for words in ended))
+                say(f"error: the connection to {names} or the ranks there have ended; ending the others")
+                self._write_stop(f"{END} {launch}")  # for ranks that nothing else reaches
+                attempt.kill()
+            attempt.look()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        if not self.signals.asked and self._new(before) is None:
+            self._write_stop(f"{END} {launch}")
+        attempt.close(SECONDS_TO_SAVE if self.signals.asked and not self.signals.kill else SECONDS_TO_END)
+        if self.signals.asked:
+            self._write_stop("")
+        self.began = any(phase != "starting" for job, phase in self._jobs() - records)
+        if (said := self._new(before)) is not None:
+            return said
+        return KILLED if self.signals.kill else outcome or attempt.code() or 1
+
+    def _new(self, before: dict) -> int | None:
+        """The outcome, if the run has one that is newer than `before`."""
+        self._list()
+        after = self._marks()
+        for name, outcome in ((COMPLETE, 0), (STOPPED, SAVED), (REPORT, STALLED)):
+            if after[name] and after[name] != before[name]:
+                return outcome
+        return None
+
+    def _marks(self) -> dict[str, tuple | None]:
+        """Which file each name stands for: another one than before, even if it says the same, is new."""
+        return {name: _mark(self.run / name) for name in (COMPLETE, STOPPED, REPORT)}
+
+    def _jobs(self) -> set[tuple[int, str]]:
+        """(job, phase) of every rank, as the watchdogs write them."""
+        found = set()
+        for path in (self.run / FOLDER).glob("rank-*.json"):
+            try:
+                record = json.loads(path.read_text())
+                found.add((record["job"], record["phase"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                pass
+        return found
+
+    def _list(self) -> None:
+        """Let NFS show the newest names."""
+        try:
+            os.listdir(self.run)
+        except OSError:
+            pass
+
+    def _write_stop(self, text: str) -> None:
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / STOP).write_text(text)
+        except OSError:
+            pass
+
+
+class _Since:
+    """For how many seconds something has been true."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def __call__(self, happens: bool) -> float:
+        now = time.monotonic()
+        if not happens or self._first is None:
+            self._first = now if happens else None
+        return now - self._first if happens else 0.0
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    except OSError:
+        return None
+
+
+def say(text: str) -> None:
+    """A closed terminal or log must not cost the checkpoint."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass

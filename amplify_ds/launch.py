@@ -1,0 +1,178 @@
+"""Train under DeepSpeed's launcher, on one machine or many: `bash launch/train.sh … [--] …`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from amplify_ds.cluster.attempt import Attempt
+from amplify_ds.cluster.hostfile import read_hostfile
+from amplify_ds.cluster.launcher import Launch, Meeting
+from amplify_ds.cluster.machines import SECONDS_FOR_HOSTS, remaining, that_take_part
+from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals, Supervisor, say
+from amplify_ds.errors import AmplifyError, command
+
+MOST_RANKS = 8  # of this machine, without GPUs, when nobody says how many
+PORT = 29500  # where the ranks meet when nodes are started one by one: all must know it beforehand
+SECONDS_BEFORE_RESTART = 10
+
+DESCRIPTION = f"""\
+Train under DeepSpeed's launcher; stop and restart without losing a step.
+
+  bash launch/train.sh --recipe tiny --data.train SHARDS --output RUN        every GPU of this machine, or its cores
+  bash launch/train.sh --ranks 2 -- --recipe tiny … --output RUN             two of them
+  bash launch/train.sh --hostfile hostfile -- --recipe 120M … --output RUN   all machines of the file, by ssh and pdsh
+
+Before -- stand the options below and others of the deepspeed launcher, behind it those of amplify_ds.train (python -m
+amplify_ds.train --help); without -- all are of amplify_ds.train.
+
+SIGTERM, SIGUSR1, SIGHUP or Ctrl-C asks all ranks on all machines to save a checkpoint at the next step and to stop;
+Ctrl-C or SIGTERM twice kills them at once. Exit codes:
+  0     complete: RUN/result.json
+  {SAVED}    stopped on request and saved: RUN/stopped.json; the same command continues
+  {STALLED}    a rank stopped responding and was named: RUN/stalled.json; the same command continues from the last checkpoint
+  {LOST}    a machine was lost, or its ranks were; the same command continues from the last checkpoint
+  {KILLED}   killed by a second signal; the same command continues from the last checkpoint
+  else  failed; the same command continues from the last checkpoint
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise AmplifyError(f"{message}; see bash launch/train.sh --help")
+
+
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Return our options, further ones for the launcher, and those for amplify_ds.train."""
+    parser = Parser(
+        prog="bash launch/train.sh", usage="%(prog)s [options --] options of amplify_ds.train", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--ranks", type=_count, metavar="N", help="of this machine (default: one for each GPU, else a core, at most 8)")
+    add("--hostfile", "-H", type=Path, metavar="FILE", help="lines 'NAME slots=N', see launch/hostfile.example")
+    add(
+        "--restarts", type=int, default=0, metavar="N",
+        help="start again from the newest checkpoint, at most N times, when the run fails after it had begun to train",
+    )  # fmt: skip
+    add(
+        "--drop-lost-nodes", action="store_true",
+        help=f"restart without machines that do not answer, instead of waiting {SECONDS_FOR_HOSTS} s for them",
+    )  # fmt: skip
+    add("--master_addr", metavar="NAME", help="where the ranks meet (default: the hostfile's first machine)")
+    add("--master_port", type=int, metavar="PORT", help=f"and at which port (default: a free one; with --no_ssh {PORT})")
+    add("--no_ssh", action="store_true", help="start this node only; something else, such as srun, starts the others")
+    add("--node_rank", type=int, metavar="N", help="with --no_ssh: this machine's place in the hostfile, from 0")
+    split = words.index("--") if "--" in words else 0
+    own, training = list(words[:split]), list(words[split + 1 if split or words[:1] == ["--"] else 0 :])
+    if {"-h", "--help"} & {*own, *training}:
+        parser.print_help()
+        sys.exit(0)
+    options, rest = parser.parse_known_args(own)
+    for word in rest:
+        if word.partition("=")[0] in ("-i", "--include", "-e", "--exclude", "--num_nodes", "--num_gpus", "--num_accelerators"):
+            raise AmplifyError(
+                f"{word}: choose machines by the hostfile's lines, ranks by its slots or --ranks, GPUs by "
+                "CUDA_VISIBLE_DEVICES"
+            )
+    if options.no_ssh and (options.hostfile is None or options.node_rank is None or options.restarts):
+        raise AmplifyError("--no_ssh needs --hostfile and --node_rank, and what starts the nodes restarts them")
+    if options.hostfile and options.ranks:
+        raise AmplifyError("--ranks is for this machine alone; with --hostfile the slots say how many")
+    return options, rest, training
+
+
+def main(signals: Signals) -> int:
+    options, rest, training = parse(sys.argv[1:])
+    run = _value(training, "--output")
+    if run is None:
+        raise AmplifyError("--output RUN is missing; see bash launch/train.sh --help")
+    hosts = read_hostfile(options.hostfile) if options.hostfile else []
+    if options.node_rank is not None and not 0 <= options.node_rank < len(hosts):
+        raise AmplifyError(f"--node_rank {options.node_rank}: {options.hostfile} names {len(hosts)} machines, from 0 on")
+    supervisor, first = Supervisor(Path(run), signals), hosts[0].name if hosts else None
+    for attempt in range(options.restarts + 1):
+        if attempt:
+            hosts = remaining(hosts, options.drop_lost_nodes, training, signals)
+        if signals.asked:
+            say("stopped before training had begun; the same command starts it")
+            return SAVED
+        if hosts and hosts[0].name != first:
+            options.master_addr = None  # that machine is lost
+        code = _launch(supervisor, options, Launch(training, rest, hosts, _ranks(options), options.node_rank), attempt)
+        if code in (0, SAVED) or signals.asked or attempt == options.restarts:
+            break
+        if not supervisor.began:
+            say("not restarted: the run failed before it had begun to train, and would again")
+            break
+        say(f"exit code {code}; restart {attempt + 1} of {options.restarts} in {SECONDS_BEFORE_RESTART} s")
+        signals.pause(SECONDS_BEFORE_RESTART)
+    if code == KILLED and signals.kill:
+        say(f"killed by the second signal; the same command continues from the newest checkpoint in {run}")
+    elif code not in (0, SAVED, STALLED):
+        say(f"error: training ended before its last step (launcher's code {code}); the same command continues it")
+    return code
+
+
+def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch, attempt: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="amplify-launch-") as folder:
+        machines = list(that_take_part(launch.hosts).values()) if launch.by_ssh else []
+        name = os.environ.get("AMPLIFY_LAUNCH") or uuid.uuid4().hex[:12]
+        own = {"AMPLIFY_LAUNCH": name, "AMPLIFY_ATTEMPT": str(attempt)}
+        cores = min((machine.cores for machine in machines), default=len(os.sched_getaffinity(0)))
+        here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
+        own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
+        if not launch.hosts:
+            meeting = Meeting(options.master_addr or "127.0.0.1", options.master_port or _free_port())
+            if not _gpus():
+                own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+        else:
+            port = machines[0].free_port if machines else PORT
+            meeting = Meeting(options.master_addr or launch.hosts[0].name, options.master_port or port)
+            if any(machine.gpus for machine in machines) and not any(host.is_here for host in launch.hosts):
+                os.environ.pop("DS_ACCELERATOR", None)  # "cpu" was meant for this machine, which takes no part
+        folder = Path(folder)
+        words, environment = launch.words(meeting, folder), launch.environment(folder, own)
+        return supervisor.watch(lambda: Attempt(words, environment), name, launch.hosts)
+
+
+def _ranks(options: argparse.Namespace) -> int | None:
+    return options.ranks or (None if options.hostfile or _gpus() else min(MOST_RANKS, len(os.sched_getaffinity(0))))
+
+
+def _gpus() -> int:
+    """GPUs of this machine, as launch/environment.sh has counted them."""
+    return int(os.environ.get("GPUS_HERE") or 0)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a number of ranks, found '{text}'")
+    return int(text)
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    """The value of an option that stands among words for another command."""
+    for word, following in zip(words, [*words[1:], None]):
+        if word == option:
+            return following
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+if __name__ == "__main__":
+    heard = Signals()
+    command(lambda: main(heard))
