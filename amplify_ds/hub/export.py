@@ -83,8 +83,8 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
         difference = agreement(found.model(), partial, layout)
         if not difference <= TOLERANCE:
             raise AmplifyError(
-                f"{target}: not written; the exported model's logits differ by {difference:.1e} of the largest (allowed "
-                f"{TOLERANCE:.0e})"
+                f"{target}: not written; the exported model's logits differ by {difference:.1e} of the largest "
+                f"(allowed {TOLERANCE:.0e})"
             )
         partial.rename(target)
     except (OSError, SafetensorError) as error:
