@@ -69,6 +69,8 @@ def test_weights_are_exported_bit_for_bit_with_published_names(exported, trained
     assert ours.keys() == weights.keys() == ReferenceAMPLIFY(hidden_size=64, num_hidden_layers=2, num_attention_heads=1,
                                                             intermediate_size=128).state_dict().keys()  # fmt: skip
     assert all(torch.equal(ours[k], weights[k]) for k in ours)
+    files = (exported / "model.safetensors", trained / "checkpoints/step-00000004/model.safetensors")
+    assert files[0].read_bytes() == files[1].read_bytes(), "the quick start knows its export by that"
 
 
 def test_config_has_the_published_fields(exported):
