@@ -58,8 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--init-from", metavar="SOURCE", type=Path,
-        help="begin with the weights of a run (its newest checkpoint), a checkpoint or a Hugging Face folder, as stage "
-        "2 does; a run that has begun continues from its own checkpoints",
+        help="begin with the weights of a run (its newest checkpoint), a checkpoint, a model folder (Hugging Face, "
+        "TransformerEngine or Megatron-Core layout) or a model of the hub (NAME or NAME@REVISION), as stage 2 does; "
+        "a run that has begun continues from its own checkpoints",
     )  # fmt: skip
     add(
         "--skip-rows", metavar="FILE", type=Path,

@@ -41,6 +41,19 @@ def python(*words, **options) -> subprocess.CompletedProcess:
     return run(sys.executable, *words, **options)
 
 
+def other_packages(name: str) -> dict:
+    """The environment of a process that finds the packages of tests/others/NAME.txt first; tests/run.sh installs them.
+
+    Skips the test where they are missing, except in continuous integration: there that is a failure.
+    """
+    place = Path(os.environ.get("OTHER_PACKAGES", ROOT / ".venv/others")) / name
+    if not place.is_dir():
+        missing = f"the packages of tests/others/{name}.txt are not in {place}: bash tests/run.sh installs them"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    path = os.pathsep.join([str(place.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return environment(1) | {"PYTHONPATH": path}
+
+
 def launch_words(ranks: int, output, shards, stage: int | str = 1, **settings) -> list[str]:
     """`deepspeed … --module amplify_ds.train …` as a user types it; settings: section__field=value.
 

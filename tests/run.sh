@@ -3,4 +3,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
+# Other versions and other models that some tests compare with, each in a folder of its own beside the environment.
+for list in tests/others/*.txt; do
+  place=.venv/others/$(basename "$list" .txt)
+  if ! cmp -s "$list" "$place/installed.txt"; then
+    rm -rf "$place"
+    python -m pip install --quiet --disable-pip-version-check --no-deps --target "$place" --requirement "$list" &&
+      cp "$list" "$place/installed.txt" || rm -rf "$place" # its tests are skipped, or fail in continuous integration
+  fi
+done
 exec python -m pytest --numprocesses 2 --dist worksteal "$@"

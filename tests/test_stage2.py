@@ -77,12 +77,15 @@ def first_loss(stage1, long_shards) -> float:
     return F.cross_entropy(logits, batch.labels, reduction="sum").item() / batch.targets
 
 
-def test_an_exported_folder_is_a_beginning_too(stage1, shards, tmp_path):
-    assert python("-m", "amplify_ds.export", stage1, tmp_path / "export").returncode == 0
+def test_an_exported_folder_of_any_layout_is_a_beginning_too(stage1, shards, tmp_path):
+    assert python("-m", "amplify_ds.export", stage1, tmp_path / "export", "--layout", "megatron").returncode == 0
     for name, source in (("a", stage1), ("b", tmp_path / "export")):
         result = train(1, tmp_path / name, shards, init_from=source, training__steps=1)
         assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    origins = [json.loads(next((tmp_path / name / "checkpoints").glob("*/state.json")).read_text())["origin"] for name in "ab"]
+    assert [origin["layout"] for origin in origins] == ["hf", "megatron"]
+    assert origins[1]["exported_from"][0]["sha256"] == origins[0]["sha256"] and origins[1]["step"] == 4
 
 
 @pytest.mark.parametrize(

@@ -1,34 +1,67 @@
-"""Model folders in the published Hugging Face layout: read one, or a checkpoint; write one.
+"""Read a model, whatever holds it: a checkpoint, a run, a model folder in any layout, a model of the hub.
 
-An exported folder needs torch and transformers, nothing of ours: the file that trained is copied into it. The keys
-of the weights are the published ones, so export changes no tensor.
+The layout of a folder is recognised by its keys (layouts.py). Everything is strict: each tensor is used, or named in an
+error or a note.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import inspect
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-import amplify_ds
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sha256, write_json
-from amplify_ds.hub.card import model_card
-from amplify_ds.hub.tokenizer import build_tokenizer, write_tokenizer
-from amplify_ds.model import modeling_amplify
+from amplify_ds.files import sha256
+from amplify_ds.hub import conversion, layouts
+from amplify_ds.hub.download import download, is_hub_name
+from amplify_ds.hub.tensors import read_json, read_tensors
+from amplify_ds.model import configuration_amplify
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.training import checkpoint, runs
+from amplify_ds.vocab import SPECIAL, TOKENS
 
-CODE = ("modeling_amplify.py", "configuration_amplify.py", "attention.py")
-SAMPLE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "MALWMRLLPLLALLALWGPDPAAA|FVNQHLC")
-PROVENANCE = ("step", "settings", "binding", "precision", "origin", "files")  # of a checkpoint, in an export
-TOLERANCE = 1e-5  # of exported against own logits, both float32
+CONFIG, PROVENANCE = "config.json", "provenance.json"
+# Fields that a configuration of ours has; those of another layout may have more.
+FIELDS = {*inspect.signature(AMPLIFYConfig.__init__).parameters, *configuration_amplify.FIXED} - {"self", "kwargs"}
+# What a run tells about itself, in a checkpoint's state.json or an export's provenance.json.
+HISTORY = ("step", "settings", "binding", "progress", "precision", "origin")
+EXPORTED_FROM = "exported_from"  # in provenance.json: the places that the weights came through, the first one first
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was found. `history`: what is known of its training (HISTORY, EXPORTED_FROM), empty for a
+    model of others.
+    """
+
+    name: str  # as a person would name it: an absolute path, or the name on the hub
+    path: Path
+    layout: str
+    config: AMPLIFYConfig
+    weights: conversion.Weights  # under our names, in the type of the file
+    files: dict[str, str]  # {name: sha256} of those that held the weights
+    history: dict[str, Any]
+    notes: list[str]  # what was ignored, dropped or assumed
+
+    def model(self) -> AMPLIFY:
+        """The model, in float32 and evaluation mode."""
+        with torch.device("meta"):
+            model = AMPLIFY(self.config)
+        model.load_state_dict({name: tensor.float() for name, tensor in self.weights.items()}, assign=True)
+        return model.eval()
+
+    def place(self) -> dict[str, Any]:
+        """Where exactly these weights lay."""
+        digests = list(self.files.values())
+        found = {"path": self.name, "layout": self.layout, "sha256": digests[0] if len(digests) == 1 else self.files}
+        if self.path.parent.name == "snapshots":  # of the hub's cache
+            found["commit"] = self.path.name
+        return found
 
 
 def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
@@ -43,128 +76,102 @@ def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
     return None
 
 
-def load_model(path: Path) -> AMPLIFY:
-    """The model (float32, evaluation mode) of a checkpoint, a run (its newest checkpoint) or a Hugging Face folder.
+def locate(source: str | Path) -> tuple[Path, str]:
+    """The path of `source`, downloaded if it is the name of a model on the hub, and its full name for a record."""
+    if not Path(source).exists() and is_hub_name(str(source)):
+        return download(str(source)), str(source)
+    return Path(source), str(Path(source).resolve())
 
-    Raises AmplifyError when `path` is none of these, or when its tensors are not those of its configuration.
+
+def read_source(source: str | Path) -> Source:
+    """The model of a checkpoint, a run (its newest), a model folder in any layout, or a hub name (NAME@REVISION).
+
+    Raises AmplifyError when `source` is none of these, when its tensors are not those of its configuration, and when
+    its vocabulary is another one.
     """
+    path, name = locate(source)
     found = find_checkpoint(path)
     if found is not None:
-        config, weights = found.state["model"], found.weights()
-    elif (path / "config.json").exists():
-        try:
-            config, weights = json.loads((path / "config.json").read_text()), load_file(path / "model.safetensors")
-        except (OSError, SafetensorError, ValueError) as error:
-            raise AmplifyError(f"{path}: cannot be read as a model folder: {error}") from None
-        if not isinstance(config, dict) or config.get("model_type") != "AMPLIFY":
-            raise AmplifyError(
-                f'{path / "config.json"}: is not the configuration of an AMPLIFY model (model_type "AMPLIFY")'
-            )
+        layout, notes = layouts.LAYOUTS["hf"], []
+        files = {checkpoint.WEIGHTS: found.state["files"][checkpoint.WEIGHTS]}
+        path, raw, weights = found.path, found.state["model"], found.weights()
+        history = {key: found.state[key] for key in HISTORY}
     else:
-        raise AmplifyError(
-            f"{path}: no checkpoint (state.json), run (run.json) or Hugging Face folder (config.json, "
-            "model.safetensors) is here"
-        )
-    try:
-        model = AMPLIFY(AMPLIFYConfig(**{k: v for k, v in config.items() if k != "model_type"}))
-    except (ValueError, TypeError) as error:
-        raise AmplifyError(f"{path}: {error}") from None
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found_shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if differing := sorted(set(expected.items()) ^ set(found_shapes.items())):
-        name = differing[0][0]
-        raise AmplifyError(
-            f"{path}: the weights are not those of its configuration: {len({n for n, _ in differing})} tensors differ, "
-            f"such as {name}: expected {expected.get(name, 'none')}, found {found_shapes.get(name, 'none')}"
-        )
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=True)
-    return model.eval()
+        weights, paths = read_tensors(path)
+        layout = conversion.recognise(weights, str(path))
+        raw, provenance = read_json(path / CONFIG), read_json(path / PROVENANCE) or {}
+        history = {key: provenance[key] for key in (*HISTORY, EXPORTED_FROM) if key in provenance}
+        files = {file.name: sha256(file) for file in paths}
+    _check_vocabulary(path, raw, weights, layout)
+    config, note = _config(path, raw, weights, layout)
+    weights, notes = conversion.to_ours(weights, config, layout, str(path))
+    return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [note]), *notes])
 
 
-def initial_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The weights of what `load_model` takes, and where they come from: what a run that begins with them records."""
-    model, found = load_model(path), find_checkpoint(path)
-    origin: dict[str, Any] = {"path": str(path.resolve())}
-    file = (found.path if found else path) / checkpoint.WEIGHTS
-    origin["sha256"] = found.state["files"][file.name] if found else sha256(file)
-    if found:
-        origin |= {"step": found.step, **{key: found.state[key] for key in ("settings", "binding", "progress", "origin")}}
-        origin["progress"] = {key: origin["progress"][key] for key in ("residues", "skipped")}
-    return dict(model.named_parameters()), origin
+def load_model(source: str | Path) -> AMPLIFY:
+    """The model (float32, evaluation mode) of whatever `read_source` takes; its notes go to standard error."""
+    found = read_source(source)
+    say(found)
+    return found.model()
 
 
-def published_config(config: AMPLIFYConfig) -> dict[str, Any]:
-    """config.json with the published fields, and the entry for masked-language modelling that the published one lacks."""
-    return {
-        **config.to_diff_dict(),
-        "_name_": "AMPLIFY",
-        "architectures": ["AMPLIFY"],
-        "auto_map": {
-            "AutoConfig": "configuration_amplify.AMPLIFYConfig",
-            "AutoModel": "modeling_amplify.AMPLIFY",
-            "AutoModelForMaskedLM": "modeling_amplify.AMPLIFY",
-        },
-        "other_special_token_ids": None,
-        "vocab_path": "conf/tokenizer/amplify_vocab.txt",
-        "dtype": "float32",
-        "torch_dtype": "float32",
-    }
-
-
-def export(source: Path, target: Path) -> checkpoint.CheckpointFile:
-    """Write the checkpoint (or the newest of the run) at `source` as a model folder, checked before it gets its name.
-
-    Raises AmplifyError when `target` exists, `source` is no checkpoint, or the folder's logits are not the model's.
+def initial_weights(source: str | Path) -> tuple[conversion.Weights, dict[str, Any]]:
+    """The weights of what `read_source` takes, in float32, and where they come from: what a run that begins with them
+    records.
     """
-    if target.exists():
-        raise AmplifyError(f"{target}: exists already; choose another folder, or remove it first")
-    found = find_checkpoint(source)
-    if found is None:
-        raise AmplifyError(f"{source}: neither a checkpoint nor a run (state.json or run.json is missing)")
-    model = load_model(found.path)
-    # No dot in this name: transformers before 5 takes dots in a folder's name for those of Python packages.
-    partial = target.with_name(f"_{target.name.replace('.', '_')}_partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    found = read_source(source)
+    say(found)
+    origin = found.place() | found.history
+    if progress := origin.get("progress"):
+        origin["progress"] = {key: progress[key] for key in ("residues", "skipped")}
+    return {name: tensor.float() for name, tensor in found.weights.items()}, origin
+
+
+def say(found: Source) -> None:
+    for note in found.notes:
+        print(f"note: {found.name}: {note}", file=sys.stderr)
+
+
+def _config(path: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AMPLIFYConfig, str | None]:
+    if raw is None:
+        return conversion.config_from_shapes(weights, layout, str(path))
+    known = {key: value for key, value in raw.items() if key in FIELDS}
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_length"):
+        if key in known and (type(known[key]) is not int or known[key] < 1):
+            raise AmplifyError(f"{path / CONFIG}: {key} is {known[key]!r}, expected a whole number above 0")
     try:
-        partial.mkdir(parents=True)
-        save_file(model.state_dict(), partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "config.json").write_text(json.dumps(published_config(model.config), indent=2) + "\n")
-        for name in CODE:
-            shutil.copy(Path(modeling_amplify.__file__).with_name(name), partial / name)
-        write_tokenizer(partial, model.config.context_length)
-        (partial / "README.md").write_text(model_card(found.state, amplify_ds.__version__))
-        write_json(partial / "provenance.json", {key: found.state[key] for key in PROVENANCE})
-        difference = largest_difference(model, partial)
-        if not difference <= TOLERANCE:
-            raise AmplifyError(
-                f"{target}: not written; the exported model's logits differ by {difference:.1e} (allowed {TOLERANCE:.0e})"
-            )
-        partial.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise AmplifyError(f"{target}: could not be written ({error}); nothing was left behind") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return found
+        return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None
+    except (ValueError, TypeError) as error:
+        raise AmplifyError(f"{path / CONFIG}: {error}") from None
 
 
-def largest_difference(model: AMPLIFY, folder: Path) -> float:
-    """Between `model` fed packed proteins and the folder, loaded as a user loads it and fed them padded."""
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    loaded = AutoModelForMaskedLM.from_pretrained(folder.resolve(), trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder.resolve(), trust_remote_code=True)
-    padded = tokenizer(list(SAMPLE), return_tensors="pt", padding=True)
-    ids = [torch.tensor(build_tokenizer().encode(sequence).ids) for sequence in SAMPLE]
-    lengths = [len(x) for x in ids]
-    with torch.no_grad():
-        theirs = loaded(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits
-        ours = model(
-            torch.cat(ids),
-            position_ids=torch.cat([torch.arange(n) for n in lengths]),
-            cu_seqlens=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()]),
-            max_seqlen=max(lengths),
-        ).logits
-    pairs = zip(ours.split(lengths), theirs, lengths)
-    return max((a - b[:n]).abs().max().item() for a, b, n in pairs)
+def _check_vocabulary(
+    path: Path, raw: dict[str, Any] | None, weights: conversion.Weights, layout: layouts.Layout
+) -> None:
+    """AmplifyError unless what the folder says of its vocabulary agrees with vocab.py."""
+    sizes = (len(TOKENS), layouts.PADDED_VOCABULARY) if layout.padded else (len(TOKENS),)
+    rows = layouts.PADDED_VOCABULARY if layout.padded else len(TOKENS)
+    embedding = weights.get(layout.theirs("encoder.weight"))
+    reasons = []
+    if embedding is not None and len(embedding) != rows:
+        reasons.append(f"{len(embedding)} rows in {layout.theirs('encoder.weight')}, expected {rows}")
+    if raw is not None and raw.get("vocab_size", len(TOKENS)) not in sizes:
+        reasons.append(f"{CONFIG}: vocab_size {raw['vocab_size']}, expected {' or '.join(map(str, sizes))}")
+    for index, token in enumerate(SPECIAL):
+        key = f"{token.strip('<>')}_token_id"
+        if raw is not None and raw.get(key, index) != index:
+            reasons.append(f"{CONFIG}: {key} {raw[key]}, expected {index}")
+    tokenizer = read_json(path / "tokenizer.json") or {}
+    try:
+        ids = dict(tokenizer.get("model", {}).get("vocab", {}))
+        ids |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    except (TypeError, KeyError, ValueError, AttributeError):  # a tokenizer of another kind: its file says nothing here
+        ids = {}
+    for token, index in ids.items():
+        if (index < len(TOKENS) and TOKENS[index] != token) or (token in TOKENS and TOKENS.index(token) != index):
+            reasons.append(f"tokenizer.json: {token!r} is {index}")
+    if reasons:
+        raise AmplifyError(
+            f"{path}: is a model of another vocabulary than AMPLIFY's {len(TOKENS)} tokens (amplify_ds/vocab.py): "
+            f"{'; '.join(reasons[:4])}"
+        )

@@ -6,7 +6,7 @@ Depends on transformers only: this file is part of every exported model folder.
 from transformers import PretrainedConfig
 
 # The official code can also build these variants; no published checkpoint uses them, and neither does this model.
-_FIXED = {
+FIXED = {
     "hidden_act": "SwiGLU",
     "rms_norm": True,
     "att_bias": False,
@@ -50,7 +50,7 @@ class AMPLIFYConfig(PretrainedConfig):
         eos_token_id=4,
         **kwargs,
     ):
-        for name, value in _FIXED.items():
+        for name, value in FIXED.items():
             if kwargs.pop(name, value) != value:
                 raise ValueError(f"AMPLIFY configuration: {name} must be {value!r}; this model builds no other variant")
         if hidden_size % num_attention_heads or hidden_size // num_attention_heads % 2:
@@ -84,4 +84,4 @@ class AMPLIFYConfig(PretrainedConfig):
     def to_dict(self):
         fields = super().to_dict()
         fields["max_length"] = fields.pop("context_length", self.context_length)
-        return {**_FIXED, **fields}
+        return {**FIXED, **fields}

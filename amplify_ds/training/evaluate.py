@@ -90,17 +90,24 @@ def evaluate(
     world_size: int = 1,
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     progress: Callable[[int], None] = lambda rows: None,
+    targets: np.ndarray | None = None,
 ) -> Score:
-    """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks."""
+    """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks.
+
+    targets: bool [V], the tokens that are scored (default: all that can be masked); the masks do not depend on it.
+    """
     rows = min(max_rows, shards.num_rows) if max_rows else shards.num_rows
     frequencies = residue_frequencies(shards)
+    scored = np.ones(len(TOKENS), bool) if targets is None else targets
+    frequencies = np.where(scored, frequencies, 0) / frequencies[scored].sum()
     sums = np.zeros((4, shards.window_starts(rows)[-1]))  # targets, loss, correct, baseline loss: of each window
     for item in evaluation_batches(shards, protocol, FRACTION, rows, micro_rows, rank, world_size):
         out = logits(**item.batch.to(device).model_inputs()).float().cpu()
         if not item.counted:
             continue
-        labels = item.batch.labels
-        seen = item.batch.input_ids[item.batch.masked_positions].numpy()
+        kept = torch.from_numpy(scored)[item.batch.labels]
+        out, labels = out[kept], item.batch.labels[kept]
+        seen = item.batch.input_ids[item.batch.masked_positions].numpy()[kept.numpy()]
         measures = (
             np.ones(len(labels)),
             F.cross_entropy(out, labels, reduction="none").numpy(),
@@ -108,7 +115,7 @@ def evaluate(
             -np.log(baseline(frequencies, seen, protocol)[np.arange(len(labels)), labels.numpy()]),
         )
         for row, measure in zip(sums, measures):
-            np.add.at(row, item.windows, measure)
+            np.add.at(row, item.windows[kept.numpy()], measure)
         progress(micro_rows)
     total = sum_over_ranks(torch.from_numpy(sums).to(device)).cpu().numpy()
     targets, losses, correct, baseline_losses = total

@@ -120,7 +120,8 @@ def choose_checkpoint(
 
 def check_origin(origin: Mapping[str, Any] | None, asked: Path | None, output: Path) -> None:
     """AmplifyError if --init-from names other weights than those with which the run began."""
-    if asked is not None and (origin is None or origin["path"] != str(asked.resolve())):
+    names = () if asked is None else (str(asked), str(asked.resolve()))  # of a model on the hub, of a path
+    if names and (origin is None or origin["path"] not in names):
         began = f"began with the weights of {origin['path']}" if origin else "began with random weights"
         raise AmplifyError(f"{output}: {began}, not with those of {asked}. Leave --init-from out to continue it, or "
                            "choose another --output.")  # fmt: skip

@@ -1,0 +1,81 @@
+"""The files of a model folder: safetensors, whole or in shards, and JSON.
+
+The weights are in model.safetensors, or in the shards that model.safetensors.index.json lists. Pickle is refused: it
+can hold any program.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from amplify_ds.errors import AmplifyError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
+    """Every tensor of a folder, under the names of its files, and these files."""
+    index = read_json(path / INDEX)
+    if index is None:
+        names = [WEIGHTS]
+        if not (path / WEIGHTS).exists():
+            raise AmplifyError(_nothing_to_read(path))
+    else:
+        places = index.get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(x, str) and Path(x).name == x for x in places.values()):
+            raise AmplifyError(
+                f"{path / INDEX}: expected a weight_map from names of tensors to names of files beside it"
+            )
+        names = sorted(set(places.values()))
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        try:
+            found = load_file(path / name)
+        except (OSError, SafetensorError) as error:
+            raise AmplifyError(
+                f"{path / name}: cannot be read as safetensors ({error}); fetch or copy it again"
+            ) from None
+        if index is not None and set(found) != (listed := {key for key, file in places.items() if file == name}):
+            raise AmplifyError(
+                f"{path / name}: holds other tensors than {INDEX} lists: {', '.join(sorted(set(found) ^ listed)[:8])}"
+            )
+        tensors |= found
+    return tensors, [path / name for name in names]
+
+
+def _nothing_to_read(path: Path) -> str:
+    found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    if parts := [name for name in found if name.endswith(".distcp")]:
+        return (
+            f"{path}: holds a distributed checkpoint ({parts[0]} …), which is read by way of pickle, and is refused. "
+            f"Where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt; "
+            "then save its model weights with safetensors.torch.save_file as model.safetensors"
+        )
+    if pickled := [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".nemo"))]:
+        return (
+            f"{path / pickled[0]}: is pickle, which can run any program when it is read, and is refused. Where you "
+            f"trust it: import torch, safetensors.torch; weights = torch.load({pickled[0]!r}, weights_only=True); "
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, 'model.safetensors')"
+        )
+    return (
+        f"{path}: no checkpoint (state.json), run (run.json) or model folder (config.json, model.safetensors) is here"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise AmplifyError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
