@@ -10,7 +10,7 @@ from conftest import ROOT, python
 HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
-    "-m amplify_ds.export", "-m amplify_ds.plot", "-m amplify_ds.replay", "-m amplify_ds.checkpoints",
+    "-m amplify_ds.export", "-m amplify_ds.embed", "-m amplify_ds.score", "-m amplify_ds.plot", "-m amplify_ds.replay", "-m amplify_ds.checkpoints",
     "launch/try_export.py",
 ]  # fmt: skip
 
@@ -68,8 +68,9 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"hub"},
+    {"inference"},
     {"benchmarks"},
-    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints"},
+    {"train", "evaluate", "export", "embed", "score", "plot", "benchmark", "replay", "checkpoints"},
 ]  # each imports from those above it and from its own
 
 
