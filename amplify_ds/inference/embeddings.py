@@ -86,7 +86,10 @@ def embed_proteins(reader: Reader, proteins: Sequence[Protein], settings: Settin
             begin += stop - start
     counts = torch.tensor(np.diff(first), device=reader.device)[:, None]
     pooled = {"mean": total / counts, "bos": bos, "max": largest}
-    found = {kind: pooled[kind].cpu().numpy().astype(settings.dtype) for kind in settings.include if kind in pooled}
+    found = {}
+    with np.errstate(over="ignore"):  # refused below
+        for kind in pooled.keys() & settings.include:
+            found[kind] = pooled[kind].cpu().numpy().astype(settings.dtype)
     if residues is not None:
         found["residues"] = residues
     for kind, values in found.items():
