@@ -16,10 +16,10 @@ Without --mutations: the pseudo-perplexity of every protein, each position maske
 --one-pass reads each protein once, unmasked: a quick approximation that has seen the answer, in a column of another
 name (one_pass_perplexity), not comparable with pseudo_perplexity.
 
-With --mutations: a CSV or TSV table with a column `mutant` (A23V, several at once A23V:G45D) and, for a FASTA of several
-proteins, a column `name`. Written are its rows with their effects, log p(new) - log p(wild type), above 0 where the
-model likes the new residue better: masked_marginal, or wild_type_marginal with --one-pass. ProteinGym's files are read
-as they are; where there is a column DMS_score, its rank correlation (Spearman) with the effects is printed.
+With --mutations: a CSV or TSV table with a column `mutant` (A23V, several at once A23V:G45D) and, for a FASTA of
+several proteins, a column `name`. Written are its rows with their effects, log p(new) - log p(wild type), above 0
+where the model likes the new residue better: masked_marginal, or wild_type_marginal with --one-pass. ProteinGym's files
+are read as they are; where there is a column DMS_score, its rank correlation (Spearman) with the effects is printed.
 
 --heatmap draws every single mutation of one protein. Interrupted or killed, the same command continues.
 

@@ -1,4 +1,4 @@
-"""A model folder with random weights, and what the independent AMPLIFY says of a sequence: shared by embed and score."""
+"""A model folder with random weights, and what the independent AMPLIFY says of a sequence, for embed and score."""
 
 import json
 import os
@@ -123,7 +123,7 @@ for place, count, words in steps:
 
 
 def killed_and_continued(module, words, whole, output):
-    """Run `module` undisturbed to `whole`; then kill it at one moment after another on the way to `output`, and look."""
+    """Run `module` undisturbed to `whole`; kill it at one moment after another on the way to `output`, and look."""
     to = ["--output", str(output)]
     moments = [("write", 1), ("sync", 2), ("write", 4), ("read", 1), ("rmtree", 1), (None, 0)]
     steps = [(None, 0, [*words, "--output", str(whole)]), *((place, count, [*words, *to]) for place, count in moments)]

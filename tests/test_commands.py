@@ -10,8 +10,8 @@ from conftest import ROOT, python
 HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
-    "-m amplify_ds.export", "-m amplify_ds.embed", "-m amplify_ds.score", "-m amplify_ds.plot", "-m amplify_ds.replay", "-m amplify_ds.checkpoints",
-    "launch/try_export.py",
+    "-m amplify_ds.export", "-m amplify_ds.embed", "-m amplify_ds.score", "-m amplify_ds.plot", "-m amplify_ds.replay",
+    "-m amplify_ds.checkpoints", "launch/try_export.py",
 ]  # fmt: skip
 
 

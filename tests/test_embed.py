@@ -21,8 +21,8 @@ from amplify_ds.inference.resumable import resumable
 from amplify_ds.inference.windows import rows, windows
 
 PROTEINS = {
-    "first": "MKTAYIAKQRQISFVKSH", "one": "M", "antibody": "EVQLVES|DIQMTQ", "odd": "mkXaZ*", "long": "ACDEFGHIKLMNPQRSTVWY" * 5,
-    "limit": "W" * (LIMIT - 2), "over": "MV" * (LIMIT // 2),
+    "first": "MKTAYIAKQRQISFVKSH", "one": "M", "antibody": "EVQLVES|DIQMTQ", "odd": "mkXaZ*",
+    "long": "ACDEFGHIKLMNPQRSTVWY" * 5, "limit": "W" * (LIMIT - 2), "over": "MV" * (LIMIT // 2),
 }  # fmt: skip
 READ = {name: sequence.rstrip("*") for name, sequence in PROTEINS.items()}
 
@@ -207,7 +207,8 @@ def test_numbers_too_large_for_float16_are_refused(model, tmp_path):
     reference = make_folder(folder)
     from safetensors.torch import save_file
 
-    weights = {name: tensor * (1e6 if name == "encoder.weight" else 1) for name, tensor in reference.state_dict().items()}
+    weights = reference.state_dict()
+    weights["encoder.weight"] *= 1e6
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     refused(folder, ["MKV"], "not finite in float16", raw=True, layer=0, dtype="float16")
     assert np.isfinite(amplify_ds.embed(folder, ["MKV"], raw=True, layer=0).mean).all()

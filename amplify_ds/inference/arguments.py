@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model's own limit)",
     )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
-    parser.add_argument("--precision", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on GPUs, fp32 on CPUs")
+    parser.add_argument(
+        "--precision", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on GPUs, fp32 on CPUs"
+    )
     parser.add_argument(
         "--row-tokens", type=int, default=8192, metavar="N", help="tokens computed at once (default: 8192); fewer need "
         "less memory",

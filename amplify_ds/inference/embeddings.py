@@ -3,8 +3,8 @@
 By default the final norm follows, whatever the layer: a pre-norm encoder adds to its residual stream layer after layer,
 so that raw outputs have a scale of thousands and a few directions drown the rest (chandar-lab/AMPLIFY issues 13, 24).
 
-Pooled: `mean` and `max` over the residues, without <bos> and <eos>; `bos` is the output at <bos>. `residues` holds a row
-for every residue. Of a protein longer than the limit, windows.py says from which window each residue is taken.
+Pooled: `mean` and `max` over the residues, without <bos> and <eos>; `bos` is the output at <bos>. `residues` holds a
+row for every residue. Of a protein longer than the limit, windows.py says from which window each residue is taken.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Settings:
         """With the number of the layer. Raises AmplifyError for a setting that this model cannot fulfil."""
         for name, found, known in (("include", self.include, KINDS), ("dtype", (self.dtype,), DTYPES)):
             if not found or set(found) - set(known):
-                raise AmplifyError(f"{name} must be of {', '.join(known)}, found {', '.join(map(repr, found)) or 'none'}")
+                wrong = ", ".join(map(repr, found)) or "none"
+                raise AmplifyError(f"{name} must be of {', '.join(known)}, found {wrong}")
         layer = layers if self.layer is None else self.layer
         if not 0 <= layer <= layers:
             raise AmplifyError(f"layer must be 0 (the embedding) to {layers} (the last of this model), found {layer}")
@@ -95,7 +96,7 @@ def embed_proteins(reader: Reader, proteins: Sequence[Protein], settings: Settin
     for kind, values in found.items():
         if not np.isfinite(values).all():
             raise AmplifyError(
-                f"{kind} embeddings of layer {settings.layer} are not finite in {settings.dtype} (the largest number of "
-                "float16 is 65,504): use float32, or the final norm (without raw)"
+                f"{kind} embeddings of layer {settings.layer} are not finite in {settings.dtype} (the largest number "
+                "of float16 is 65,504): use float32, or the final norm (without raw)"
             )
     return found

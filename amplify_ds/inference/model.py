@@ -107,8 +107,8 @@ def load(
     special = tuple(getattr(model.config, f"{x}_token_id") for x in ("pad", "unk", "mask", "bos", "eos"))
     if found != len(TOKENS) or special != (PAD, UNK, MASK, BOS, EOS):
         raise AmplifyError(
-            f"{name}: has another vocabulary: {found} tokens, <pad> <unk> <mask> <bos> <eos> at {special}; expected the "
-            f"{len(TOKENS)} of AMPLIFY, those five at {(PAD, UNK, MASK, BOS, EOS)}"
+            f"{name}: has another vocabulary: {found} tokens, <pad> <unk> <mask> <bos> <eos> at {special}; expected "
+            f"the {len(TOKENS)} of AMPLIFY, those five at {(PAD, UNK, MASK, BOS, EOS)}"
         )
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -64,7 +64,8 @@ def read_table(path: Path) -> Table:
         raise AmplifyError(f"{path}: cannot be read as a table of mutations: {error}") from None
     if not set(MUTANT) & set(header):
         raise AmplifyError(
-            f"{path}: expected a header with a column {' or '.join(MUTANT)}, found {', '.join(header)[:80] or 'nothing'}"
+            f"{path}: expected a header with a column {' or '.join(MUTANT)}, found "
+            f"{', '.join(header)[:80] or 'nothing'}"
         )
     for line, row in found:
         if len(row) != len(header):

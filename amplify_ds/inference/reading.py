@@ -85,7 +85,9 @@ def proteins(records: Fasta | Sequences) -> Iterator[Protein]:
         yield Protein(name, np.frombuffer(encode_bytes(_cleaned(sequence).encode("ascii", "replace")), dtype=np.uint8))
 
 
-def check(records: Fasta | Sequences, strict: bool = False, progress: Callable[[int], object] = lambda n: None) -> Contents:
+def check(
+    records: Fasta | Sequences, strict: bool = False, progress: Callable[[int], object] = lambda proteins: None
+) -> Contents:
     """Read all records once. Raises AmplifyError for what cannot be embedded or scored; strict: for <unk> too."""
     digest, hashes, unknown = hashlib.sha256(), array("Q"), Counter()
     residues = longest = 0

@@ -4,8 +4,8 @@
     OUTPUT.partial/chunk-00000000.npz
 
 The same command finds the folder, computes the chunks that are missing, writes the output inside the folder, renames it
-to OUTPUT and removes the folder. A chunk depends on job.json alone, so the result is that of an undisturbed run (device and
---row-tokens may change on the way: they alter the rounding of float32, nothing else).
+to OUTPUT and removes the folder. A chunk depends on job.json alone, so the result is that of an undisturbed run (device
+and --row-tokens may change on the way: they alter the rounding, nothing else).
 """
 
 from __future__ import annotations

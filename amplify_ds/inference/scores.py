@@ -39,7 +39,9 @@ def known_sites(proteins: Iterable[Protein]) -> Iterator[Sites]:
         yield Sites(number, protein.tokens, np.flatnonzero(protein.tokens != UNK))
 
 
-def chunked(sites: Iterable[Sites], one_pass: bool, max_length: int, limit: int = CHUNK_TOKENS) -> Iterator[list[Sites]]:
+def chunked(
+    sites: Iterable[Sites], one_pass: bool, max_length: int, limit: int = CHUNK_TOKENS
+) -> Iterator[list[Sites]]:
     """Lists of about `limit` tokens to compute. With masks a long protein is divided among several."""
     chunk, used = [], 0
     for number, tokens, positions in sites:
