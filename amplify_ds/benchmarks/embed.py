@@ -76,10 +76,12 @@ def _make_model(folder: Path) -> Path:
 def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
     from amplify_ds.inference.embeddings import Settings, embed_proteins, framed
     from amplify_ds.inference.model import load
 
+    disable_progress_bar()
     torch.set_num_threads(1)
     reader = load(folder, options.device)
     usual = AutoModel.from_pretrained(folder.resolve(), trust_remote_code=True).eval()
