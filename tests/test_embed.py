@@ -199,7 +199,9 @@ def test_bad_settings_are_refused(model):
     refused(folder, some, "dtype must be of", dtype="int8")
     refused(folder, some, "precision must be one of", precision="fp8")
     refused(folder, some, "device nonsense", device="nonsense")
-    refused(folder, some, "at least 8 tokens", max_length=4)
+    for length in (4, LIMIT + 1):
+        refused(folder, some, f"8 to {LIMIT} tokens .* found {length}", max_length=length)
+    refused(amplify_ds.load(folder), some, "give them to load", row_tokens=9)
 
 
 def test_numbers_too_large_for_float16_are_refused(model, tmp_path):

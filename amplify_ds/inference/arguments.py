@@ -6,8 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from amplify_ds.errors import AmplifyError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -52,9 +50,4 @@ def prepare(arguments: argparse.Namespace, *outputs: Path | None):
         arguments.model, arguments.device, arguments.precision, arguments.max_length, arguments.row_tokens,
         arguments.revision,
     )  # fmt: skip
-    if arguments.max_length and arguments.max_length > reader.model.config.context_length:
-        raise AmplifyError(
-            f"--max-length {arguments.max_length} is more than the {reader.model.config.context_length} tokens that "
-            f"{arguments.model} was trained with"
-        )
     return reader, records, contents

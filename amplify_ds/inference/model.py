@@ -41,10 +41,11 @@ class Reader:
         self.model = model
         self.max_length = max_length or model.config.context_length
         self.row_tokens = row_tokens
-        if self.max_length < SHORTEST_LIMIT or row_tokens < 1:
+        trained_with = model.config.context_length
+        if not SHORTEST_LIMIT <= self.max_length <= trained_with or row_tokens < 1:
             raise AmplifyError(
-                f"the longest window must have at least {SHORTEST_LIMIT} tokens and a row at least 1, found "
-                f"{self.max_length} and {row_tokens}"
+                f"a window must have {SHORTEST_LIMIT} to {trained_with} tokens (what the model was trained with) and a "
+                f"row at least 1, found {self.max_length} and {row_tokens}"
             )
 
     @property
@@ -96,6 +97,8 @@ def load(
     pickled, where its vocabulary is not AMPLIFY's, and for a device that is not there.
     """
     if isinstance(name, Reader):
+        if (device, precision, max_length, row_tokens, revision) != (None, "auto", None, ROW_TOKENS, None):
+            raise AmplifyError("a model that is loaded keeps its device, precision and lengths: give them to load")
         return name
     if precision not in PRECISIONS:
         raise AmplifyError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}")
