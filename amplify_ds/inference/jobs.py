@@ -106,6 +106,11 @@ def heatmap_file(
     reader: Reader, protein: Protein, contents: Contents, output: Path, one_pass: bool, progress: Progress
 ) -> None:
     """Draw the effects of every single mutation of a protein, a PNG."""
+    if len(protein.tokens) > heatmap.LONGEST:
+        raise AmplifyError(
+            f"{protein.name}: has {len(protein.tokens):,} residues, a heat map shows at most {heatmap.LONGEST:,}; give "
+            "a part of it, or the mutations that matter as a table (--mutations)"
+        )
     sites = [Sites(0, protein.tokens, np.arange(len(protein.tokens)))]
     with resumable(output, _job(f"heat map, one pass {one_pass}", reader, contents, sites)) as chunks:
         _fill(chunks, reader, sites, one_pass, _all_tokens, progress)
