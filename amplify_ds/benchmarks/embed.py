@@ -124,7 +124,7 @@ def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
     print(
         f"mean embeddings of {len(some)} proteins, {residues:,} residues, lengths {min(lengths)} to {max(lengths)}, "
         f"mean {np.mean(lengths):.0f}; {sum(p.numel() for p in usual.parameters()):,} parameters, "
-        f"{reader.model.dtype}, {'one core' if reader.device.type == 'cpu' else torch.cuda.get_device_name(reader.device)}"
+        f"{reader.model.dtype}, {reader.device.type}"
     )
     lines = []
     for name, found in speeds.items():
