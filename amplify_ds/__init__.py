@@ -1,3 +1,21 @@
-"""Pretraining of the AMPLIFY protein language model with DeepSpeed."""
+"""Pretraining of the AMPLIFY protein language model with DeepSpeed, and its use.
+
+    amplify_ds.embed(model, sequences)                embeddings
+    amplify_ds.score(model, sequences)                pseudo-perplexities
+    amplify_ds.mutation_effects(model, protein, …)    effects of mutations
+    amplify_ds.load(model)                            a model that these take, loaded once
+
+They are imported when first used (the commands of the same names are run, not imported).
+"""
 
 __version__ = "0.1.0"
+
+_PLACES = {"embed": "api", "score": "api", "mutation_effects": "api", "load": "model"}
+
+
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"amplify_ds.inference.{_PLACES[name]}"), name)

@@ -9,6 +9,7 @@ from conftest import python
     [
         (["prep", "--residues", "1e6"], ["limit", "finished shards", "datasets.map", "rows full", "peak memory"]),
         (["start", "--rows", "4e3", "--shards", 20, "--step", 7], ["4,000 rows", "step 7 ready", "memory added"]),
+        (["embed", "--turns", 1, "--proteins", 4, "--batches", 2], ["packed", "2 a batch, file order", "difference"]),
         (["loader", "--turns", 1], ["this loader", "DataCollatorForLanguageModeling", "times slower"]),
     ],
 )

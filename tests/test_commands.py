@@ -10,8 +10,8 @@ from conftest import ROOT, python
 HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
-    "-m amplify_ds.export", "-m amplify_ds.plot", "-m amplify_ds.replay", "-m amplify_ds.checkpoints",
-    "launch/try_export.py",
+    "-m amplify_ds.export", "-m amplify_ds.embed", "-m amplify_ds.score", "-m amplify_ds.plot", "-m amplify_ds.replay",
+    "-m amplify_ds.checkpoints", "launch/try_export.py",
 ]  # fmt: skip
 
 
@@ -68,8 +68,12 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"hub", "cluster"},
+    {"inference"},
     {"benchmarks"},
-    {"train", "evaluate", "export", "plot", "benchmark", "replay", "checkpoints", "launch", "preflight"},
+    {
+        "train", "evaluate", "export", "embed", "score", "plot", "benchmark", "replay", "checkpoints", "launch",
+        "preflight",
+    },  # fmt: skip
 ]  # each imports from those above it and from its own
 
 

@@ -23,20 +23,20 @@ from amplify_ds.hub.check import TOLERANCE, agreement
 from amplify_ds.hub.folder import CONFIG, EXPORTED_FROM, PROVENANCE, Source, read_source, say
 from amplify_ds.hub.tokenizer import write_tokenizer
 from amplify_ds.model import modeling_amplify
+from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.training import checkpoint
 
 CODE = ("modeling_amplify.py", "configuration_amplify.py", "attention.py")
 
 
-def layout_config(source: Source, layout: layouts.Layout) -> dict[str, Any]:
+def layout_config(config: AMPLIFYConfig, dtype: str = "float32", padded: bool = False) -> dict[str, Any]:
     """config.json: the published fields, and for `hf` the entry for masked-language modelling that they lack.
 
     For the padded layouts these are the same fields without the entries that name model code, and `padded_vocab_size`.
     Which further fields NVIDIA's own model classes ask for is not known here; Megatron-Core has no config.json at all.
     """
-    dtype = str(source.weights["encoder.weight"].dtype).removeprefix("torch.")
     fields = {
-        **source.config.to_diff_dict(),
+        **config.to_diff_dict(),
         "_name_": "AMPLIFY",
         "architectures": ["AMPLIFY"],
         "other_special_token_ids": None,
@@ -44,7 +44,7 @@ def layout_config(source: Source, layout: layouts.Layout) -> dict[str, Any]:
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    if layout.padded:
+    if padded:
         del fields["architectures"]
         return {**fields, "padded_vocab_size": layouts.PADDED_VOCABULARY}
     fields["auto_map"] = {
@@ -72,7 +72,9 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
         partial.mkdir(parents=True)
         tensors = conversion.from_ours(found.weights, found.config, chosen)
         save_file(tensors, partial / checkpoint.WEIGHTS, metadata={"format": "pt"})
-        (partial / CONFIG).write_text(json.dumps(layout_config(found, chosen), indent=2) + "\n")
+        dtype = str(found.weights["encoder.weight"].dtype).removeprefix("torch.")
+        config = layout_config(found.config, dtype, chosen.padded)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if layout == "hf":
             for name in CODE:
                 shutil.copy(Path(modeling_amplify.__file__).with_name(name), partial / name)

@@ -1,0 +1,134 @@
+"""Measure embedding: `python -m amplify_ds.benchmark embed`.
+
+Ours: what `amplify_ds.embed` computes, the mean over the residues of each protein, packed. Beside it the usual loop
+with `AutoModel` on the same exported folder and proteins: batches of so many proteins, each padded to its longest, in
+the order of the file, or sorted by length first; the mean is taken in one masked sum. Tokenizing is in nobody's time.
+A batch of one pads nothing, and is what suits a CPU; a GPU wants many. All are held to one core (the same GPU, with
+--device) and take turns, so that what else the machine does meets all; residues are counted, no padding.
+
+The proteins are resampled real ones with the lengths of UniRef, as for `prep`, unless --input names others; the model
+has random weights, unless --model names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from amplify_ds.benchmarks import prep
+from amplify_ds.benchmarks.common import one_core, table
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.reading import Fasta, proteins
+
+_SHAPE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="a Hugging Face folder (default: small, random weights)"
+    )
+    parser.add_argument("--input", type=Path, metavar="FASTA", help="proteins (default: resampled ones)")
+    parser.add_argument("--proteins", type=int, default=256, metavar="N", help="the first N are read (default: 256)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="proteins a batch of the usual loop"
+    )
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each (default: 3)")
+    parser.add_argument("--device", default="cpu", help="cpu (one core), cuda … (bf16)")
+    parser.add_argument(
+        "--directory", type=Path, metavar="DIR", help="where to work (default: the temporary directory)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    if min(options.turns, options.proteins, *options.batches) < 1:
+        raise AmplifyError("--turns, --proteins and --batches must be at least 1")
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as place:
+        fasta, folder = options.input, options.model or _make_model(Path(place) / "model")
+        if fasta is None:
+            fasta = Path(place) / "some.fasta"
+            prep.make_fasta(fasta, options.proteins * 500)
+        _compare(folder, fasta, options)
+
+
+def _make_model(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    from amplify_ds.hub.export import CODE, layout_config
+    from amplify_ds.model import modeling_amplify
+    from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+
+    model = modeling_amplify.AMPLIFY(AMPLIFYConfig(**_SHAPE))
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(layout_config(model.config)))
+    for name in CODE:
+        shutil.copy(Path(modeling_amplify.__file__).with_name(name), folder / name)
+    return folder
+
+
+def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
+    import torch
+    from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
+
+    from amplify_ds.inference.embeddings import Settings, embed_proteins, framed
+    from amplify_ds.inference.model import load
+
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    reader = load(folder, options.device)
+    usual = AutoModel.from_pretrained(folder.resolve(), trust_remote_code=True).eval()
+    usual.to(reader.device, reader.model.dtype)
+    some = [p for p in islice(proteins(Fasta(fasta)), options.proteins) if len(p.tokens) + 2 <= reader.max_length]
+    residues = sum(len(protein.tokens) for protein in some)
+    ids = [torch.from_numpy(framed(protein.tokens).astype(np.int64)) for protein in some]
+    settings = Settings().resolved(reader.layers)
+
+    def ours() -> np.ndarray:
+        return embed_proteins(reader, some, settings)["mean"]
+
+    @torch.inference_mode()
+    def padded(order: list[int], size: int) -> np.ndarray:
+        means = torch.empty(len(ids), usual.config.hidden_size)
+        for begin in range(0, len(ids), size):
+            chosen = order[begin : begin + size]
+            batch = torch.nn.utils.rnn.pad_sequence([ids[i] for i in chosen], batch_first=True).to(reader.device)
+            hidden = usual(input_ids=batch, attention_mask=batch != 0).last_hidden_state
+            inside = (batch > 4)[..., None]  # what is no special token
+            means[chosen] = ((hidden * inside).sum(1, dtype=torch.float32) / inside.sum(1)).float().cpu()
+        return means.numpy()
+
+    as_filed, by_length = list(range(len(ids))), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    contestants = {"packed": ours}
+    for size in options.batches:
+        contestants[f"AutoModel, {size} a batch, file order"] = lambda size=size: padded(as_filed, size)
+        contestants[f"AutoModel, {size} a batch, sorted by length"] = lambda size=size: padded(by_length, size)
+    clock = time.process_time if reader.device.type == "cpu" else time.perf_counter
+    speeds, results = {name: [] for name in contestants}, {}
+    with one_core():
+        for turn in range(options.turns + 1):
+            for name, work in contestants.items():
+                began = clock()
+                results[name] = work()
+                if turn:  # the first warms up
+                    speeds[name].append(residues / (clock() - began))
+    difference = max(float(np.abs(found - results["packed"]).max()) for found in results.values())
+    lengths = [len(protein.tokens) for protein in some]
+    print(
+        f"mean embeddings of {len(some)} proteins, {residues:,} residues, lengths {min(lengths)} to {max(lengths)}, "
+        f"mean {np.mean(lengths):.0f}; {sum(p.numel() for p in usual.parameters()):,} parameters, "
+        f"{reader.model.dtype}, {reader.device.type}"
+    )
+    lines = []
+    for name, found in speeds.items():
+        lines.append((name, f"{np.median(found):,.0f} residues/s ({min(found):,.0f} to {max(found):,.0f})"))
+        if name != "packed":
+            lines.append(("  packed is faster", f"{np.median(np.divide(speeds['packed'], found)):.2f} times"))
+    print(table([*lines, ("largest difference of the embeddings", f"{difference:.1e}")]))

@@ -1,0 +1,76 @@
+"""Embeddings of proteins: `python -m amplify_ds.embed --model … --input FASTA --output FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from amplify_ds.errors import command
+from amplify_ds.inference.arguments import add_arguments, prepare
+
+DESCRIPTION = """\
+Write embeddings of the proteins of a FASTA file: pooled over each protein (mean and max over its residues, or the
+output at <bos>) and, if asked for, of every residue. They are those of the last layer after the final norm.
+
+The name of the output says the format: .h5, .parquet or .npz. Proteins are laid end to end, so that no padding is
+computed. Interrupted or killed, the same command continues: finished chunks wait in OUTPUT.partial, which needs as much
+room as the output. A protein longer than the model's limit is read in windows that overlap by half or more; each
+residue is taken from the window in which it is farthest from an edge.
+
+  python -m amplify_ds.embed --model exported/first --input proteins.fasta --output embeddings.h5
+  python -m amplify_ds.embed --model chandar-lab/AMPLIFY_120M --input proteins.fasta.gz --output residues.h5 \\
+    --include mean residues --dtype float16
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="amplify_ds.embed", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="to write: .h5, .parquet or .npz; it must not exist"
+    )
+    parser.add_argument(
+        "--include", nargs="+", default=["mean"], metavar="KIND",
+        help="of mean, bos, max (a vector a protein), residues (a vector a residue) (default: mean)",
+    )  # fmt: skip
+    parser.add_argument("--layer", type=int, metavar="N", help="0: the embedding, … (default: the last)")
+    parser.add_argument(
+        "--raw", action="store_true", help="without the final norm; raw outputs have a large, uneven scale"
+    )
+    parser.add_argument("--dtype", default="float32", metavar="float32|float16", help="of the numbers written")
+    arguments = parser.parse_args()
+
+    from tqdm import tqdm
+
+    from amplify_ds.inference.embeddings import Settings
+    from amplify_ds.inference.jobs import embed_file
+    from amplify_ds.inference.outputs import check_format
+
+    check_format(arguments.output)
+    reader, records, contents = prepare(arguments, arguments.output)
+    settings = Settings(tuple(arguments.include), arguments.layer, arguments.raw, arguments.dtype)
+    with tqdm(total=contents.residues, unit=" residues", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        settings = embed_file(reader, records, contents, arguments.output, settings, bar.update)
+    norm = "raw" if settings.raw else "after the final norm"
+    print(
+        f"wrote {arguments.output}: {', '.join(settings.include)} of {contents.proteins:,} proteins "
+        f"({contents.residues:,} residues), layer {settings.layer} of {reader.layers}, {norm}, "
+        f"{reader.model.config.hidden_size} numbers each, {settings.dtype}"
+    )
+    print(f"next: {_how_to_read(arguments.output)}")
+    return 0
+
+
+def _how_to_read(output: Path) -> str:
+    return {
+        ".h5": f'h5py.File("{output}"): names, lengths, and the arrays above in the order of the input',
+        ".npz": f'numpy.load("{output}"): names, lengths, and the arrays above in the order of the input',
+        ".parquet": f'pyarrow.parquet.read_table("{output}"): a row for each protein',
+    }[output.suffix]
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,93 @@
+"""The calls for Python: `amplify_ds.embed`, `amplify_ds.score`, `amplify_ds.mutation_effects`. All is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference import model, mutations, reading, scores
+from amplify_ds.inference.embeddings import Settings, embed_proteins
+from amplify_ds.inference.jobs import protein_chunks
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """names and lengths of the proteins; those asked for of mean, bos, max [P, H]; residues: [length, H] of each."""
+
+    names: list[str]
+    lengths: np.ndarray
+    mean: np.ndarray | None = None
+    bos: np.ndarray | None = None
+    max: np.ndarray | None = None
+    residues: list[np.ndarray] | None = None
+
+
+def embed(
+    model_name: str | Path | model.Reader, sequences: str | Path | Mapping[str, str] | Iterable[str],
+    include: Sequence[str] = ("mean",), layer: int | None = None, raw: bool = False, dtype: str = "float32",
+    strict: bool = False, **loading,
+) -> Embeddings:  # fmt: skip
+    """Embed proteins: a FASTA file, {name: sequence} or plain sequences.
+
+    model_name: a checkpoint, run, Hugging Face folder or hub name, or what `amplify_ds.load` made of one. include: of
+    "mean", "bos", "max", "residues". layer: 0 (the embedding) to the last, which is the default; the final norm follows
+    unless raw. strict: refuse what is no token instead of reading it as <unk>. loading: device, precision, max_length,
+    row_tokens, see `amplify_ds.load`. Raises AmplifyError for what cannot be embedded.
+    """
+    records = reading.records_of(sequences)
+    reading.check(records, strict)
+    reader = model.load(model_name, **loading)
+    settings = Settings(tuple(include), layer, raw, dtype).resolved(reader.layers)
+    names, lengths, parts = [], [], []
+    for some in protein_chunks(records):
+        names += [protein.name for protein in some]
+        lengths += [len(protein.tokens) for protein in some]
+        parts.append(embed_proteins(reader, some, settings))
+    found = {kind: np.concatenate([part[kind] for part in parts]) for kind in settings.include}
+    if "residues" in found:
+        found["residues"] = np.split(found["residues"], np.cumsum(lengths)[:-1])
+    return Embeddings(names, np.array(lengths), **found)
+
+
+def score(
+    model_name: str | Path | model.Reader, sequences: str | Path | Mapping[str, str] | Iterable[str],
+    one_pass: bool = False, strict: bool = False, **loading,
+) -> dict[str, float]:  # fmt: skip
+    """{name: pseudo-perplexity}, every position masked in turn; one_pass: the quick approximation of scores.py, not
+    comparable with it. Arguments as for `embed`.
+    """
+    records = reading.records_of(sequences)
+    contents = reading.check(records, strict)
+    reader = model.load(model_name, **loading)
+    sites = scores.known_sites(reading.proteins(records))
+    chunks = scores.chunked(sites, one_pass, reader.max_length)
+    found = scores.perplexities((scores.of_residues(reader, chunk, one_pass) for chunk in chunks), contents.proteins)
+    return {name: float(value) for (name, _), value in zip(records, found)}
+
+
+def mutation_effects(
+    model_name: str | Path | model.Reader, sequence: str, mutants: Sequence[str], one_pass: bool = False, **loading
+) -> np.ndarray:
+    """float64 [mutants]: effects of mutations such as "A23V" or "A23V:G45D" of one protein, as mutations.py says:
+    masked-marginal, or wild-type-marginal with one_pass. Raises AmplifyError for one that does not fit the protein.
+    """
+    records = reading.Sequences([("the protein", sequence)])
+    reading.check(records)
+    tokens = next(reading.proteins(records)).tokens
+    try:
+        parsed = [mutations.parse(mutant, tokens) for mutant in mutants]
+    except mutations.Malformed as error:
+        raise AmplifyError(f"mutants: {error}") from None
+    reader = model.load(model_name, **loading)
+    positions = np.array(sorted({position for changes in parsed for position, *_ in changes}), np.int64)
+    log_p = np.full((len(tokens), reader.model.config.vocab_size), np.nan, np.float32)
+    begin = 0
+    for chunk in scores.chunked([scores.Sites(0, tokens, positions)], one_pass, reader.max_length):
+        found = scores.log_probabilities(reader, chunk, one_pass)
+        log_p[positions[begin : begin + len(found)]] = found
+        begin += len(found)
+    return np.array([mutations.effect(changes, log_p) for changes in parsed])

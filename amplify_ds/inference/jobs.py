@@ -1,0 +1,164 @@
+"""What the commands do: FASTA in, a file out, resumable (resumable.py), one chunk in memory."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+import amplify_ds
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference import heatmap, mutations, outputs, scores
+from amplify_ds.inference.embeddings import Settings, embed_proteins
+from amplify_ds.inference.model import Reader
+from amplify_ds.inference.reading import Contents, Fasta, Protein, Sequences, proteins
+from amplify_ds.inference.resumable import Chunks, finish, resumable
+from amplify_ds.inference.scores import Sites
+from amplify_ds.vocab import TOKENS, UNK
+
+CHUNK_TOKENS = 2**17  # with every residue in float32, H = 960: half a gigabyte
+Progress = Callable[[int], object]
+
+
+def protein_chunks(records: Fasta | Sequences, limit: int = CHUNK_TOKENS) -> Iterator[list[Protein]]:
+    """Consecutive proteins of about `limit` tokens."""
+    chunk, used = [], 0
+    for protein in proteins(records):
+        if chunk and used + len(protein.tokens) + 2 > limit:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(protein)
+        used += len(protein.tokens) + 2
+    if chunk:
+        yield chunk
+
+
+def embed_file(
+    reader: Reader, records: Fasta, contents: Contents, output: Path, settings: Settings, progress: Progress
+) -> Settings:
+    """Write the embeddings of all records to `output` (outputs.py); progress: residues. Returns resolved settings."""
+    outputs.check_format(output)
+    settings = settings.resolved(reader.layers)
+    job = {"what": "embeddings", **_origin(reader, contents), **settings.as_dict()}
+    with resumable(output, job) as chunks:
+        for number, some in enumerate(protein_chunks(records)):
+            lengths = np.array([len(protein.tokens) for protein in some], np.int32)
+            if number not in chunks:
+                names = np.array([protein.name for protein in some])
+                chunks.write(number, {"names": names, "lengths": lengths, **embed_proteins(reader, some, settings)})
+            progress(int(lengths.sum()))
+        sizes = (contents.proteins, contents.residues, contents.longest_name, reader.model.config.hidden_size)
+        shape = outputs.Shape(*sizes, settings, {"version": amplify_ds.__version__, **job})
+        finish(output, chunks, lambda path: outputs.write(path, chunks, shape))
+    return settings
+
+
+def score_file(
+    reader: Reader, records: Fasta, contents: Contents, output: Path, one_pass: bool, progress: Progress
+) -> np.ndarray:
+    """Write a CSV with the perplexity of every record; progress: positions. Returns the perplexities."""
+    column = "one_pass_perplexity" if one_pass else "pseudo_perplexity"
+    with resumable(output, {"what": column, **_origin(reader, contents)}) as chunks:
+        _fill(chunks, reader, scores.known_sites(proteins(records)), one_pass, scores.of_residues, progress)
+        found = scores.perplexities(chunks.read(), contents.proteins)
+
+        def write(path: Path) -> None:
+            with open(path, "w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["name", "length", "unknown", column])
+                for protein, value in zip(proteins(records), found):
+                    unknown = int((protein.tokens == UNK).sum())
+                    table.writerow([protein.name, len(protein.tokens), unknown, f"{value:.6g}"])
+
+        finish(output, chunks, write)
+    return found
+
+
+def effects_file(
+    reader: Reader, wild_types: dict[str, np.ndarray], contents: Contents, table: mutations.Table, output: Path,
+    one_pass: bool, progress: Progress,
+) -> tuple[list[str], np.ndarray]:  # fmt: skip
+    """Write a table with the effects of its mutations, a CSV; wild_types: {name: tokens} of the proteins it may name.
+
+    Returns the name of the protein and the effect of each row.
+    """
+    parsed = mutations.parse_table(table, wild_types)
+    column = "wild_type_marginal" if one_pass else "masked_marginal"
+    if column in table.header:
+        raise AmplifyError(f"{table.path}: has a column {column} already; rename it")
+    wanted: dict[str, set[int]] = {}
+    for name, changes in parsed:
+        wanted.setdefault(name, set()).update(position for position, *_ in changes)
+    sites = [Sites(i, wild_types[name], np.array(sorted(wanted[name]))) for i, name in enumerate(sorted(wanted))]
+    job = _job(column, reader, contents, sites)
+    with resumable(output, job) as chunks:
+        _fill(chunks, reader, sites, one_pass, _all_tokens, progress)
+        log_p = dict(zip(sorted(wanted), _matrices(chunks, sites)))
+        effects = np.array([mutations.effect(changes, log_p[name]) for name, changes in parsed])
+        finish(output, chunks, lambda path: _write_effects(path, table, column, effects))
+    return [name for name, _ in parsed], effects
+
+
+def heatmap_file(
+    reader: Reader, protein: Protein, contents: Contents, output: Path, one_pass: bool, progress: Progress
+) -> None:
+    """Draw the effects of every single mutation of a protein, a PNG."""
+    if len(protein.tokens) > heatmap.LONGEST:
+        raise AmplifyError(
+            f"{protein.name}: has {len(protein.tokens):,} residues, a heat map shows at most {heatmap.LONGEST:,}; give "
+            "a part of it, or the mutations that matter as a table (--mutations)"
+        )
+    sites = [Sites(0, protein.tokens, np.arange(len(protein.tokens)))]
+    with resumable(output, _job(f"heat map, one pass {one_pass}", reader, contents, sites)) as chunks:
+        _fill(chunks, reader, sites, one_pass, _all_tokens, progress)
+        (log_p,) = _matrices(chunks, sites)
+        finish(output, chunks, lambda path: heatmap.draw(path, protein.name, protein.tokens, log_p, one_pass))
+
+
+def _job(what: str, reader: Reader, contents: Contents, sites: list[Sites]) -> dict[str, object]:
+    positions = xxhash.xxh3_128_hexdigest(b"".join(x.tokens.tobytes() + x.positions.tobytes() for x in sites))
+    return {"what": what, **_origin(reader, contents), "positions": positions}
+
+
+def _matrices(chunks: Chunks, sites: list[Sites]) -> list[np.ndarray]:
+    """float32 [n, V] for each protein of `sites`; nan where nothing was asked for."""
+    found = [np.full((len(x.tokens), len(TOKENS)), np.nan, np.float32) for x in sites]
+    for arrays in chunks.read():
+        parts = {name: arrays[name] for name in ("protein", "position", "log_probability")}
+        for number in np.unique(parts["protein"]):
+            here = parts["protein"] == number
+            found[number][parts["position"][here]] = parts["log_probability"][here]
+    return found
+
+
+def _write_effects(path: Path, table: mutations.Table, column: str, effects: np.ndarray) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*table.header, column])
+        writer.writerows([*row, f"{value:.6g}"] for row, value in zip(table.rows, effects))
+
+
+def _fill(chunks: Chunks, reader: Reader, sites, one_pass: bool, compute, progress: Progress) -> None:
+    for number, chunk in enumerate(scores.chunked(sites, one_pass, reader.max_length)):
+        if number not in chunks:
+            chunks.write(number, compute(reader, chunk, one_pass))
+        progress(sum(len(positions) for *_, positions in chunk))
+
+
+def _all_tokens(reader: Reader, chunk: list[Sites], one_pass: bool) -> dict[str, np.ndarray]:
+    return {
+        "protein": np.repeat([sites.number for sites in chunk], [len(sites.positions) for sites in chunk]),
+        "position": np.concatenate([sites.positions for sites in chunk]),
+        "log_probability": scores.log_probabilities(reader, chunk, one_pass),
+    }
+
+
+def _origin(reader: Reader, contents: Contents) -> dict[str, object]:
+    """What decides the numbers, besides the settings of the job."""
+    return {
+        "sequences": contents.sha256, "model": reader.fingerprint(), "max_length": reader.max_length,
+        "precision": str(reader.model.dtype).removeprefix("torch."),
+    }  # fmt: skip

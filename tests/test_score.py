@@ -1,0 +1,198 @@
+"""Scores against plain loops over an independent AMPLIFY: one forward pass for every position."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from conftest import python
+from small_model import ids_of, killed_and_continued, log_p, make_folder
+
+import amplify_ds
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference import heatmap, jobs, mutations
+from amplify_ds.inference.reading import Fasta, check, proteins
+
+WILD = "MKTAYIAKQRQISFVKSHFSRQ"
+PROTEINS = {"wild": WILD, "odd": "mkXaZ", "one": "W", "antibody": "EVQ|DIQ", "long": "ACDEFGHIKLMNPQRSTVWY" * 3}
+RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def token(letter):
+    return ids_of(letter)[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("score") / "model"
+    return folder, make_folder(folder, seed=1)
+
+
+def write_fasta(path, some):
+    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence in some.items()))
+    return path
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_perplexities_are_those_of_a_plain_loop(model, one_pass):
+    folder, reference = model
+    found = amplify_ds.score(folder, PROTEINS, one_pass=one_pass, row_tokens=128)
+    for name, sequence in PROTEINS.items():
+        rows, ids = log_p(reference, sequence, masked=not one_pass), ids_of(sequence)[1:-1]
+        losses = [-rows[place, index].item() for place, index in enumerate(ids) if index != 1]
+        assert found[name] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4), name
+    assert math.isnan(amplify_ds.score(folder, ["XX"], one_pass=one_pass)["0"])
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_effects_are_those_of_a_plain_loop(model, one_pass):
+    folder, reference = model
+    mutants = ["M1V", "q22a", "A4A", "T3W:Y5C:K8R", " I12L "]
+    rows = log_p(reference, WILD, masked=not one_pass)
+    expected = []
+    for mutant in mutants:
+        changes = [(int(x[1:-1]) - 1, x[0], x[-1]) for x in mutant.strip().upper().split(":")]
+        expected.append(sum((rows[p, token(new)] - rows[p, token(old)]).item() for p, old, new in changes))
+    found = amplify_ds.mutation_effects(folder, WILD, mutants, one_pass=one_pass)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found[2] == 0 and len(set(found.round(3))) == 5
+
+
+def test_a_proteingym_table_is_scored_and_correlated(model, tmp_path):
+    folder, reference = model
+    draw = np.random.default_rng(0)
+    rows = []
+    for place in draw.integers(1, len(WILD) + 1, 40):
+        new = RESIDUES[draw.integers(20)]
+        sequence = WILD[: place - 1] + new + WILD[place:]
+        rows.append([f"{WILD[place - 1]}{place}{new}", sequence, str(draw.integers(10)), "1"])
+    rows[7][2] = ""  # not measured
+    table = tmp_path / "dms.csv"
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([["mutant", "mutated_sequence", "DMS_score", "DMS_score_bin"], *rows])
+    fasta, output = write_fasta(tmp_path / "wild.fasta", {"wild": WILD}), tmp_path / "effects.csv"
+    words = ["--model", folder, "--input", fasta, "--mutations", table, "--output", output]
+    result = python("-m", "amplify_ds.score", *words)
+    assert result.returncode == 0, result.stderr
+    with open(output, newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [list(row.values())[:4] for row in written] == rows
+    likely = log_p(reference, WILD, masked=True)
+    effects = [float(row["masked_marginal"]) for row in written]
+    for (mutant, *_), effect in zip(rows, effects):
+        place = int(mutant[1:-1]) - 1
+        expected = likely[place, token(mutant[-1])] - likely[place, token(mutant[0])]
+        assert effect == pytest.approx(expected.item(), abs=1e-4)
+    pairs = [(effect, float(row[2])) for row, effect in zip(rows, effects) if row[2]]
+    expected = correlation_by_counting(*zip(*pairs))
+    assert f"wild: Spearman correlation with DMS_score {expected:.4f} over 39 mutations" in result.stdout
+
+
+def correlation_by_counting(a, b):
+    """Pearson's of the mean ranks, by their definition: a rank is the number below, and half of the equals."""
+    ranks = [[sum(y < x for y in c) + (sum(y == x for y in c) + 1) / 2 for x in c] for c in (a, b)]
+    return np.corrcoef(*ranks)[0, 1]
+
+
+def test_spearman():
+    draw = np.random.default_rng(1)
+    for _ in range(20):
+        a, b = draw.integers(0, 6, 30), draw.normal(size=30).round(1)
+        assert mutations.spearman(a, b) == pytest.approx(correlation_by_counting(a, b), abs=1e-12)
+    assert mutations.spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
+    assert math.isnan(mutations.spearman([1, 1, 1], [1, 2, 3]))
+
+
+def effects_of(model, tmp_path, text, some=None, name="table.csv", **options):
+    fasta, table = write_fasta(tmp_path / "some.fasta", some or {"wild": WILD}), tmp_path / name
+    table.write_text(text)
+    read = mutations.read_table(table)
+    types = {p.name: p.tokens for p in proteins(Fasta(fasta))}
+    reader = amplify_ds.load(model[0])
+    output = tmp_path / f"effects-{len(list(tmp_path.iterdir()))}.csv"
+    return jobs.effects_file(reader, types, check(Fasta(fasta)), read, output, True, lambda n: None, **options)
+
+
+def test_a_table_of_several_proteins_names_them(model, tmp_path):
+    some = {"a": "MKV", "b": "ACDW"}
+    names, found = effects_of(model, tmp_path, "name\tmutation\nb\tW4A\na\tK2R:V3I\n", some, "table.tsv")
+    assert names == ["b", "a"]
+    for value, (sequence, mutant) in zip(found, [("ACDW", "W4A"), ("MKV", "K2R:V3I")]):
+        (expected,) = amplify_ds.mutation_effects(model[0], sequence, [mutant], one_pass=True)
+        assert value == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("mutant\nM1V\nA3V\nK2A\nT4A\n", r"2 of 4 rows do not .*\n  line 3: A3V: T stands at 3, not A\n  line 5"),
+        ("mutant\nM0V\n", "line 2: M0V: the protein has the positions 1 to 22"),
+        ("mutant\nM23V\n", "line 2: M23V: the protein has the positions 1 to 22"),
+        ("mutant\nM1V:M1A\n", "changes position 1 twice"),
+        ("mutant\nM1X\n", "'M1X' is no mutation such as A23V"),
+        ("mutant\nM1del\n", "'M1del' is no mutation"),
+        ("mutant,mutated_sequence\nM1V,MKT\n", "mutated_sequence is not the protein of the FASTA with this mutation"),
+        ("mutant,name\nM1V,tame\n", "line 2: no protein in the FASTA is named 'tame'"),
+        ("change\nM1V\n", "expected a header with a column mutant or mutation or mutations, found change"),
+        ("mutant\n", "holds no mutation"),
+        ("mutant,DMS_score\nM1V\n", "line 2: has 1 columns, the header has 2"),
+        ("mutant,wild_type_marginal\nM1V,1\n", "has a column wild_type_marginal already"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(model, tmp_path, text, message):
+    with pytest.raises(AmplifyError, match=message):
+        effects_of(model, tmp_path, text)
+    assert not list(tmp_path.glob("effects*"))
+
+
+def test_several_proteins_need_a_column(model, tmp_path):
+    with pytest.raises(AmplifyError, match="needs a column 'name'"):
+        effects_of(model, tmp_path, "mutant\nM1V\n", {"a": "MK", "b": "MV"})
+
+
+def test_the_heat_map_shows_every_effect(model, tmp_path):
+    folder, reference = model
+    tokens = np.array(ids_of("MKXT|W")[1:-1], np.uint8)
+    rows = log_p(reference, "MKXT|W", masked=True).numpy()
+    found = heatmap.effects(tokens, rows)
+    for i, residue in enumerate(heatmap.ORDER):
+        for j in (0, 1, 3, 5):
+            assert found[i, j] == pytest.approx(rows[j, token(residue)] - rows[j, tokens[j]], abs=1e-6)
+    assert sorted(heatmap.ORDER) == sorted(RESIDUES) and np.isnan(found[:, [2, 4]]).all()
+    protein = next(proteins(Fasta(write_fasta(tmp_path / "long.fasta", {"long": PROTEINS["long"] * 2}))))
+    output, contents = tmp_path / "map.png", check(Fasta(tmp_path / "long.fasta"))
+    jobs.heatmap_file(amplify_ds.load(folder), protein, contents, output, True, lambda n: None)
+    from matplotlib.image import imread
+
+    picture = imread(output)
+    assert min(picture.shape[:2]) > 600 and picture[..., :3].std() > 0.05
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.fasta", "map.png"]
+    endless = protein._replace(tokens=np.repeat(protein.tokens, 100))
+    with pytest.raises(AmplifyError, match="has 12,000 residues, a heat map shows at most 10,000"):
+        jobs.heatmap_file(amplify_ds.load(folder), endless, contents, tmp_path / "b.png", True, lambda n: None)
+
+
+def test_killed_anywhere_it_continues_to_the_same_bytes(model, tmp_path):
+    fasta = write_fasta(tmp_path / "some.fasta", PROTEINS)
+    words = ["--model", str(model[0]), "--input", str(fasta)]
+    killed_and_continued("amplify_ds.score", words, tmp_path / "whole.csv", tmp_path / "killed.csv")
+    with open(tmp_path / "killed.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = amplify_ds.score(model[0], PROTEINS)
+    assert [row["length"] + row["unknown"] for row in rows[:2]] == ["220", "52"]
+    for row in rows:
+        assert float(row["pseudo_perplexity"]) == pytest.approx(expected[row["name"]], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [([], "one of the two"), (["--output", "a.csv", "--heatmap", "b.png"], "one of the two"),
+     (["--output", "a.csv", "--protein", "x"], "--protein names the protein that --heatmap draws")],
+)  # fmt: skip
+def test_flags_that_do_not_go_together(words, text, capsys, monkeypatch):
+    from runpy import run_module
+
+    monkeypatch.setattr("sys.argv", ["score", "--model", "m", "--input", "f", *words])
+    with pytest.raises(SystemExit) as ended:
+        run_module("amplify_ds.score", run_name="__main__")
+    assert ended.value.code == 2 and text in capsys.readouterr().err
