@@ -33,7 +33,9 @@ def main() -> int:
     paths = checkpoint.complete(arguments.run)
     others = sorted(p for p in checkpoint.folder(arguments.run).glob(".step-*"))
     lines, damaged = [], 0
-    for path in tqdm(paths, desc="verifying", unit="checkpoint", disable=not (arguments.verify and sys.stderr.isatty())):
+    for path in tqdm(
+        paths, desc="verifying", unit="checkpoint", disable=not (arguments.verify and sys.stderr.isatty())
+    ):
         losses = "-"
         try:
             found = checkpoint.open_checkpoint(path)

@@ -129,9 +129,7 @@ class Checkpoint(Section):
 
 
 class Log(Section):
-    every: int = setting(
-        "steps between points of TensorBoard; only there are sums copied from the device", True, gt=0
-    )
+    every: int = setting("steps between points of TensorBoard; only there are sums copied from the device", True, gt=0)
     device_tflops: float = setting(
         "what a device can do at most, in 10^12 FLOP/s, to compare with; 0: measured at the start", True, ge=0
     )

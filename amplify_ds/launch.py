@@ -16,9 +16,11 @@ from amplify_ds.cluster.hostfile import read_hostfile
 from amplify_ds.cluster.launcher import Launch, Meeting
 from amplify_ds.cluster.machines import SECONDS_FOR_HOSTS, remaining, that_take_part
 from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals, Supervisor, say
+from amplify_ds.cluster.variables import CARRIED
 from amplify_ds.errors import AmplifyError, command
 
 MOST_RANKS = 8  # of this machine, without GPUs, when nobody says how many
+NOT_PASSED_ON = ("-i", "--include", "-e", "--exclude", "--num_nodes", "--num_gpus", "--num_accelerators")
 PORT = 29500  # where the ranks meet when nodes are started one by one: all must know it beforehand
 SECONDS_BEFORE_RESTART = 10
 
@@ -36,11 +38,17 @@ SIGTERM, SIGUSR1, SIGHUP or Ctrl-C asks all ranks on all machines to save a chec
 Ctrl-C or SIGTERM twice kills them at once. Exit codes:
   0     complete: RUN/result.json
   {SAVED}    stopped on request and saved: RUN/stopped.json; the same command continues
-  {STALLED}    a rank stopped responding and was named: RUN/stalled.json; the same command continues from the last checkpoint
+  {STALLED}    a rank stopped responding and was named: RUN/stalled.json; the same command continues from the last
+        checkpoint
   {LOST}    a machine was lost, or its ranks were; the same command continues from the last checkpoint
   {KILLED}   killed by a second signal; the same command continues from the last checkpoint
   else  failed; the same command continues from the last checkpoint
 """
+
+
+EPILOG = "Environment variables that reach the ranks on every machine, besides those of .deepspeed_env:\n" + "\n".join(
+    f"  {name:<28}{meaning}" for name, meaning in CARRIED.items()
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +60,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
     """Return our options, further ones for the launcher, and those for amplify_ds.train."""
     parser = Parser(
         prog="bash launch/train.sh", usage="%(prog)s [options --] options of amplify_ds.train", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, epilog=EPILOG,
     )  # fmt: skip
     add = parser.add_argument
     add("--ranks", type=_count, metavar="N", help="of this machine (default: one for each GPU, else a core, at most 8)")
@@ -66,7 +74,9 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
         help=f"restart without machines that do not answer, instead of waiting {SECONDS_FOR_HOSTS} s for them",
     )  # fmt: skip
     add("--master_addr", metavar="NAME", help="where the ranks meet (default: the hostfile's first machine)")
-    add("--master_port", type=int, metavar="PORT", help=f"and at which port (default: a free one; with --no_ssh {PORT})")
+    add(
+        "--master_port", type=int, metavar="PORT", help=f"and at which port (default: a free one; with --no_ssh {PORT})"
+    )
     add("--no_ssh", action="store_true", help="start this node only; something else, such as srun, starts the others")
     add("--node_rank", type=int, metavar="N", help="with --no_ssh: this machine's place in the hostfile, from 0")
     split = words.index("--") if "--" in words else 0
@@ -76,7 +86,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
         sys.exit(0)
     options, rest = parser.parse_known_args(own)
     for word in rest:
-        if word.partition("=")[0] in ("-i", "--include", "-e", "--exclude", "--num_nodes", "--num_gpus", "--num_accelerators"):
+        if word.partition("=")[0] in NOT_PASSED_ON:
             raise AmplifyError(
                 f"{word}: choose machines by the hostfile's lines, ranks by its slots or --ranks, GPUs by "
                 "CUDA_VISIBLE_DEVICES"
@@ -95,7 +105,9 @@ def main(signals: Signals) -> int:
         raise AmplifyError("--output RUN is missing; see bash launch/train.sh --help")
     hosts = read_hostfile(options.hostfile) if options.hostfile else []
     if options.node_rank is not None and not 0 <= options.node_rank < len(hosts):
-        raise AmplifyError(f"--node_rank {options.node_rank}: {options.hostfile} names {len(hosts)} machines, from 0 on")
+        raise AmplifyError(
+            f"--node_rank {options.node_rank}: {options.hostfile} names {len(hosts)} machines, from 0 on"
+        )
     supervisor, first = Supervisor(Path(run), signals), hosts[0].name if hosts else None
     for attempt in range(options.restarts + 1):
         if attempt:

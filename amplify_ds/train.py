@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--skip-rows", metavar="FILE", type=Path,
-        help="leave these rows out from now on, as guards list them in RUN/skipped_rows.jsonl and RUN/loss_spikes.jsonl",
+        help="leave these rows out from now on; guards list some in RUN/skipped_rows.jsonl and RUN/loss_spikes.jsonl",
     )  # fmt: skip
     add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
     config.add_flags(parser)
@@ -120,8 +120,8 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
             raise AmplifyError(_lost(gone, output)) from None
         if engine.is_broken_connection(error):
             raise AmplifyError(
-                f"the connection to another rank has broken ({str(error).splitlines()[0]:.200}). Look for what that one "
-                f"says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
+                f"the connection to another rank has broken ({str(error).splitlines()[0]:.200}). Look for what that "
+                f"one says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
             ) from None
         raise
     if result is None:

@@ -19,8 +19,18 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 from fasta import Batch
 from readers import (
-    COMPRESSED_NAMES, CSV_NAMES, FASTA_NAMES, TABLE_NAMES, is_csv, plain_name, read_arrow_file, read_data_file,
-    read_row_group, read_section, read_stream, refusing,
+    COMPRESSED_NAMES,
+    CSV_NAMES,
+    FASTA_NAMES,
+    TABLE_NAMES,
+    is_csv,
+    plain_name,
+    read_arrow_file,
+    read_data_file,
+    read_row_group,
+    read_section,
+    read_stream,
+    refusing,
 )  # fmt: skip
 from streams import Progress, compression
 from tables import Columns, open_dataset, read_header

@@ -1,5 +1,6 @@
 """What several tests share: small shards of real proteins, and the real launcher."""
 
+import base64
 import json
 import os
 import subprocess
@@ -55,15 +56,17 @@ def other_packages(name: str) -> dict:
 
 
 def launch_words(ranks: int, output, shards, stage: int | str = 1, **settings) -> list[str]:
-    """`deepspeed … --module amplify_ds.train …` as a user types it; settings: section__field=value.
+    """What `deepspeed … --module amplify_ds.train …` runs on this machine; settings: section__field=value.
 
-    One rank needs no launcher, and starts in half the time without.
+    One rank needs no launcher. More have DeepSpeed's launcher of a machine, without the runner in front of it, which
+    only adds seconds here; tests of launch/train.sh have both.
     """
     words = [sys.executable, "-m"]
     if ranks > 1:
-        words = [
-            Path(sys.executable).with_name("deepspeed"), "-q", "--num_accelerators", ranks, "--master_addr", "127.0.0.1",
-            "--master_port", 29600 + os.getpid() % 1000, "--no_local_rank", "--module",
+        world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
+        words += [
+            "deepspeed.launcher.launch", f"--world_info={world}", "--master_addr", "127.0.0.1", "--master_port",
+            29600 + os.getpid() % 1000, "--no_local_rank", "--log_level", "error", "--module",
         ]  # fmt: skip
     return [*map(str, words), "amplify_ds.train", *training_words(output, shards, stage, **settings)]
 
@@ -72,7 +75,8 @@ def training_words(output, shards, stage: int = 1, **settings) -> list[str]:
     """The part of it that is for amplify_ds.train."""
     flags = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
     words = [
-        "--recipe", "tiny", "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json", "--data.train", shards["train"],
+        "--recipe", "tiny", "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json",
+        "--data.train", shards["train"],
         "--data.validation", f"held_out={shards['validation']}", "--output", output,
     ]  # fmt: skip
     return [str(w) for w in (*words, *(part for key, value in flags.items() for part in (_flag(key), value)))]

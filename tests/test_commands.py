@@ -71,7 +71,16 @@ LAYERS = [
     {"inference"},
     {"benchmarks"},
     {
-        "train", "evaluate", "export", "embed", "score", "plot", "benchmark", "replay", "checkpoints", "launch",
+        "train",
+        "evaluate",
+        "export",
+        "embed",
+        "score",
+        "plot",
+        "benchmark",
+        "replay",
+        "checkpoints",
+        "launch",
         "preflight",
     },  # fmt: skip
 ]  # each imports from those above it and from its own

@@ -16,6 +16,7 @@ from amplify_ds.hub.folder import load_model
 
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 
+
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
     output = tmp_path_factory.mktemp("export") / "run"
@@ -76,10 +77,12 @@ def test_weights_are_exported_bit_for_bit_with_published_names(exported, trained
 def test_config_has_the_published_fields(exported):
     config = json.loads((exported / "config.json").read_text())
     published = dict(
-        _name_="AMPLIFY", architectures=["AMPLIFY"], model_type="AMPLIFY", att_bias=False, ffn_bias=False, bos_token_id=3,
+        _name_="AMPLIFY", architectures=["AMPLIFY"], model_type="AMPLIFY", att_bias=False, ffn_bias=False,
+        bos_token_id=3,
         eos_token_id=4, mask_token_id=2, pad_token_id=0, unk_token_id=1, other_special_token_ids=None,
         decoder_init_range=0.02, embedding_init_range=0.02, dropout_prob=0, hidden_act="SwiGLU",
-        layer_norm_after_embedding=False, layer_norm_before_last_layer=True, norm_eps=1e-5, pre_activation_layer_norm=True,
+        layer_norm_after_embedding=False, layer_norm_before_last_layer=True, norm_eps=1e-5,
+        pre_activation_layer_norm=True,
         rms_norm=True, torch_dtype="float32", vocab_path="conf/tokenizer/amplify_vocab.txt", vocab_size=27,
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=1, max_length=96,
     )  # fmt: skip
@@ -136,7 +139,9 @@ def test_a_folder_whose_weights_do_not_fit_is_refused(exported, tmp_path):
     config = json.loads((exported / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     os.symlink(exported / "model.safetensors", tmp_path / "model.safetensors")
-    with pytest.raises(AmplifyError, match=r"8 missing: transformer_encoder\.2\.attention_norm.* transformer_encoder\.2\.wo"):
+    with pytest.raises(
+        AmplifyError, match=r"8 missing: transformer_encoder\.2\.attention_norm.* transformer_encoder\.2\.wo"
+    ):
         load_model(tmp_path)
 
 

@@ -76,7 +76,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(shards, tmp_path, stage, 
 
 def test_too_many_in_a_row_end_the_run(shards, tmp_path):
     faults = {"nan": [[batch, 0] for batch in (2, 4, 5, 6)]}
-    result = train_with_faults(faults, 2, tmp_path / "run", shards, guards__skipped_in_a_row=3, training__micro_batch_rows=2)
+    result = train_with_faults(
+        faults, 2, tmp_path / "run", shards, guards__skipped_in_a_row=3, training__micro_batch_rows=2
+    )
     assert result.returncode != 0 and "3 batches in a row gave a gradient that is not finite" in result.stderr
     assert "step 4" in result.stderr and "Traceback" not in result.stderr
 

@@ -1,4 +1,4 @@
-"""The pieces of a launch that need no other machine: hostfile, variables, words for a remote shell, a log for each rank."""
+"""The pieces of a launch that need no other machine: hostfile, variables, words for a remote shell, logs."""
 
 import os
 import signal
@@ -26,7 +26,10 @@ def test_hostfile_is_read_as_deepspeed_reads_it(tmp_path):
     file.write_text("# two\nnode-1 slots=8\n\n10.0.0.2   slots=8  # the second\n")
     hosts = read_hostfile(file)
     assert hosts == [Host("node-1", 8), Host("10.0.0.2", 8)]
-    assert list(fetch_hostfile(str(write_hostfile(tmp_path / "written", hosts))).items()) == [("node-1", 8), ("10.0.0.2", 8)]
+    assert list(fetch_hostfile(str(write_hostfile(tmp_path / "written", hosts))).items()) == [
+        ("node-1", 8),
+        ("10.0.0.2", 8),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,21 @@ def test_variables_are_carried_from_the_environment_and_the_users_own_files(tmp_
         variables.write(tmp_path / "job", {}, {})
 
 
-WORDS = ["a b", "$HOME", "a $HOME `id`", "it's", 'say "x" now', 'x"y', "back\\slash it", "(a)", "*", "a;b", "a&&b", "%h %n", "ä"]
+WORDS = [
+    "a b",
+    "$HOME",
+    "a $HOME `id`",
+    "it's",
+    'say "x" now',
+    'x"y',
+    "back\\slash it",
+    "(a)",
+    "*",
+    "a;b",
+    "a&&b",
+    "%h %n",
+    "ä",
+]
 
 
 def test_words_survive_deepspeeds_runner_and_the_remote_shell(monkeypatch, tmp_path):
@@ -107,7 +124,9 @@ def test_words_survive_deepspeeds_runner_and_the_remote_shell(monkeypatch, tmp_p
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     made = Launch(["--output", *WORDS], [], [Host("node-1", 1), Host("node-2", 1)])
     environment = made.environment(tmp_path, {"AMPLIFY_LAUNCH": "x"})
-    said = subprocess.run(made.words(Meeting("node-1", 1234), tmp_path), env=environment, text=True, capture_output=True)
+    said = subprocess.run(
+        made.words(Meeting("node-1", 1234), tmp_path), env=environment, text=True, capture_output=True
+    )
     assert said.returncode == 0, said.stderr
     given = eval(said.stdout.splitlines()[-1])
     assert given[given.index("-w") + 1] == "node-1,node-2" and "-N" in given
@@ -195,7 +214,9 @@ def test_a_rank_has_a_log_and_the_console_sees_rank_0_and_errors(tmp_path, rank,
     else:
         assert "Traceback" in log and "ValueError: unexpected" in log and "more" in log
         assert ("Traceback" in console) == (rank == 0)
-        assert rank == 0 or "[rank 3 on here] ValueError: unexpected; the traceback is in logs/rank-00003.log" in console
+        assert (
+            rank == 0 or "[rank 3 on here] ValueError: unexpected; the traceback is in logs/rank-00003.log" in console
+        )
     assert ("bar" in log) == (rank == 3), "the bar of rank 0 is for the console only"
 
 

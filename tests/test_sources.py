@@ -328,7 +328,9 @@ def test_fasta_of_any_bytes(text):
             record for batch in read_fasta(io.BytesIO(text)) for record in zip(batch.names, batch.text.split(b"\n"))
         ]
     except Malformed as error:
-        assert not text.isascii() or any(lines) and not [line for line in lines if line[:1] not in ("", "#")][0][0] == ">"
+        assert (
+            not text.isascii() or any(lines) and not [line for line in lines if line[:1] not in ("", "#")][0][0] == ">"
+        )
         assert 1 <= error.line <= len(lines)
         return
     expected = []

@@ -83,14 +83,19 @@ def test_an_exported_folder_of_any_layout_is_a_beginning_too(stage1, shards, tmp
         result = train(1, tmp_path / name, shards, init_from=source, training__steps=1)
         assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    origins = [json.loads(next((tmp_path / name / "checkpoints").glob("*/state.json")).read_text())["origin"] for name in "ab"]
+    origins = [
+        json.loads(next((tmp_path / name / "checkpoints").glob("*/state.json")).read_text())["origin"] for name in "ab"
+    ]
     assert [origin["layout"] for origin in origins] == ["hf", "megatron"]
     assert origins[1]["exported_from"][0]["sha256"] == origins[0]["sha256"] and origins[1]["step"] == 4
 
 
 @pytest.mark.parametrize(
     "settings, words",
-    [({"model__num_hidden_layers": 3}, "the weights of another model"), ({"init_from": "nowhere"}, "nowhere: no checkpoint")],
+    [
+        ({"model__num_hidden_layers": 3}, "the weights of another model"),
+        ({"init_from": "nowhere"}, "nowhere: no checkpoint"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused(stage1, shards, tmp_path, settings, words):
     result = train(1, tmp_path / "run", shards, **{"init_from": stage1, **settings})

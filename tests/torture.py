@@ -30,7 +30,15 @@ from conftest import ROOT, environment, losses, training_words
 from amplify_ds.training import checkpoint
 from amplify_ds.training.stopping import SAVED
 
-WAYS = ("a rank", "the launcher of this node", "the runner", "everything", "everything during a save", "SIGTERM", "SIGUSR1")
+WAYS = (
+    "a rank",
+    "the launcher of this node",
+    "the runner",
+    "everything",
+    "everything during a save",
+    "SIGTERM",
+    "SIGUSR1",
+)
 FEWEST_STEPS, STEPS_A_KILL, MOST_STEPS = 12, 9, 6  # of the run; more for each kill; read before one at most
 GLOBAL_ROWS = 4
 PATIENCE = 300
@@ -94,7 +102,7 @@ class Torture:
         code = self.end(script, way)
         self.nothing_runs()
         print(
-            f"{number + 1:>3}  {ranks} ranks, stage {stage}: {way} after {'the start' if steps else 'some of the start'}, "
+            f"{number + 1:>3}  {ranks} ranks, stage {stage}: {way} after {'' if steps else 'some of '}the start, "
             f"checkpoint {before} -> {self.newest()} of {self.steps}, exit code {code}",
             flush=True,
         )
@@ -110,7 +118,9 @@ class Torture:
         if way in ("SIGTERM", "SIGUSR1"):
             script.send_signal(getattr(signal, way))
         else:
-            for process in named.get(way, [p for kind in family.values() for p in kind]) or [psutil.Process(script.pid)]:
+            for process in named.get(way, [p for kind in family.values() for p in kind]) or [
+                psutil.Process(script.pid)
+            ]:
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:

@@ -44,7 +44,9 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         found = LINE.fullmatch(text)
         if not found or not NAME.fullmatch(found["name"]):
-            raise AmplifyError(f"{path}, line {number}: expected 'NAME slots=N', as in 'node-1 slots=8', found {text!r}")
+            raise AmplifyError(
+                f"{path}, line {number}: expected 'NAME slots=N', as in 'node-1 slots=8', found {text!r}"
+            )
         if found["name"] in hosts:
             raise AmplifyError(f"{path}, line {number}: {found['name']} stands here a second time; give it one line")
         hosts[found["name"]] = Host(found["name"], int(found["slots"]))

@@ -15,8 +15,6 @@ from amplify_ds.cluster.hostfile import Host, write_hostfile
 from amplify_ds.cluster.remote import OPTIONS
 from amplify_ds.errors import AmplifyError
 
-
-
 # pdsh puts no names of machines in front of lines; DeepSpeed's launcher on each machine does not tell what it does. The
 # runner has no option for the second, but writes this one's value as it is into the remote command.
 QUIET = ("--launcher_args=-N", "--enable_each_rank_log=None --log_level=critical")

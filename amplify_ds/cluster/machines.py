@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from amplify_ds.cluster.hostfile import Host
@@ -19,7 +19,8 @@ SECONDS_FOR_HOSTS = 600  # that do not answer at a restart: they may be starting
 # Free port, cores, GPUs: said by a machine that is asked whether it can take part.
 LOOK = (
     "import glob, os, socket; s = socket.socket(); s.bind(('', 0)); "
-    "print(s.getsockname()[1], len(os.sched_getaffinity(0)), len(glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/kfd')))"
+    "gpus = glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/kfd'); "
+    "print(s.getsockname()[1], len(os.sched_getaffinity(0)), len(gpus))"
 )
 
 

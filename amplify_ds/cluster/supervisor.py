@@ -1,8 +1,8 @@
 """Watches over a launch: passes signals on, ends what is left when a part has gone, says how it truly ended.
 
 The launcher's exit code is 0 when it was killed, and says nothing of ranks that saved and stopped. So the outcome is
-what the run wrote: result.json, stopped.json or stalled.json, new since this start. Ranks on all machines hear of a stop
-through RUN/.stop, in the directory that they share (training/stopping.py).
+what the run wrote: result.json, stopped.json or stalled.json, new since this start. Ranks on all machines hear of a
+stop through RUN/.stop, in the directory that they share (training/stopping.py).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Supervisor:
         self.began = False  # whether the last launch has reached training
 
     def watch(self, start: Callable[[], Attempt], launch: str, hosts: Sequence[Host] = ()) -> int:
-        """Start on `hosts`, watch to the end, and return the outcome: 0, SAVED, STALLED, LOST, KILLED or another code."""
+        """Start on `hosts`, watch to the end, and return the outcome: 0, SAVED, STALLED, LOST, KILLED or another."""
         before, records = self._marks(), self._jobs()
         attempt, stalled, lost, outcome = start(), _Since(), _Since(), None
         while attempt.code() is None:

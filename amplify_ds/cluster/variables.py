@@ -54,8 +54,8 @@ def to_carry(environment: Mapping[str, str]) -> dict[str, str]:
     for name, value in found.items():
         if UNSAFE.search(value):
             raise AmplifyError(
-                f"the environment has {name}={value!r}: a value with one of \" $ ` \\ or a line end does not reach other "
-                "machines unchanged; set another one, or unset it"
+                f'the environment has {name}={value!r}: a value with one of " $ ` \\ or a line end does not reach '
+                "other machines unchanged; set another one, or unset it"
             )
     return found
 

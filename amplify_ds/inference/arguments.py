@@ -10,7 +10,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="FOLDER_OR_HUB",
-        help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name, owner/name@revision)",
+        help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name[@revision])",
     )  # fmt: skip
     parser.add_argument("--input", required=True, type=Path, metavar="FASTA", help="proteins; plain, gzip, zstd, xz …")
     parser.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")

@@ -27,7 +27,16 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256, sync
 
 FORMAT = 2
-CONTENT = ("step", "progress", "binding", "settings", "model", "precision", "skips", "origin")  # of state.json, beside the format
+CONTENT = (
+    "step",
+    "progress",
+    "binding",
+    "settings",
+    "model",
+    "precision",
+    "skips",
+    "origin",
+)  # of state.json, beside the format
 NAME = re.compile(r"step-(\d{8,})")
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
@@ -85,7 +94,7 @@ def open_checkpoint(path: Path) -> CheckpointFile:
                 pass
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise AmplifyError(
-            f"{path}: not a complete checkpoint ({type(error).__name__}: {error}). Expected a directory with {WEIGHTS}, "
+            f"{path}: not a complete checkpoint ({type(error).__name__}: {error}). Expected a directory with {WEIGHTS} "
             f"{MOMENTS} and {STATE}."
         ) from None
     return CheckpointFile(path, state)

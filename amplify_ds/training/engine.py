@@ -58,7 +58,7 @@ def start_ranks() -> torch.device:
     except torch.distributed.DistError as error:
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise AmplifyError(
-            f"the ranks could not meet at {meeting}: {str(error).splitlines()[0]}. If another job holds that port, give "
+            f"the ranks could not meet at {meeting}: {str(error).splitlines()[0]}. If another job holds it, give "
             "the launcher another one with --master_port"
         ) from None
     return torch.device(accelerator.current_device_name())

@@ -69,8 +69,8 @@ class Score:
             f"{title}: perplexity {self.perplexity:.3f} ± {self.perplexity * self.loss_se:.3f}, accuracy "
             f"{self.accuracy:.1%}; residue frequencies alone {self.baseline_perplexity:.3f} ± "
             f"{self.baseline_perplexity * self.baseline_loss_se:.3f}\n"
-            f"    {abs(self.gain):.4f} ± {self.gain_se:.4f} nats {'below' if self.gain >= 0 else 'above'} the frequencies "
-            f"({standard_errors:.0f} standard errors)"
+            f"    {abs(self.gain):.4f} ± {self.gain_se:.4f} nats {'below' if self.gain >= 0 else 'above'} the "
+            f"frequencies ({standard_errors:.0f} standard errors)"
         )
 
 

@@ -43,4 +43,3 @@ def append(file: Path, records: Iterable[dict[str, Any]]) -> None:
     """Add JSON lines to a file."""
     with writing(file), open(file, "a") as out:
         out.writelines(json.dumps(record) + "\n" for record in records)
-

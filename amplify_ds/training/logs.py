@@ -1,4 +1,4 @@
-"""What each rank says: all of it in RUN/logs/rank-00003.log; on the console rank 0, and errors of any with rank and host.
+"""What each rank says: all in RUN/logs/rank-00003.log; on the console rank 0, and errors of any with rank and host.
 
 A log goes on when the run does. Rank 0 speaks in both places, but its bar of progress stays on the console. The others
 have standard output and error replaced by their log, also for libraries in C.

@@ -40,7 +40,8 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     others = [p.name for p in output.iterdir() if not p.name.startswith(".")] if output.is_dir() else []
     if others and not description.exists():
         raise AmplifyError(
-            f"{output}: holds other files ({', '.join(sorted(others)[:3])}) and no {DESCRIPTION}; choose another --output"
+            f"{output}: holds other files ({', '.join(sorted(others)[:3])}) and no {DESCRIPTION}; choose another "
+            "--output"
         )
     output.mkdir(parents=True, exist_ok=True)
     lock = open(output / ".lock", "w")
@@ -133,6 +134,6 @@ def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tu
     if differing := sorted({name for name, _ in set(found.items()) ^ set(expected.items())}):
         name = differing[0]
         raise AmplifyError(
-            f"--init-from {source}: holds the weights of another model: {len(differing)} tensors differ, such as {name}: "
+            f"--init-from {source}: holds the weights of another model: {len(differing)} tensors differ, as {name}: "
             f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}. Choose the recipe of that model."
         )

@@ -4,7 +4,7 @@
     every so often: log | evaluate | checkpoint
 
 The state of a run is its weights, AdamW's moments and one integer, the number of batches read: data and masks are pure
-functions of it, the learning rate is one of the steps taken, which are fewer where an update was not applied (guards.py).
+functions of it, the learning rate is one of the steps taken, fewer where an update was not applied (guards.py).
 Sums for the log stay on the device; they are copied to the host at logging steps only.
 """
 
@@ -275,7 +275,9 @@ class Trainer:
         if self.leader:
             self.writer.start(gathered, state)
         self.saved = True
-        self.report.events.add_scalar("checkpoint/seconds_training_waited", time.perf_counter() - began, self.progress.step)
+        self.report.events.add_scalar(
+            "checkpoint/seconds_training_waited", time.perf_counter() - began, self.progress.step
+        )
 
     def _finish(self) -> dict[str, Any]:
         """Collective."""
@@ -298,6 +300,7 @@ class Trainer:
             write_json(self.output / runs.RESULT, result)
         self._leave()
         return result
+
 
 def _host_copy(x: torch.Tensor) -> torch.Tensor:
     return x.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -182,7 +182,9 @@ class Watchdog:
         if _claim(report, content):
             report_error(self._message(verdict, after, states, still))
         else:
-            report_error(f"rank {self.rank} ends with code {STALLED}: training stood still for {still:.0f} s, see {report}")
+            report_error(
+                f"rank {self.rank} ends with code {STALLED}: training stood still for {still:.0f} s, see {report}"
+            )
         for rank in verdict.ranks if verdict.silent else ():
             self._kill(after.get(rank))
 

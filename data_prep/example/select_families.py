@@ -44,9 +44,29 @@ def cluster(sequences, identity, coverage):
         fasta = Path(folder, "input.fasta")
         fasta.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences)))
         subprocess.run(
-            ["mmseqs", "easy-cluster", str(fasta), f"{folder}/families", f"{folder}/tmp",
-             "--min-seq-id", str(identity), "-c", str(coverage), "--cov-mode", "1",
-             "--cluster-mode", "2", "-s", "7", "--threads", "1", "-v", "1"], check=True)
+            [
+                "mmseqs",
+                "easy-cluster",
+                str(fasta),
+                f"{folder}/families",
+                f"{folder}/tmp",
+                "--min-seq-id",
+                str(identity),
+                "-c",
+                str(coverage),
+                "--cov-mode",
+                "1",
+                "--cluster-mode",
+                "2",
+                "-s",
+                "7",
+                "--threads",
+                "1",
+                "-v",
+                "1",
+            ],
+            check=True,
+        )
         families = defaultdict(list)
         for line in Path(folder, "families_cluster.tsv").read_text().splitlines():
             representative, member = line.split("\t")
@@ -75,26 +95,30 @@ def write(path, sequences, headers):
     lines = []
     for sequence in sequences:
         lines.append(f">{headers[sequence]}")
-        lines += [sequence[i:i + COLUMNS] for i in range(0, len(sequence), COLUMNS)]
+        lines += [sequence[i : i + COLUMNS] for i in range(0, len(sequence), COLUMNS)]
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="FASTA of UniProt entries, plain or compressed")
-    parser.add_argument("output", type=Path,
-                        help="folder for train.fasta.gz and validation.fasta.gz")
-    parser.add_argument("--max-length", type=int, default=125,
-                        help="longest protein kept, in residues (default %(default)s)")
-    parser.add_argument("--identity", type=float, default=0.3,
-                        help="least identity to the family's representative (default %(default)s)")
-    parser.add_argument("--coverage", type=float, default=0.7,
-                        help="least covered part of a member (default %(default)s)")
-    parser.add_argument("--min-members", type=int, default=3,
-                        help="smallest family kept (default %(default)s)")
-    parser.add_argument("--min-held-out", type=int, default=4,
-                        help="smallest family with a member held out (default %(default)s)")
+    parser.add_argument("output", type=Path, help="folder for train.fasta.gz and validation.fasta.gz")
+    parser.add_argument(
+        "--max-length", type=int, default=125, help="longest protein kept, in residues (default %(default)s)"
+    )
+    parser.add_argument(
+        "--identity",
+        type=float,
+        default=0.3,
+        help="least identity to the family's representative (default %(default)s)",
+    )
+    parser.add_argument(
+        "--coverage", type=float, default=0.7, help="least covered part of a member (default %(default)s)"
+    )
+    parser.add_argument("--min-members", type=int, default=3, help="smallest family kept (default %(default)s)")
+    parser.add_argument(
+        "--min-held-out", type=int, default=4, help="smallest family with a member held out (default %(default)s)"
+    )
     args = parser.parse_args()
 
     headers = read_clean(args.input, args.max_length)
