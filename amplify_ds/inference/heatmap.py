@@ -9,7 +9,7 @@ import numpy as np
 from amplify_ds.vocab import TOKENS, UNK
 
 ORDER = "GAVLIMFWPSTCYNQDEKRH"  # hydrophobic, polar, negative, positive: neighbours are alike
-_ACROSS = 100  # positions in a line of the picture
+_MOST_ACROSS = 120  # positions in a line of the picture; lines are of equal length
 LONGEST = 10_000  # positions: matplotlib draws at most 65,536 pixels in a direction
 
 
@@ -30,18 +30,19 @@ def draw(path: Path, name: str, tokens: np.ndarray, log_p: np.ndarray, one_pass:
     values = effects(tokens, log_p)
     limit = float(np.nanquantile(np.abs(values), 0.99)) if np.isfinite(values).any() else 1.0
     count = len(tokens)
-    lines, across = -(-count // _ACROSS), min(count, _ACROSS)
+    lines = -(-count // _MOST_ACROSS)
+    across = -(-count // lines)
     method = "wild-type-marginal, one pass" if one_pass else "masked-marginal"
     with plt.rc_context({"font.size": 9, "savefig.dpi": 150}):
         size = (1.9 + 0.115 * max(across, 45), 0.9 + 3.0 * lines)
         figure, panels = plt.subplots(lines, 1, figsize=size, squeeze=False, layout="constrained")
         colours = plt.get_cmap("RdBu").with_extremes(bad="0.85")
         for line, axes in enumerate(panels[:, 0]):
-            begin = line * _ACROSS
-            part = values[:, begin : begin + _ACROSS]
+            begin = line * across
+            part = values[:, begin : begin + across]
             edges = (begin + 0.5, begin + part.shape[1] + 0.5, len(ORDER) - 0.5, -0.5)
             image = axes.imshow(part, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", extent=edges)
-            letters = [TOKENS[token] for token in tokens[begin : begin + _ACROSS]]
+            letters = [TOKENS[token] for token in tokens[begin : begin + across]]
             marks = [(begin + i + 1, ORDER.index(x)) for i, x in enumerate(letters) if x in ORDER]
             axes.plot(*zip(*marks) if marks else ([], []), ".", color="black", markersize=2.5)
             axes.set_yticks(range(len(ORDER)), ORDER, fontsize=7, family="monospace")
