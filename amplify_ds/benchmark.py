@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from amplify_ds.benchmarks import embed, loader, prep, start
+from amplify_ds.benchmarks import embed, loader, prep, start, train
 from amplify_ds.errors import command
 
 PARTS = {
     "prep": (prep, "data preparation: speed, memory, scaling"),
     "loader": (loader, "training batches a second, beside Hugging Face's collator"),
+    "train": (train, "training steps, beside the padded way and the matrix products alone"),
     "embed": (embed, "embeddings a second, beside a padded loop"),
     "start": (start, "reaching a far step of a large data set: time, memory"),
 }

@@ -1,0 +1,228 @@
+"""The contestants of the benchmark of training, each the only one in its process.
+
+`step` takes one optimizer step: seconds, residues and FLOPs of the model. `parts` does so once more and says how long
+each part took. `memory`: the peak, in bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import amplify_ds
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches, training_loader
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training import plan
+from amplify_ds.training.metrics import model_flops, peak_memory
+
+INDEPENDENT = Path(amplify_ds.__file__).parents[1] / "tests/reference_amplify.py"
+COLLECTIVES = (
+    "all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "_all_gather_base", "broadcast", "reduce",
+    "all_gather",
+)  # fmt: skip
+
+
+class Contestant:
+    def __init__(self, run: RunConfig, rows: int, rank: int, ranks: int, threads: int):
+        torch.set_num_threads(threads)
+        self.run = run
+        mixture = plan.training_sources(run)
+        self.config = plan.model_config(run, mixture.max_length)
+        self.device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.precision = plan.resolve_precision(run.training.precision, self.device.type)
+        cut = BatchPlan(rows * ranks, rows, 1, rank, ranks)
+        self.batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
+        self.loader = training_loader(self.batches, 0, 0, self.device.type == "cuda")
+        self.times: dict[str, float] = {}
+        torch.manual_seed(run.training.seed)
+        self.build(ranks)
+
+    def step(self) -> dict[str, float]:
+        self._wait()
+        began = time.perf_counter()
+        batch = self.take()
+        self._wait()
+        seconds = time.perf_counter() - began
+        lengths = batch.cu_seqlens.diff().double()
+        return {
+            "seconds": seconds, "residues": batch.residues, "windows": int((lengths > 0).sum()),
+            "flops": model_flops(self.config, batch.tokens, lengths.square().sum().item()),
+        }  # fmt: skip
+
+    def parts(self) -> dict[str, float]:
+        self.times = dict.fromkeys(("data", "forward", "backward", "communication", "optimizer", "host sync"), 0.0)
+        self.take()
+        found = self.times
+        found["backward"] -= found.pop("communication in backward", 0.0)
+        found["optimizer"] -= found.pop("communication in optimizer", 0.0)
+        self.times = {}
+        return found
+
+    def memory(self) -> dict[str, float]:
+        return {"memory": peak_memory(self.device)}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time what happens inside, when parts are asked for."""
+        if not self.times:
+            yield
+            return
+        self._wait()
+        began, self.within = time.perf_counter(), name
+        yield
+        self._wait()
+        self.times[name] += time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def build(self, ranks: int) -> None:
+        raise NotImplementedError
+
+    def take(self) -> PackedBatch:
+        raise NotImplementedError
+
+
+class Padded(Contestant):
+    """The published code's way, by the independent model that the tests use."""
+
+    def build(self, ranks: int) -> None:
+        if not INDEPENDENT.exists():
+            raise AmplifyError(f"{INDEPENDENT}: is not there; this benchmark runs in a clone of the repository")
+        found = importlib.util.spec_from_file_location("reference_amplify", INDEPENDENT)
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        shape = self.run.model
+        self.model = module.ReferenceAMPLIFY(
+            27, shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size,
+            shape.norm_eps,
+        ).to(self.device)  # fmt: skip
+        settings = self.run.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )  # fmt: skip
+
+    def take(self) -> PackedBatch:
+        with self.part("data"):
+            batch = next(self.loader)
+            ids, seen, labels = (x.to(self.device) for x in self.pad(batch))
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with self.part("forward"), half:
+            logits = self.model(ids, seen)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        with self.part("backward"):
+            loss.backward()
+        with self.part("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.optimizer.gradient_clipping)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        with self.part("host sync"):
+            loss.item()
+        return batch
+
+    def pad(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[B, L] each: ids, which are tokens, labels."""
+        ends = batch.cu_seqlens[batch.cu_seqlens <= batch.tokens].unique().tolist()
+        flat = torch.full((batch.input_ids.numel(),), -100)
+        flat[batch.masked_positions] = batch.labels
+        shape = len(ends) - 1, batch.max_seqlen
+        ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
+        for row, (begin, end) in enumerate(zip(ends, ends[1:])):
+            ids[row, : end - begin], labels[row, : end - begin] = batch.input_ids[begin:end], flat[begin:end]
+        return ids, ids != 0, labels
+
+
+class Ours(Contestant):
+    """The training path."""
+
+    def build(self, ranks: int) -> None:
+        from amplify_ds.model.modeling_amplify import AMPLIFY
+        from amplify_ds.training import engine
+
+        self.device = engine.start_ranks()
+        model = AMPLIFY(self.config)
+        zero = {"zero_optimization": {"stage": 1}}
+        self.engine = engine.Engine(model, self.run, zero, 1, self.precision, self.device)
+        for name in COLLECTIVES:
+            setattr(torch.distributed, name, self._timed(getattr(torch.distributed, name)))
+
+    def take(self) -> PackedBatch:
+        from amplify_ds.training.trainer import masked_language_loss
+
+        with self.part("data"):
+            batch = next(self.loader).to(self.device)
+        self.engine.step(self._losses(batch, masked_language_loss), self.run.optimizer.lr)
+        if self.times:  # what the engine did after the loss was handed over is backward, then the optimizer
+            self.times["optimizer"] = time.perf_counter() - self._handed - self.times["backward"]
+        return batch
+
+    def _losses(self, batch: PackedBatch, loss_of) -> Iterator[torch.Tensor]:
+        with self.part("forward"):
+            loss, _ = loss_of(self.engine.forward(**batch.model_inputs()).logits, batch.labels, 1)
+        if self.times:
+            backward = self.engine._engine.backward
+
+            def timed(loss):
+                with self.part("backward"):
+                    backward(loss)
+                self.within = "optimizer"
+
+            self.engine._engine.backward = timed
+            self._handed = time.perf_counter()
+        yield loss
+        if self.times:
+            self.engine._engine.backward = backward
+
+    def _timed(self, collective):
+        def call(*arguments, **options):
+            began = time.perf_counter()
+            done = collective(*arguments, **options)
+            if self.times:
+                self._wait()
+                seconds = time.perf_counter() - began
+                self.times["communication"] += seconds
+                key = f"communication in {self.within}"
+                self.times[key] = self.times.get(key, 0.0) + seconds
+            return done
+
+        return call
+
+
+class Matrices(Contestant):
+    """The matrix products of one block, as often as there are blocks."""
+
+    def build(self, ranks: int) -> None:
+        size, width = self.config.hidden_size, self.config.ffn_size
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        shapes = [(size, size)] * 4 + [(size, 2 * width), (width, size)]
+        rows = self.batches.plan.micro_rows * self.batches.mixture.row_tokens
+        make = dict(device=self.device, dtype=dtype)
+        self.products = [
+            (torch.randn(rows, a, **make), torch.randn(b, a, **make), torch.randn(rows, b, **make)) for a, b in shapes
+        ]
+
+    def step(self) -> dict[str, float]:
+        self._wait()
+        began = time.perf_counter()
+        flops = 0.0
+        for _ in range(self.config.num_hidden_layers):
+            for x, weight, grad in self.products:
+                x @ weight.T
+                grad @ weight
+                grad.T @ x
+                flops += 6.0 * x.shape[0] * weight.numel()
+        self._wait()
+        return {"seconds": time.perf_counter() - began, "residues": 0, "windows": 0, "flops": flops}
+
+
+KINDS: dict[str, Any] = {"padded": Padded, "ours": Ours, "matrices": Matrices}
