@@ -10,7 +10,9 @@ from conftest import ROOT, python
 HELP = [
     "data_prep/build_shards.py", "data_prep/inspect_shards.py", "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py", "-m amplify_ds.train", "-m amplify_ds.evaluate",
-    "-m amplify_ds.export", "-m amplify_ds.embed", "-m amplify_ds.score", "-m amplify_ds.plot", "-m amplify_ds.replay",
+    "-m amplify_ds.export", "-m amplify_ds.embed", "-m amplify_ds.score", "-m amplify_ds.contacts",
+    "-m amplify_ds.contacts fit", "-m amplify_ds.contacts evaluate", "-m amplify_ds.contacts predict",
+    "-m amplify_ds.plot", "-m amplify_ds.replay",
     "-m amplify_ds.checkpoints", "launch/try_export.py",
 ]  # fmt: skip
 
@@ -71,8 +73,8 @@ LAYERS = [
     {"inference"},
     {"benchmarks"},
     {
-        "train", "evaluate", "export", "embed", "score", "plot", "benchmark", "replay", "checkpoints", "launch",
-        "preflight",
+        "train", "evaluate", "export", "embed", "score", "contacts", "plot", "benchmark", "replay", "checkpoints",
+        "launch", "preflight",
     },  # fmt: skip
 ]  # each imports from those above it and from its own
 
