@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -105,8 +106,9 @@ def _add_predict(parser) -> None:
 
 
 def _fit(parser, arguments) -> list[str]:
-    if arguments.inverse_strength <= 0 or arguments.seed < 0 or (arguments.pairs_per_protein or 1) < 1:
-        parser.error("--inverse-strength and --pairs-per-protein must be above 0, --seed 0 or more")
+    counted = arguments.pairs_per_protein is None or arguments.pairs_per_protein > 0
+    if not 0 < arguments.inverse_strength < math.inf or not counted or not 0 <= arguments.seed < 2**32:
+        parser.error("--inverse-strength and --pairs-per-protein must be above 0, --seed 0 to 4294967295")
     reader, targets, _ = _prepare(arguments, arguments.output)
     from amplify_ds.inference.contacts import head as heads
     from amplify_ds.inference.contacts.jobs import Fitting, fit_head

@@ -52,7 +52,7 @@ def fit_head(
     if needed > there:
         raise AmplifyError(
             f"{count:,} pairs of {shape[0]} layers of {shape[1]} heads need {needed / 2**30:.1f} GiB, "
-            f"{there / 2**30:.1f} GiB are free: give fewer proteins, or fit on some pairs of each with --pairs-per-protein"
+            f"{there / 2**30:.1f} GiB are free: give fewer proteins, or fit on some pairs of each (--pairs-per-protein)"
         )
     features = np.empty((count, *shape), np.float64)
     contacts = np.empty(count, bool)

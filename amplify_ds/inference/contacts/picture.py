@@ -38,7 +38,7 @@ def draw(path: Path, target: Target, probability: np.ndarray) -> None:
         axes.plot([0.5, count + 0.5], [0.5, count + 0.5], color="0.6", linewidth=0.6)
         axes.set_xlabel("residue")
         axes.set_ylabel("residue")
-        below = f"below: contacts in the structure (C-beta < {THRESHOLD:g} Å), grey: unknown"
+        below = f"below: known contacts (C-beta < {THRESHOLD:g} Å), grey: unknown"
         title = f"{target.name}: predicted contacts"
         axes.set_title(title if target.contacts is None else f"{title} (above the diagonal)\n{below}", fontsize=9)
         figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02).set_label("predicted probability of contact")
