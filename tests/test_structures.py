@@ -110,6 +110,12 @@ def test_files_that_are_no_structure(tmp_path, name, text, message):
     assert str(path) in str(error.value)
 
 
+def test_names_that_are_no_text(tmp_path):
+    (tmp_path / "a.pdb").write_bytes(pdb(NAMES, PLACES).encode().replace(b" TRP A   6", b" T\xc6P A   6"))
+    with pytest.raises(AmplifyError, match="a.pdb: cannot be read as PDB or mmCIF"):
+        structures.read_structure(tmp_path / "a.pdb")
+
+
 def test_folders_and_what_is_not_there(tmp_path):
     with pytest.raises(AmplifyError, match="holds no structure; expected files ending in .pdb"):
         from_structures([str(tmp_path)], lambda n: None)

@@ -26,8 +26,8 @@ from amplify_ds.inference.model import Reader
 from amplify_ds.inference.resumable import finish, refuse_existing, resumable
 
 Progress = Callable[[int], object]
-# Bytes for each number: the float64 here, and twice an index and a value, by rows and by columns, in liblinear. Measured
-# with scikit-learn 1.9: 41.
+# Bytes for each number: the float64 here, and twice an index and a value, by rows and by columns, in liblinear (41 were
+# measured with scikit-learn 1.9).
 _BYTES = 8 + 2 * 16
 
 

@@ -53,8 +53,12 @@ def read_structure(path: Path, chain: str | None = None) -> tuple[str, np.ndarra
         structure = gemmi.read_structure(str(path))
         structure.setup_entities()
         structure.assign_label_seq_id()
-    except (ValueError, RuntimeError, OSError, IndexError) as error:
+        return _sequence_and_contacts(path, structure, chain)
+    except (ValueError, RuntimeError, OSError, IndexError) as error:  # names that are no text fail when they are used
         raise AmplifyError(f"{path}: cannot be read as PDB or mmCIF: {error}") from None
+
+
+def _sequence_and_contacts(path: Path, structure: gemmi.Structure, chain: str | None) -> tuple[str, np.ndarray]:
     polymer = _polymer(path, structure, chain)
     entity = structure.get_entity_of(polymer)
     residues = list(polymer.first_conformer())
