@@ -2,114 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
-
-DESCRIPTION = """\
-Which residues of a protein touch? A logistic regression on the model's attention maps says, after a few proteins of
-known structure have shown it which heads to listen to (Rao et al. 2021; 20 proteins there). Two residues are in
-contact where their C-betas are less than 8 A apart; pairs nearer than 6 along the chain neither train nor count.
-
-  python -m amplify_ds.contacts fit --model exported/first --structures training/ --output head.json
-  python -m amplify_ds.contacts evaluate --head head.json --structures test/ --csv precisions.csv
-  python -m amplify_ds.contacts predict --head head.json --input proteins.fasta --output contacts.npz
-  python -m amplify_ds.contacts predict --head head.json --structures 1abc.cif:A --plot contacts.png
-
-`fit --help` and so on show the flags. The file of a head is JSON, and is refused for another model than its own.
-"""
-
-STRUCTURES = """\
---structures: PDB or mmCIF, plain or gzip: a folder, FILE, or FILE:CHAIN where a file has several protein chains. The
-sequence is that of the experiment; pairs of residues without coordinates are left out.
---contacts: a folder with NAME.txt (a line "i j" for each contact, residues from 1) or NAME.npy (a matrix of 1, 0 and
--1 for unknown) for each protein NAME of the FASTA file --input.
-"""
-EVALUATE = """\
-Precision of the L, L/2 and L/5 likeliest pairs, L residues with coordinates, at short (6 to 11), medium (12 to 23) and
-long (24 and more) range: the mean over proteins and its standard error. chance: the precision of knowing nothing.
-
-  python -m amplify_ds.contacts evaluate --head head.json --structures test/*.cif --json precisions.json
-"""
-FIT = """\
-Fit the regression (L1 penalty, liblinear) to proteins of known structure: about 20 will do. Attention is computed once
-a protein, in float32. Memory: 40 bytes for each pair of residues, layer and head, which for 20 proteins of 250 residues
-is 6 GB with the 120M and 12 GB with the 350M; --pairs-per-protein makes it less.
-
-  python -m amplify_ds.contacts fit --model chandar-lab/AMPLIFY_120M --structures training/*.cif --output head.json
-"""
-PREDICT = """\
-Probabilities of contact for every pair of residues: an .npz with a float16 matrix for each protein under its name, or a
-picture of one. Nearer than 6 along the chain they mean little. Interrupted, the same command continues.
-
-  python -m amplify_ds.contacts predict --head head.json --input proteins.fasta --output contacts.npz
-"""
+from amplify_ds.inference.contacts.arguments import parse
 
 
 def main() -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="amplify_ds.contacts", description=DESCRIPTION, formatter_class=raw)
-    commands = parser.add_subparsers(required=True, metavar="fit|evaluate|predict")
-    for name, work, text in (("fit", _fit, FIT), ("evaluate", _evaluate, EVALUATE), ("predict", _predict, PREDICT)):
-        part = commands.add_parser(name, description=text, epilog=STRUCTURES, formatter_class=raw)
-        part.set_defaults(work=work, command=name)
-        model = "a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name)"
-        if name == "fit":
-            part.add_argument("--model", required=True, metavar="FOLDER_OR_HUB", help=model)
-        else:
-            part.add_argument("--head", required=True, type=Path, metavar="JSON", help="what `fit` wrote")
-            part.add_argument("--model", metavar="FOLDER_OR_HUB", help=f"{model} (default: where `fit` found it)")
-        proteins = part.add_mutually_exclusive_group(required=True)
-        proteins.add_argument("--structures", nargs="+", metavar="PATH", help="proteins of known structure, see below")
-        proteins.add_argument("--input", type=Path, metavar="FASTA", help="proteins; plain, gzip, zstd, xz …")
-        part.add_argument("--contacts", type=Path, metavar="FOLDER", help="known contacts of --input, see below")
-        part.add_argument("--skip-long", action="store_true", help="leave out proteins longer than the model's limit")
-        part.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")
-        part.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
-        {"fit": _add_fit, "evaluate": _add_evaluate, "predict": _add_predict}[name](part)
-    arguments = parser.parse_args()
-    if arguments.contacts and not arguments.input:
-        parser.error("--contacts are those of the proteins of --input")
-    if arguments.command != "predict" and arguments.input and not arguments.contacts:
-        parser.error(f"{arguments.command} needs known contacts: --structures, or --contacts beside --input")
-    print("\n".join(arguments.work(parser, arguments)))
+    arguments = parse()
+    work = {"fit": _fit, "evaluate": _evaluate, "predict": _predict}[arguments.command]
+    print("\n".join(work(arguments)))
     return 0
 
 
-def _add_fit(parser) -> None:
-    parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="to write; it must not exist")
-    parser.add_argument(
-        "--inverse-strength", type=float, default=0.15, metavar="C", help="of the L1 penalty (default: 0.15)"
-    )
-    parser.add_argument(
-        "--pairs-per-protein",
-        type=int,
-        metavar="N",
-        help="fit on N pairs of each, drawn at random (default: all)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that draw and of the solver (default: 0)")
-
-
-def _add_evaluate(parser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table, too; it must not exist")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each protein; it must not exist")
-
-
-def _add_predict(parser) -> None:
-    parser.add_argument("--output", type=Path, metavar="NPZ", help="to write; it must not exist")
-    parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="to draw; it must not exist; known contacts stand below the diagonal"
-    )
-    parser.add_argument("--protein", metavar="NAME", help="to draw, where there are several")
-
-
-def _fit(parser, arguments) -> list[str]:
-    counted = arguments.pairs_per_protein is None or arguments.pairs_per_protein > 0
-    if not 0 < arguments.inverse_strength < math.inf or not counted or not 0 <= arguments.seed < 2**32:
-        parser.error("--inverse-strength and --pairs-per-protein must be above 0, --seed 0 to 4294967295")
+def _fit(arguments) -> list[str]:
     reader, targets, _ = _prepare(arguments, arguments.output)
     from amplify_ds.inference.contacts import head as heads
     from amplify_ds.inference.contacts.jobs import Fitting, fit_head
@@ -129,7 +36,7 @@ def _fit(parser, arguments) -> list[str]:
     ]
 
 
-def _evaluate(parser, arguments) -> list[str]:
+def _evaluate(arguments) -> list[str]:
     head = _head(arguments)
     reader, targets, _ = _prepare(arguments, arguments.json, arguments.csv)
     head.check_model(reader, str(arguments.head))
@@ -156,9 +63,7 @@ def _evaluate(parser, arguments) -> list[str]:
     return lines
 
 
-def _predict(parser, arguments) -> list[str]:
-    if not (arguments.output or arguments.plot) or (arguments.protein and not arguments.plot):
-        parser.error("give --output, --plot or both; --protein names the protein that --plot draws")
+def _predict(arguments) -> list[str]:
     head = _head(arguments)
     reader, targets, contents = _prepare(arguments, arguments.output, arguments.plot)
     head.check_model(reader, str(arguments.head))
