@@ -3,7 +3,9 @@
 Ranges by separation along the chain, as CASP has them: short 6 to 11, medium 12 to 23, long 24 and more. L is the
 number of residues with coordinates. Only pairs that are known are ranked; equals are ranked in the order of (i, j). L/k
 is rounded down, and at least 1; where a protein has fewer pairs in a range than that, all are taken, and where it has
-none its precision is nan and left out of the mean. `chance` is the share of contacts among all pairs of the range: the
+none its precision is nan and left out of the mean. One with pairs but no contact in a range counts as 0 there. Whether
+the published figures treat L, short proteins and those without contacts in just this way is not known here; between
+models compare numbers of this command. `chance` is the share of contacts among all pairs of the range: the
 precision of a ranking that knows nothing.
 """
 
