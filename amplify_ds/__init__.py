@@ -3,6 +3,7 @@
     amplify_ds.embed(model, sequences)                embeddings
     amplify_ds.score(model, sequences)                pseudo-perplexities
     amplify_ds.mutation_effects(model, protein, …)    effects of mutations
+    amplify_ds.contacts(model, head, sequences)       probabilities of contact between residues
     amplify_ds.load(model)                            a model that these take, loaded once
 
 They are imported when first used (the commands of the same names are run, not imported).
@@ -10,7 +11,7 @@ They are imported when first used (the commands of the same names are run, not i
 
 __version__ = "0.1.0"
 
-_PLACES = {"embed": "api", "score": "api", "mutation_effects": "api", "load": "model"}
+_PLACES = {"embed": "api", "score": "api", "mutation_effects": "api", "contacts": "api", "load": "model"}
 
 
 def __getattr__(name: str):

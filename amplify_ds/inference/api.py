@@ -1,4 +1,4 @@
-"""The calls for Python: `amplify_ds.embed`, `amplify_ds.score`, `amplify_ds.mutation_effects`. All is in memory."""
+"""The calls for Python: `amplify_ds.embed`, `score`, `mutation_effects`, `contacts`. All is in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import numpy as np
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import model, mutations, reading, scores
+from amplify_ds.inference.contacts import jobs as contact_jobs
+from amplify_ds.inference.contacts.head import read as read_head
+from amplify_ds.inference.contacts.targets import Target, fitting
 from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.jobs import protein_chunks
 
@@ -91,3 +94,22 @@ def mutation_effects(
         log_p[positions[begin : begin + len(found)]] = found
         begin += len(found)
     return np.array([mutations.effect(changes, log_p) for changes in parsed])
+
+
+def contacts(
+    model_name: str | Path | model.Reader, head: str | Path, sequences: str | Path | Mapping[str, str] | Iterable[str],
+    strict: bool = False, device: str | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """{name: float32 [n, n]}: the probability of contact of each pair of residues, from a head that
+    `python -m amplify_ds.contacts fit` made of this model. Other arguments as for `embed`; computed in float32.
+
+    Raises AmplifyError for a head of another model, and for a protein longer than the model's limit.
+    """
+    records = reading.records_of(sequences)
+    reading.check(records, strict)
+    found = read_head(Path(head))
+    reader = model_name if isinstance(model_name, model.Reader) else model.load(model_name, device, "fp32")
+    found.check_model(reader, str(head))
+    targets = [Target(*protein) for protein in reading.proteins(records)]
+    fitting(targets, reader.max_length, skip_long=False)
+    return {target.name: contact_jobs.predict(reader, found, target.tokens) for target in targets}

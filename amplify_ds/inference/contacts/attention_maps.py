@@ -1,0 +1,74 @@
+"""Attention maps of a protein, layer by layer, as features of contacts.
+
+The model's own attention is fused and never holds its probabilities. Here they are computed beside it, from the
+projections and the rotation of each block, in float32, for one protein at a time: softmax(q·k / √D) over all tokens;
+then the rows and columns of <bos> and <eos> are cut off, without scaling anew, each map is made symmetric (A + Aᵀ), and
+the average product correction takes away what the two residues attract whatever their partner:
+
+    a_ij - a_i. · a_.j / a_..       (Dunn, Wahl and Gloor 2008, Bioinformatics 24:333)
+
+The order of these steps is that of Rao et al. 2021, "Transformer protein language models are unsupervised structure
+learners" (ICLR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.embeddings import framed
+from amplify_ds.inference.model import Reader
+from amplify_ds.model.attention import Segments
+from amplify_ds.model.modeling_amplify import rotary_angles, rotate
+
+
+def contact_features(reader: Reader, tokens: np.ndarray) -> Iterator[torch.Tensor]:
+    """Yield float32 [N, n, n] for each layer: the corrected maps of its N heads, for a protein of n residues.
+
+    tokens: uint8 [n], without <bos> and <eos>. One layer is in memory at a time. Raises AmplifyError where the protein
+    does not fit into one window, and for a model that is not in float32.
+    """
+    require_float32(reader)
+    if len(tokens) + 2 > reader.max_length:
+        raise AmplifyError(
+            f"a protein of {len(tokens):,} residues does not fit into the model's {reader.max_length:,} tokens"
+        )
+    for attention in attention_maps(reader, framed(tokens)):
+        yield average_product_corrected(symmetric(attention[:, 1:-1, 1:-1]))
+
+
+def require_float32(reader: Reader) -> None:
+    if reader.model.dtype != torch.float32:
+        raise AmplifyError('contacts are read from attention in float32: load the model with precision="fp32"')
+
+
+@torch.inference_mode()
+def attention_maps(reader: Reader, window: np.ndarray) -> Iterator[torch.Tensor]:
+    """Yield float32 [N, T, T] for each layer: what each of T tokens (rows) sees of each (columns); rows sum to 1."""
+    head_size = reader.model.config.head_size
+    ids = torch.from_numpy(window.astype(np.int64)).to(reader.device)
+    rotation = rotary_angles(torch.arange(len(ids), device=reader.device), head_size)
+    segments = Segments(torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
+    x = reader.model.encoder(ids)
+    for block in reader.model.transformer_encoder:
+        normed = block.attention_norm(x)
+        query, key = (
+            rotate(f(normed).unflatten(-1, (-1, head_size)), rotation).float().transpose(0, 1)  # [N, T, D]
+            for f in (block.q, block.k)
+        )
+        yield (query @ key.mT * head_size**-0.5).softmax(-1)
+        x = block(x, rotation, segments, None)
+
+
+def symmetric(maps: torch.Tensor) -> torch.Tensor:
+    return maps + maps.mT
+
+
+def average_product_corrected(maps: torch.Tensor) -> torch.Tensor:
+    """[N, n, n] of symmetric maps; one that is zero everywhere (all attention went to <bos> or <eos>) stays zero."""
+    sums = maps.sum(-1, keepdim=True)
+    total = sums.sum(-2, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    return maps - sums * sums.mT / total  # in this order the result is symmetric to the bit
