@@ -22,6 +22,7 @@ from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches, trai
 from amplify_ds.errors import AmplifyError
 from amplify_ds.training import plan
 from amplify_ds.training.metrics import model_flops, peak_memory
+from amplify_ds.vocab import PAD
 
 INDEPENDENT = Path(amplify_ds.__file__).parents[1] / "tests/reference_amplify.py"
 COLLECTIVES = (
@@ -132,14 +133,16 @@ class Padded(Contestant):
 
     def pad(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, L] each: ids, which are tokens, labels."""
-        ends = batch.cu_seqlens[batch.cu_seqlens <= batch.tokens].unique().tolist()
+        ends = batch.cu_seqlens.tolist()
+        windows = [(a, b) for a, b in zip(ends, ends[1:]) if (batch.input_ids[a:b] != PAD).any()]  # not what fills rows
         flat = torch.full((batch.input_ids.numel(),), -100)
         flat[batch.masked_positions] = batch.labels
-        shape = len(ends) - 1, batch.max_seqlen
+        shape = len(windows), batch.max_seqlen
         ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
-        for row, (begin, end) in enumerate(zip(ends, ends[1:])):
+        lengths = torch.tensor([end - begin for begin, end in windows])  # a masked place may hold a random <pad>
+        for row, (begin, end) in enumerate(windows):
             ids[row, : end - begin], labels[row, : end - begin] = batch.input_ids[begin:end], flat[begin:end]
-        return ids, ids != 0, labels
+        return ids, torch.arange(batch.max_seqlen) < lengths[:, None], labels
 
 
 class Ours(Contestant):
