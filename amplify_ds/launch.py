@@ -108,6 +108,10 @@ def main(signals: Signals) -> int:
         raise AmplifyError(
             f"--node_rank {options.node_rank}: {options.hostfile} names {len(hosts)} machines, from 0 on"
         )
+    if "--dry-run" in training:  # one process says it for all
+        ranks = sum(host.slots for host in hosts) or _ranks(options) or _gpus()
+        words = [sys.executable, "-m", "amplify_ds.train", *training]
+        os.execve(words[0], words, {**os.environ, "RANK": "0", "WORLD_SIZE": str(ranks)})
     supervisor, first = Supervisor(Path(run), signals), hosts[0].name if hosts else None
     for attempt in range(options.restarts + 1):
         if attempt:
@@ -140,7 +144,7 @@ def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch,
         cores = min((machine.cores for machine in machines), default=len(os.sched_getaffinity(0)))
         here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
         own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
-        if not launch.hosts:
+        if launch.node is None and not launch.by_ssh:
             meeting = Meeting(options.master_addr or "127.0.0.1", options.master_port or _free_port())
             if not _gpus():
                 own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")

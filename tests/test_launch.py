@@ -144,6 +144,24 @@ def test_one_machine_of_the_hostfile_is_never_another_one(tmp_path):
     assert "--num_accelerators" in here.words(Meeting("127.0.0.1", 1), tmp_path)
 
 
+def test_a_dry_run_of_many_machines_asks_none_of_them(shards, tmp_path):
+    (tmp_path / "hostfile").write_text("no-such-host.invalid slots=8\nneither.invalid slots=8\n")
+    words = [
+        "--hostfile",
+        tmp_path / "hostfile",
+        "--",
+        "--recipe",
+        "tiny",
+        "--data.train",
+        shards["train"],
+        "--dry-run",
+    ]
+    words += ["--training.global_batch_tokens", 16384, "--output", tmp_path / "run"]
+    result = python("-m", "amplify_ds.launch", *words)
+    assert result.returncode == 0 and "16, ZeRO stage 1" in result.stdout, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 FAMILY = """
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
