@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -119,6 +120,34 @@ def test_a_rank_that_is_stuck_is_named_with_the_line_where_it_stands(shards, tmp
     assert f"rank 0 on {os.uname().nodename}" in log and "step 4, waiting for data: it is behind the other ranks" in log
     assert "sitecustomize.py:" in log and "in slow" in log
     assert "rank 1 ends with code 70" in log and run.read("stalled.json")["silent"] is False
+
+
+LISTENING = """
+import sys, time
+from pathlib import Path
+from amplify_ds.training import stopping
+stopping.SECONDS_BETWEEN_LOOKS = 0.01
+stopping.listen_to_file(Path("."))
+time.sleep(1)
+sys.exit(stopping.requested())
+"""
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("", 0),
+        ("stop", 1),
+        ("SIGTERM of mine", 1),
+        ("SIGTERM of another", 0),
+        ("end of another", 0),
+        ("end of mine", 143),
+    ],
+)
+def test_a_stop_is_for_all_or_for_the_launch_that_it_names(tmp_path, text, code):
+    (tmp_path / ".stop").write_text(text + "\n")
+    names = {**os.environ, "AMPLIFY_LAUNCH": "mine", "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", LISTENING], cwd=tmp_path, env=names).returncode == code
 
 
 @pytest.mark.parametrize(

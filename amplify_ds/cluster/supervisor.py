@@ -68,7 +68,9 @@ class Supervisor:
         attempt, stalled, lost, outcome = start(), _Since(), _Since(), None
         while attempt.code() is None:
             if self.signals.asked:
-                self._write_stop(self.signals.asked[0].name)  # again and again: a rank that opens the run empties it
+                self._write_stop(
+                    f"{self.signals.asked[0].name} of {launch}"
+                )  # again and again: a rank that opens the run empties it
             if self.signals.kill or stalled(self._marks()[REPORT] != before[REPORT]) > SECONDS_AFTER_STALL:
                 attempt.kill()
             ended = attempt.ended_connections()
@@ -76,12 +78,12 @@ class Supervisor:
                 outcome = LOST
                 names = ", ".join(host.name for host in hosts if any(host.name in words for words in ended))
                 say(f"error: the connection to {names} or the ranks there have ended; ending the others")
-                self._write_stop(f"{END} {launch}")  # for ranks that nothing else reaches
+                self._write_stop(f"{END} of {launch}")  # for ranks that nothing else reaches
                 attempt.kill()
             attempt.look()
             time.sleep(SECONDS_BETWEEN_LOOKS)
         if not self.signals.asked and self._new(before) is None:
-            self._write_stop(f"{END} {launch}")
+            self._write_stop(f"{END} of {launch}")
         attempt.close(SECONDS_TO_SAVE if self.signals.asked and not self.signals.kill else SECONDS_TO_END)
         if self.signals.asked:
             self._write_stop("")

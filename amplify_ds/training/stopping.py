@@ -1,8 +1,9 @@
 """Stopping a run so that the same command continues it: asked at any moment, done at the next step boundary.
 
     asked    SIGTERM or SIGUSR1 to any rank, or any text in RUN/.stop (written by launch/train.sh: the run directory is
-             on the file system that all nodes share, and pdsh passes no signals on)
-    ended    "end NAME" in RUN/.stop: the launch of that name has failed; what is left of it ends at once
+             on the file system that all nodes share, and pdsh passes no signals on); "REASON of NAME" is for the ranks
+             of the launch of that name alone
+    ended    "end of NAME" in RUN/.stop: that launch has failed; what is left of it ends at once
     agreed   at a step boundary the ranks sum `requested()`, so that all of them stop at the same step
     done     checkpoint, RUN/stopped.json, exit code 75 on every rank
 
@@ -73,16 +74,16 @@ def _signalled(number: int, frame) -> None:
 
 
 def _read(path: Path) -> None:
-    launch = f"{END} {os.environ.get('AMPLIFY_LAUNCH')}"
     while True:
         try:
-            asked = path.read_text().strip()
+            reason, _, launch = path.read_text().strip().partition(" of ")
         except (OSError, ValueError):
-            asked = ""
-        if asked == launch:
-            os._exit(ENDED)
-        if asked and not asked.startswith(f"{END} ") and not _reasons:
-            _reasons.append(asked)
+            reason = launch = ""
+        if reason and launch in ("", os.environ.get("AMPLIFY_LAUNCH")):
+            if reason == END and launch:
+                os._exit(ENDED)
+            if not _reasons:
+                _reasons.append(reason)
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
