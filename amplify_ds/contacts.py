@@ -29,7 +29,9 @@ def _fit(arguments) -> list[str]:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     heads.save(head, arguments.output)
     used = sum(weight != 0 for row in head.weights for weight in row)
+    none = "note: no head of this model tells contacts of these proteins from other pairs; all pairs will be alike"
     return [
+        *([] if used else [none]),
         f"wrote {arguments.output}: {used:,} of {len(head.weights) * len(head.weights[0]):,} heads are used, fitted on "
         f"{len(targets):,} proteins, {head.fit['contacts']:,} contacts among {head.fit['pairs']:,} pairs",
         f"next: python -m amplify_ds.contacts evaluate --head {arguments.output} --structures OTHER_PROTEINS",
