@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 import tempfile
 import uuid
@@ -13,15 +12,16 @@ from pathlib import Path
 
 from amplify_ds.cluster.attempt import Attempt
 from amplify_ds.cluster.hostfile import read_hostfile
-from amplify_ds.cluster.launcher import Launch, Meeting
+from amplify_ds.cluster.launcher import PORT_WITHOUT_SSH, Launch, Meeting
 from amplify_ds.cluster.machines import SECONDS_FOR_HOSTS, remaining, that_take_part
-from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals, Supervisor, say
+from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals, Supervisor
 from amplify_ds.cluster.variables import CARRIED
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.errors import report as say
+from amplify_ds.processes import free_port
 
 MOST_RANKS = 8  # of this machine, without GPUs, when nobody says how many
 NOT_PASSED_ON = ("-i", "--include", "-e", "--exclude", "--num_nodes", "--num_gpus", "--num_accelerators")
-PORT = 29500  # where the ranks meet when nodes are started one by one: all must know it beforehand
 SECONDS_BEFORE_RESTART = 10
 
 DESCRIPTION = f"""\
@@ -75,7 +75,10 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
     )  # fmt: skip
     add("--master_addr", metavar="NAME", help="where the ranks meet (default: the hostfile's first machine)")
     add(
-        "--master_port", type=int, metavar="PORT", help=f"and at which port (default: a free one; with --no_ssh {PORT})"
+        "--master_port",
+        type=int,
+        metavar="PORT",
+        help=f"and at which port (default: a free one; with --no_ssh {PORT_WITHOUT_SSH})",
     )
     add("--no_ssh", action="store_true", help="start this node only; something else, such as srun, starts the others")
     add("--node_rank", type=int, metavar="N", help="with --no_ssh: this machine's place in the hostfile, from 0")
@@ -145,11 +148,11 @@ def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch,
         here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
         own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
         if launch.node is None and not launch.by_ssh:
-            meeting = Meeting(options.master_addr or "127.0.0.1", options.master_port or _free_port())
+            meeting = Meeting(options.master_addr or "127.0.0.1", options.master_port or free_port())
             if not _gpus():
                 own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
         else:
-            port = machines[0].free_port if machines else PORT
+            port = machines[0].free_port if machines else PORT_WITHOUT_SSH
             meeting = Meeting(options.master_addr or launch.hosts[0].name, options.master_port or port)
             if any(machine.gpus for machine in machines) and not any(host.is_here for host in launch.hosts):
                 os.environ.pop("DS_ACCELERATOR", None)  # "cpu" was meant for this machine, which takes no part
@@ -165,12 +168,6 @@ def _ranks(options: argparse.Namespace) -> int | None:
 def _gpus() -> int:
     """GPUs of this machine, as launch/environment.sh has counted them."""
     return int(os.environ.get("GPUS_HERE") or 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def _count(text: str) -> int:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from amplify_ds import train
 from amplify_ds.cluster.hostfile import Host, read_hostfile
 from amplify_ds.cluster.judge import CHECKS, Finding
+from amplify_ds.cluster.launcher import PORT_WITHOUT_SSH
 from amplify_ds.cluster.preflight import Asked, Found, Preflight
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.training import ds_config
@@ -29,7 +30,6 @@ to mend it. Exit code 0 if nothing failed.
 Checks:
 """
 OF_THE_RUN = ("shards", "output", "disk", "step")
-PORT_WITHOUT_SSH = 29500  # as bash launch/train.sh --no_ssh, where all must know it beforehand
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Worker processes that end with the command that started them, and a SIGTERM that ends it as Ctrl-C does."""
+"""Worker processes that end with the command that started them, a SIGTERM that ends it as Ctrl-C does, a free port."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -49,6 +50,13 @@ def end_with_parent() -> None:
     """From now on the kernel kills this process when its parent has ended, however that does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """Return a TCP port that nothing holds at the moment; "" asks for all interfaces."""
+    with socket.socket() as found:
+        found.bind((address, 0))
+        return found.getsockname()[1]
 
 
 def _enter(parent: int, enter: Callable[..., object] | None, arguments: tuple) -> None:

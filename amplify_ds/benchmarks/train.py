@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import numpy as np
 from amplify_ds.benchmarks import prep
 from amplify_ds.config import RunConfig, recipes, resolve
 from amplify_ds.errors import AmplifyError
+from amplify_ds.processes import free_port
 
 # Step time in seconds as NVIDIA published it for its port: (GPUs, sequences of 512 a GPU, seconds).
 PUBLISHED = {"120M": (16, 256, 0.461), "350M": (32, 128, 0.525)}
@@ -111,9 +111,7 @@ def compare(config: RunConfig, options: argparse.Namespace) -> str:
 
 def start(kind: str, config: RunConfig, rows: int, ranks: int, threads: int) -> list[Process]:
     """The processes of a contestant, each with `threads` threads, which meet if they are several."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [Process(kind, config, rows, rank, ranks, threads, port) for rank in range(ranks)]
 
 

@@ -20,6 +20,9 @@ from amplify_ds.errors import AmplifyError
 QUIET = ("--launcher_args=-N", "--enable_each_rank_log=None --log_level=critical")
 
 
+PORT_WITHOUT_SSH = 29500  # where the ranks meet when nodes are started one by one: all must know it beforehand
+
+
 @dataclass(frozen=True)
 class Meeting:
     """Where the ranks find each other."""

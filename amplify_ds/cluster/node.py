@@ -14,7 +14,6 @@ import hashlib
 import os
 import platform
 import shutil
-import socket
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import amplify_ds
 from amplify_ds.cluster.question import answer
 from amplify_ds.errors import AmplifyError
+from amplify_ds.processes import free_port
 
 PACKAGE = Path(amplify_ds.__file__).parent
 
@@ -41,7 +41,7 @@ def report(question: dict[str, Any]) -> dict[str, Any]:
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
         "cores": len(os.sched_getaffinity(0)),
-        "free_port": _free_port(),
+        "free_port": free_port(""),
     }
     if question["run"] is not None:
         from amplify_ds.config import RunConfig
@@ -66,12 +66,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return found.getsockname()[1]
 
 
 def _shards(run, world_size: int) -> dict[str, Any]:

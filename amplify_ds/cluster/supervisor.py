@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amplify_ds.cluster.attempt import SECONDS_BETWEEN_LOOKS, Attempt
 from amplify_ds.cluster.hostfile import Host
+from amplify_ds.errors import report as say
 from amplify_ds.training.stopping import COMPLETE, END, SAVED, STOP, STOPPED
 from amplify_ds.training.watchdog import FOLDER, REPORT, STALLED
 
@@ -150,11 +150,3 @@ def _mark(path: Path) -> tuple[int, int] | None:
         return found.st_ino, found.st_mtime_ns
     except OSError:
         return None
-
-
-def say(text: str) -> None:
-    """A closed terminal or log must not cost the checkpoint."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -34,6 +33,7 @@ from deepspeed.utils import (
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
+from amplify_ds.processes import free_port
 from amplify_ds.training import ds_config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -45,10 +45,8 @@ def start_ranks() -> torch.device:
     """Join the other ranks and return this rank's device. Without a launcher the process is its own single rank."""
     accelerator = deepspeed.accelerator.get_accelerator()
     if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if accelerator.device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
     else:

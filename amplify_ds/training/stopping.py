@@ -24,7 +24,6 @@ from amplify_ds.files import write_json
 from amplify_ds.training import orphans
 
 SAVED = 75  # exit code: saved, start the same command again (EX_TEMPFAIL of sysexits.h)
-ENDED = 143  # what a shell reports for SIGTERM
 COMPLETE, STOPPED, STOP, END = "result.json", "stopped.json", ".stop", "end"
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -81,7 +80,7 @@ def _read(path: Path) -> None:
             reason = launch = ""
         if reason and launch in ("", os.environ.get("AMPLIFY_LAUNCH")):
             if reason == END and launch:
-                os._exit(ENDED)
+                os._exit(orphans.ENDED_WITH_LAUNCHER)
             if not _reasons:
                 _reasons.append(reason)
         time.sleep(SECONDS_BETWEEN_LOOKS)
