@@ -77,10 +77,18 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Section):
-    lr: float = setting("peak learning rate", gt=0)
+    kind: Literal["adamw", "normuon"] = setting(
+        "adamw: the published recipe. normuon: orthogonalised momentum for the matrices of the blocks (the matrix_ "
+        "settings), AdamW for the other parameters"
+    )
+    lr: float = setting("peak learning rate; with normuon that of embedding, head and norms", gt=0)
     betas: tuple[Share, Share] = setting("AdamW's decay rates of both moments")
     eps: float = setting("AdamW's epsilon", gt=0)
     weight_decay: float = setting("decoupled weight decay, applied to every parameter as the official code does", ge=0)
+    matrix_lr: float = setting("normuon: peak learning rate of the matrices; updates are as large as AdamW's", gt=0)
+    matrix_momentum: Share = setting("normuon: decay rate of the momentum")
+    matrix_beta: Share = setting("normuon: decay rate of the rows' second moment")
+    matrix_weight_decay: float = setting("normuon: decoupled weight decay of the matrices", ge=0)
     gradient_clipping: float = setting("largest global gradient norm; 0 switches clipping off", ge=0)
     schedule: Literal["amplify", "cosine", "linear", "constant"] = setting(
         "decay of the learning rate; amplify is the official cosine × linear"

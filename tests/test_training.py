@@ -22,15 +22,19 @@ from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.schedule import learning_rate
 
 
-def plain_training(shards, left_out=(), skips=()):
-    """Losses, gradient norms and final weights of ten steps in one process: padded proteins, torch's AdamW."""
+def plain_adamw(model, settings):
+    return torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+
+
+def plain_training(shards, left_out=(), skips=(), optimizer_of=plain_adamw):
+    """Losses, gradient norms and final weights of ten steps in one process, of padded proteins."""
     asked = config.resolve("tiny", None, SMALL)
     torch.manual_seed(asked.training.seed)
     model = ReferenceAMPLIFY(**asked.model.model_dump())
     torch.manual_seed(asked.training.seed)
     model.load_state_dict(AMPLIFY(AMPLIFYConfig(**asked.model.model_dump())).state_dict())  # same initial weights
     settings = asked.optimizer
-    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+    optimizer = optimizer_of(model, settings)
     mixture = Mixture([Source("train", 1, Shards(shards["train"]))])
     batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump(), skips=skips)
     found = []

@@ -21,6 +21,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 import deepspeed
 import deepspeed.ops
 from deepspeed import comm
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import (
     logger,
     safe_get_full_fp32_param,
@@ -31,11 +32,14 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from amplify_ds.config import RunConfig
+from amplify_ds.config import Optimizer, RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import free_port
 from amplify_ds.training import ds_config
+from amplify_ds.training.normuon import NorMuon
+from amplify_ds.training.orthogonal import Piece
 
+ZERO_SUPPORTED_OPTIMIZERS.append(NorMuon)  # else DeepSpeed warns that it has not tried it; the tests here have
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls, not ours
@@ -96,6 +100,15 @@ def from_leader(text: str) -> str:
     return box[0]
 
 
+def _optimizer(model: torch.nn.Module, settings: Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    if settings.kind == "normuon":
+        return NorMuon(model, settings, device)
+    return torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
+        weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
+    )  # fmt: skip
+
+
 class Engine:
     """A model under DeepSpeed.
 
@@ -106,11 +119,7 @@ class Engine:
         self.device = device
         self.stage = ds_config.stage(zero)
         self.precision = precision
-        settings = run.optimizer
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
-            weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
-        )  # fmt: skip
+        optimizer = _optimizer(model, run.optimizer, device)
         self._finite = True
         if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
             take = optimizer.step
@@ -124,6 +133,8 @@ class Engine:
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError
             raise AmplifyError(f"DeepSpeed refuses its configuration (--deepspeed_config): {error}") from None
         self.module = self._engine.module
+        if isinstance(optimizer, NorMuon) and self.stage:
+            optimizer.locate = self._pieces
 
     def forward(self, **inputs):
         return self._engine(**inputs)
@@ -206,6 +217,26 @@ class Engine:
         if hasattr(self._optimizer, "fp32_groups_flat_partition"):  # of stage 1 in bf16
             return self._optimizer.fp32_groups_flat_partition
         return self._optimizer.single_partition_of_fp32_groups
+
+    def _pieces(self, partition: torch.Tensor) -> list[Piece]:
+        """The pieces of parameters that stand in a partition of this rank, at stages 1 to 3."""
+        numbers = {id(one): number for number, one in enumerate(self._partitions())}
+        found = []
+        for name, param in self.module.named_parameters():
+            if self.stage == 3:
+                number, offset, _ = self._optimizer.grad_position[self._optimizer.get_param_id(param)]
+                size = param.ds_tensor.numel()  # a rank's share, the last one padded
+                begin = rank() * size
+                length = min(size, param.ds_numel - begin)
+            elif param._hp_mapping is None:
+                continue
+            else:
+                mapping = param._hp_mapping
+                number, offset = mapping.param_group_index, mapping.hp_fragment_address.start
+                begin, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+            if number == numbers[id(partition)] and length > 0:
+                found.append(Piece(name, begin, length, offset))
+        return found
 
     def _create_moments(self, steps: int) -> None:
         for partition in self._partitions():
