@@ -107,13 +107,17 @@ def table(curves: dict[str, Curve], seeds: int) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, curve in curves.items():
-        loss, seconds = _with_error(curve.final, 1.0), curve.seconds[:, -1].mean()
-        paired = _with_error(curve.final - standard.final, seeds**-0.5, "+") if name != first else ""
+        loss, seconds = (
+            _with_error(x, 1.0, form) for x, form in ((curve.final, ".4f"), (curve.seconds[:, -1], ",.1f"))
+        )
+        paired = _with_error(curve.final - standard.final, seeds**-0.5, "+.4f") if name != first else ""
         lines.append(
-            f"| {name} | {curve.steps[-1]:,} | {loss} | {math.exp(curve.final.mean()):.2f} | {seconds:,.1f} | "
+            f"| {name} | {curve.steps[-1]:,} | {loss} | {math.exp(curve.final.mean()):.2f} | {seconds} | "
             f"{curve.residues[:, -1].mean() / 1e6:.3f} | {paired} |"
         )
-    spread = ["Loss: mean ± standard deviation of the seeds; its difference: mean ± standard error."]
+    spread = [
+        "Loss and seconds: mean ± standard deviation of the seeds; difference of the losses: mean ± standard error."
+    ]
     lines += ["", *(spread if seeds > 1 else ["One seed: no spread is known."])]
     target = float(standard.final.mean())
     lines.append(f"The final loss of {first} is {target:.4f} on average, perplexity {math.exp(target):.2f}:")
@@ -133,18 +137,20 @@ def _reaching(name: str, curve: Curve, first: str, standard: Curve, target: floa
     )
 
 
-def _with_error(values: np.ndarray, factor: float, sign: str = "") -> str:
-    mean = f"{values.mean():{sign}.4f}"
-    return f"{mean} ± {values.std(ddof=1) * factor:.4f}" if len(values) > 1 else mean
+def _with_error(values: np.ndarray, factor: float, form: str) -> str:
+    mean = f"{values.mean():{form}}"
+    return f"{mean} ± {values.std(ddof=1) * factor:{form.lstrip('+')}}" if len(values) > 1 else mean
 
 
 def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
-    """Perplexity against residues and against seconds: the mean of the seeds in a band from lowest to highest."""
+    """Perplexity against residues and against seconds: the mean of the seeds in a band from lowest to highest.
+
+    The untrained model lies above the picture, which would have no room for the rest otherwise.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     style = {
         "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -164,12 +170,10 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
                 lowest, highest = (np.exp(edge(curve.losses, axis=0)) for edge in (np.min, np.max))
                 axes.fill_between(x, lowest, highest, color=f"C{number}", alpha=0.2, linewidth=0)
             axes.axhline(target, color="0.35", linestyle="--", linewidth=1, label=f"{first}, final: {target:.2f}")
-            axes.set(xlabel=label, yscale="log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4, 5, 7)))
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set(xlabel=label)
             axes.margins(x=0.02)
         panels[0].set_ylabel("validation perplexity, <mask> only")
+        panels[0].set_ylim(top=1.02 * max(float(np.exp(curve.losses[:, 1:].max())) for curve in curves.values()))
         panels[1].legend(fontsize=9)
         figure.suptitle(title)
         partial = path.with_name(f".{path.name}.partial")
