@@ -69,6 +69,7 @@ def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Calla
                     done = now
         except BaseException:
             _stop(process)
+            print(f"{run}: stopped; the same command continues", file=sys.stderr)
             raise
         if process.returncode:
             _explain(run, process.returncode)
