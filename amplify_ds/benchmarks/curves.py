@@ -101,9 +101,9 @@ def reached(x: np.ndarray, losses: np.ndarray, target: float) -> float | None:
 def table(curves: dict[str, Curve], seeds: int) -> str:
     """Markdown. The first contestant is the one that the others are compared with."""
     first, *others = curves
-    standard = curves[first]
+    standard, count = curves[first], "one seed" if seeds == 1 else f"{seeds} seeds"
     lines = [
-        f"| {seeds} seeds | steps | loss, nats | perplexity | seconds | million residues | loss − {first}'s, by seed |",
+        f"| {count} | steps | loss, nats | perplexity | seconds | million residues | loss − {first}'s, by seed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, curve in curves.items():
