@@ -35,7 +35,7 @@ PARTS = ("length", "size", "shards", "ranks")
 WINDOW, ROW_TOKENS, SHORT_ROW = 512, 8192, 1024
 SHARD_ROWS, FAR_STEP = 16_000, 900_000
 PROCESS = 0.5 * 2**30  # bytes of a process that has imported everything
-MARGIN = 1.4  # of free memory over the estimate: the 120M took 1.3 times as much on a CPU, DeepSpeed's buffers included
+MARGIN = 1.4  # of free memory over the estimate: 120M and 350M took 1.3 times as much on a CPU
 GIB = 2**30
 
 
