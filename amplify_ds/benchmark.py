@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from amplify_ds.benchmarks import embed, loader, prep, start, train
+from amplify_ds.benchmarks import convergence, embed, growth, loader, prep, start, train
 from amplify_ds.errors import command
 
 PARTS = {
     "prep": (prep, "data preparation: speed, memory, scaling"),
     "loader": (loader, "training batches a second, beside Hugging Face's collator"),
     "train": (train, "training steps, beside the padded way and the matrix products alone"),
+    "convergence": (convergence, "validation perplexity of the published recipe and of ours, by residues and by time"),
     "embed": (embed, "embeddings a second, beside a padded loop"),
+    "growth": (growth, "steps as sequences, models, shards and ranks grow"),
     "start": (start, "reaching a far step of a large data set: time, memory"),
 }
 

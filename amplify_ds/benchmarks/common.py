@@ -8,6 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> int:
+    import torch  # takes a second or two
+
+    return torch.cuda.device_count()
+
+
 @contextmanager
 def one_core() -> Iterator[None]:
     """Hold this process to one core."""

@@ -44,14 +44,7 @@ def run(options: argparse.Namespace) -> None:
     rows = int(options.rows) // options.shards
     if rows < 1 or options.step < 1:
         raise AmplifyError("--rows must be as many as --shards at least, --step at least 1")
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as place:
-        read = rows_at(_positions(options.step), rows * options.shards, _SEED)[1]
-        make_sparse_shards(Path(place), options.shards, rows, read)
-        words = [sys.executable, "-m", "amplify_ds.benchmarks.start", place, str(options.step)]
-        result = subprocess.run(words, text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-        if result.returncode:
-            raise AmplifyError(f"the process that reads ended with {result.returncode}, see above.")
-        found = json.loads(result.stdout)
+    found = measure_apart(options.shards, rows, options.step, options.directory)
     print(f"{rows * options.shards:,} rows of {ROW_TOKENS:,} tokens in {options.shards:,} shards, one rank")
     lines = [
         ("opened after", f"{found['opened']:.3f} s"),
@@ -63,16 +56,32 @@ def run(options: argparse.Namespace) -> None:
     print(table(lines))
 
 
-def make_sparse_shards(directory: Path, shards: int, rows: int, filled: np.ndarray) -> None:
-    """Write shards of `rows` rows of 16 windows each; only the rows `filled`, counted through all, hold proteins."""
-    windows = ROW_TOKENS // WINDOW
+def measure_apart(shards: int, rows: int, step: int, directory: Path | None) -> dict:
+    """`measure` in a process of its own, of so many shards of `rows` rows each, made for the purpose."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=directory) as place:
+        read = rows_at(_positions(step), rows * shards, _SEED)[1]
+        make_sparse_shards(Path(place), shards, rows, read)
+        words = [sys.executable, "-m", "amplify_ds.benchmarks.start", place, str(step)]
+        result = subprocess.run(words, text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        if result.returncode:
+            raise AmplifyError(f"the process that reads ended with {result.returncode}, see above.")
+        return json.loads(result.stdout)
+
+
+def make_sparse_shards(
+    directory: Path, shards: int, rows: int, filled: np.ndarray, window: int = WINDOW, row_tokens: int = ROW_TOKENS
+) -> None:
+    """Write shards of `rows` rows, each full of windows of `window` tokens; only the rows `filled`, counted through
+    all, hold proteins.
+    """
+    windows = row_tokens // window
     draw = np.random.default_rng(0)
-    protein = np.concatenate([[BOS], draw.integers(6, 26, WINDOW - 2), [EOS]])
+    protein = np.concatenate([[BOS], draw.integers(6, 26, window - 2), [EOS]])
     entries = []
     for number in range(shards):
         held = filled[filled // rows == number] - number * rows
         files = {}
-        shapes = {"tokens": (rows, ROW_TOKENS), "lengths": (rows * windows,), "row_starts": (rows + 1,)}
+        shapes = {"tokens": (rows, row_tokens), "lengths": (rows * windows,), "row_starts": (rows + 1,)}
         for (kind, shape), dtype in zip(shapes.items(), ("u1", "<u2", "<i8")):
             path = directory / f"shard-{number:05d}.{kind}.npy"
             array = np.lib.format.open_memmap(path, "w+", dtype, shape)
@@ -80,7 +89,7 @@ def make_sparse_shards(directory: Path, shards: int, rows: int, filled: np.ndarr
                 if kind == "tokens":
                     array[row] = np.tile(protein, windows)
                 elif kind == "lengths":
-                    array[row * windows : (row + 1) * windows] = WINDOW
+                    array[row * windows : (row + 1) * windows] = window
                 else:
                     array[row : row + 2] = row * windows, (row + 1) * windows
             files[path.name] = {"bytes": path.stat().st_size, "sha256": "0" * 64}
@@ -88,7 +97,7 @@ def make_sparse_shards(directory: Path, shards: int, rows: int, filled: np.ndarr
     counts = np.bincount(protein, minlength=len(TOKENS)) * windows * rows * shards
     manifest = {
         "format": FORMAT, "format_version": FORMAT_VERSION, "vocabulary_sha256": VOCABULARY_SHA256,
-        "max_length": WINDOW, "row_tokens": ROW_TOKENS, "counts": {"rows": rows * shards},
+        "max_length": window, "row_tokens": row_tokens, "counts": {"rows": rows * shards},
         "token_counts": counts.tolist(), "shards": entries,
     }  # fmt: skip
     write_manifest(directory, manifest)

@@ -1,0 +1,183 @@
+"""Curves of validation loss over several seeds: what they cost, when one reaches another, a table, a picture.
+
+Losses are in nats a target, with every selected residue replaced by <mask>. Means over seeds are means of losses; a
+perplexity is exp of such a mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.errors import AmplifyError
+from amplify_ds.training.plan import training_sources
+
+_PROTOCOL = "mask_only"
+_TOLERANCE = 0.01  # of the sums of what was logged, against the totals of the run
+
+
+@dataclass(frozen=True)
+class Curve:
+    """n evaluations of s runs. steps [n]; seconds [s, n] of training; residues [s, n] read; losses [s, n]."""
+
+    steps: np.ndarray
+    seconds: np.ndarray
+    residues: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def final(self) -> np.ndarray:
+        return self.losses[:, -1]
+
+    def describe(self) -> str:
+        return f"perplexity {math.exp(self.final.mean()):.2f} after {self.seconds[:, -1].mean():,.0f} s"
+
+
+def read(run: Path, config: RunConfig) -> Curve:
+    """Of one complete run."""
+    result = json.loads((run / "result.json").read_text())
+    found = [score for score in result["evaluations"] if score["protocol"] == _PROTOCOL]
+    steps = np.array([score["step"] for score in found])
+    seconds, residues = _costs(run, config, result, steps)
+    return Curve(steps, seconds[None], residues[None], np.array([[score["loss"] for score in found]]))
+
+
+def join(curves: Sequence[Curve]) -> Curve:
+    """Of the same evaluations of several runs."""
+    return Curve(
+        curves[0].steps, *(np.concatenate([getattr(c, x) for c in curves]) for x in ("seconds", "residues", "losses"))
+    )
+
+
+def _costs(run: Path, config: RunConfig, result: dict, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(seconds of training, residues read) before each of `steps`.
+
+    result.json has both at the end only. Residues are counted again: what a step reads depends on the seed and the step
+    alone. Seconds are those residues divided by the speeds that TensorBoard holds.
+    """
+    mixture, rows = training_sources(config), config.training.global_batch_tokens
+    plan = BatchPlan(rows // mixture.row_tokens, rows // mixture.row_tokens, 1, 0, 1)
+    batches = TrainingBatches(mixture, plan, config.training.seed, **config.masking.model_dump())
+    read = np.cumsum([0] + [batches[step].residues for step in range(result["steps"])])
+    logged, speeds = _logged(run, "speed/residues_per_second")
+    passed = np.cumsum(np.diff(read[[0, *logged]]) / np.array(speeds))
+    for name, total, asked in (("residues", read[-1], result["residues"]), ("seconds", passed[-1], result["seconds"])):
+        if abs(total / asked - 1) > _TOLERANCE:
+            raise AmplifyError(
+                f"{run}: its events add up to {total:,.0f} {name}, its result.json has {asked:,.0f}. Steps were left "
+                "out, or logged twice: remove this run and start the benchmark again."
+            )
+    return np.interp(steps, [0, *logged], [0, *passed]), read[steps].astype(float)
+
+
+def _logged(run: Path, tag: str) -> tuple[list[int], list[float]]:
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+    from tensorboard.util.tb_logging import get_logger
+
+    get_logger().setLevel("ERROR")  # it warns of every resumption
+    events = EventAccumulator(str(run / "events"), size_guidance={SCALARS: 0}).Reload().Scalars(tag)
+    return [point.step for point in events], [point.value for point in events]
+
+
+def reached(x: np.ndarray, losses: np.ndarray, target: float) -> float | None:
+    """Where the curve first comes down to `target`, with straight lines between its points; None: nowhere."""
+    below = np.flatnonzero(losses <= target)
+    if not len(below):
+        return None
+    after = int(below[0])
+    if after == 0:
+        return float(x[0])
+    (x0, x1), (y0, y1) = x[after - 1 : after + 1], losses[after - 1 : after + 1]
+    return float(x0 + (x1 - x0) * (y0 - target) / (y0 - y1))
+
+
+def table(curves: dict[str, Curve], seeds: int) -> str:
+    """Markdown. The first contestant is the one that the others are compared with."""
+    first, *others = curves
+    standard, count = curves[first], "one seed" if seeds == 1 else f"{seeds} seeds"
+    lines = [
+        f"| {count} | steps | loss, nats | perplexity | seconds | million residues | loss − {first}'s, by seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, curve in curves.items():
+        loss, seconds = (
+            _with_error(x, 1.0, form) for x, form in ((curve.final, ".4f"), (curve.seconds[:, -1], ",.1f"))
+        )
+        paired = _with_error(curve.final - standard.final, seeds**-0.5, "+.4f") if name != first else ""
+        lines.append(
+            f"| {name} | {curve.steps[-1]:,} | {loss} | {math.exp(curve.final.mean()):.2f} | {seconds} | "
+            f"{curve.residues[:, -1].mean() / 1e6:.3f} | {paired} |"
+        )
+    spread = [
+        "Loss and seconds: mean ± standard deviation of the seeds; difference of the losses: mean ± standard error."
+    ]
+    lines += ["", *(spread if seeds > 1 else ["One seed: no spread is known."])]
+    target = float(standard.final.mean())
+    lines.append(f"The final loss of {first} is {target:.4f} on average, perplexity {math.exp(target):.2f}:")
+    return "\n".join(lines + [_reaching(name, curves[name], first, standard, target) for name in others])
+
+
+def _reaching(name: str, curve: Curve, first: str, standard: Curve, target: float) -> str:
+    losses = curve.losses.mean(0)
+    seconds, residues = (reached(x.mean(0), losses, target) for x in (curve.seconds, curve.residues))
+    if seconds is None:
+        return f"- {name}: not reached"
+    time, amount = seconds / standard.seconds[:, -1].mean(), residues / standard.residues[:, -1].mean()
+    goal = "no more than half" if time <= 0.5 else "more than half"
+    return (
+        f"- {name}: reached after {seconds:,.1f} s and {residues / 1e6:.3f} million residues, {time:.1%} of the time "
+        f"of {first} ({goal}) and {amount:.1%} of its residues"
+    )
+
+
+def _with_error(values: np.ndarray, factor: float, form: str) -> str:
+    mean = f"{values.mean():{form}}"
+    return f"{mean} ± {values.std(ddof=1) * factor:{form.lstrip('+')}}" if len(values) > 1 else mean
+
+
+def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
+    """Perplexity against residues and against seconds: the mean of the seeds in a band from lowest to highest.
+
+    The untrained model lies above the picture, which would have no room for the rest otherwise.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style = {
+        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
+    }  # fmt: skip
+    first = next(iter(curves))
+    target = math.exp(curves[first].final.mean())
+    with plt.rc_context(style):
+        figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+        for axes, what, label, unit in (
+            (panels[0], "residues", "residues read while training (millions)", 1e6),
+            (panels[1], "seconds", "time of training steps (seconds)", 1.0),
+        ):
+            for number, (name, curve) in enumerate(curves.items()):
+                x = getattr(curve, what).mean(0) / unit
+                axes.plot(x, np.exp(curve.losses.mean(0)), "o-", color=f"C{number}", label=name, markersize=3)
+                lowest, highest = (np.exp(edge(curve.losses, axis=0)) for edge in (np.min, np.max))
+                axes.fill_between(x, lowest, highest, color=f"C{number}", alpha=0.2, linewidth=0)
+            axes.axhline(target, color="0.35", linestyle="--", linewidth=1, label=f"{first}, final: {target:.2f}")
+            axes.set(xlabel=label)
+            axes.margins(x=0.02)
+        panels[0].set_ylabel("validation perplexity, <mask> only")
+        trained = np.exp(np.concatenate([curve.losses[:, 1:].ravel() for curve in curves.values()]))
+        panels[0].set_ylim(0.98 * trained.min(), 1.02 * trained.max())
+        panels[1].legend(fontsize=9)
+        figure.suptitle(title)
+        partial = path.with_name(f".{path.name}.partial")
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+        plt.close(figure)
