@@ -82,6 +82,7 @@ def merge(
     """What DeepSpeed is given: the file and the run's settings in DeepSpeed's words (a batch counts rows)."""
     rows = run.training.micro_batch_rows
     merged = {
+        "timers": {"throughput": {"enabled": False}},  # they wait for the device twice a micro batch
         **content,
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": accumulation,

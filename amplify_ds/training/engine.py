@@ -128,12 +128,15 @@ class Engine:
     def forward(self, **inputs):
         return self._engine(**inputs)
 
-    def step(self, losses: Iterable[torch.Tensor], lr: float) -> float | None:
+    def step(self, losses: Iterable[torch.Tensor], lr: float) -> torch.Tensor | None:
         """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
 
         Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
-        Returns the gradient norm before clipping; None if it is not finite on any rank: then nothing has changed, and
-        neither has AdamW's count of steps.
+        Returns the gradient norm before clipping, on the device; None if it is not finite on any rank: then nothing has
+        changed, and neither has AdamW's count of steps.
+
+        The host waits for the device here, once a step, when all backward work is queued: no weight may change before
+        the norm is known to be finite. At stage 0 it does so itself, at the others DeepSpeed does (and tells).
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -141,12 +144,12 @@ class Engine:
             self._engine.backward(loss)
             if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-                norm = float(torch.nn.utils.get_total_norm(gradients))
+                norm = torch.nn.utils.get_total_norm(gradients)
                 self._finite = math.isfinite(norm)
             self._engine.step()
         if self.stage:
-            norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
-        return norm if math.isfinite(norm) else None
+            norm, self._finite = self._engine.get_global_grad_norm(), self._engine.was_step_applied()
+        return norm if self._finite else None
 
     def evaluation(self) -> Callable[..., torch.Tensor]:
         """The wrapped model in evaluation mode: model inputs -> logits. Collective at stage 3."""
