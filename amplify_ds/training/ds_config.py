@@ -90,7 +90,7 @@ def merge(
         "gradient_clipping": run.optimizer.gradient_clipping,
         "zero_force_ds_cpu_optimizer": False,  # offloaded states are stepped by torch's AdamW: no compiler needed
     }
-    if precision == "bf16":
+    if precision != "fp32":  # fp8 is bf16 but for some products
         if stage(content) == 0:  # DeepSpeed's own bf16 at stage 0 leaves Adam's step count one ahead
             merged["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         else:

@@ -34,7 +34,7 @@ from deepspeed.utils import (
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import free_port
-from amplify_ds.training import ds_config
+from amplify_ds.training import ds_config, fp8
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
@@ -115,6 +115,8 @@ class Engine:
         if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
             take = optimizer.step
             optimizer.step = lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
+        if precision == "fp8":
+            fp8.replace_linears(model, device)
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
         if run.training.compile:
             for block in model.transformer_encoder:  # one by one: what is compiled for the first serves all

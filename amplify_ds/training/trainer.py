@@ -28,7 +28,7 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, guards, logs, orphans, runs, stopping
+from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, runs, stopping
 from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.metrics import Interval, device_flops
@@ -74,6 +74,9 @@ class Trainer:
         self.plan = batch_plan(run, self.sources.row_tokens, engine.rank(), engine.world_size())
         self.binding = {**run.binding(), "training data": self.sources.binding()}
         shape = model_config(run, self.sources.max_length)
+        if run.training.precision == "fp8":
+            device_type = engine.deepspeed.accelerator.get_accelerator().device_name()
+            fp8.check(run, shape, self.sources.row_tokens, device_type)
         if self.leader:
             for shards in (*(source.shards for source in self.sources.sources), *self.validation.values()):
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
