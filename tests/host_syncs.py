@@ -33,7 +33,7 @@ ON_THE_HOST = {  # read on a CPU alone, or on it anyway
     "amplify_ds/model/attention.py": "cu_seqlens is on the host on every device, and GPUs have kernels without a loop",
     "amplify_ds/training/agreement.py": "sums that were copied to the host during the step before",
 }
-STEPS, FIRST = 5, 3  # counted: the steps from number FIRST, when DeepSpeed's timers have begun, to the last but one
+STEPS, FIRST = 5, 3  # of a run, and the first that is counted: DeepSpeed's timers would have begun; the last one logs
 
 
 class Recorder:

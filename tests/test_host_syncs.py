@@ -5,13 +5,19 @@ micro batch, and once a step the host must know whether the gradient is finite b
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT, before_path, environment
+import torch
+from conftest import ROOT, before_path, environment, launch_words, run
+from host_syncs import FIRST, STEPS
+
+from amplify_ds.training import engine
+from amplify_ds.training.agreement import Agreement
 
 # What remains, each of it DeepSpeed's but the first: (in a micro batch, at the update).
 NORM = "_local_scalar_dense, is_invalid_grad_norm in deepspeed/runtime/utils.py"
@@ -54,7 +60,7 @@ def found(shards, tmp_path_factory) -> dict:
 
 def per_step(records, micro_batch) -> dict[int, Counter]:
     """{step: {what and where: times}} in that micro batch of each step."""
-    steps = {step: Counter() for step in (3, 4)}
+    steps = {step: Counter() for step in range(FIRST, STEPS)}
     for step, place, what, where in records:
         if place == micro_batch:
             steps[step][f"{what}, {where.rpartition(':')[0]}"] += 1
@@ -76,3 +82,28 @@ def test_a_read_in_the_micro_batch_loop_is_counted(found):
     records = found[(*CONTROL, True)]
     assert all(counts == {READ: 1} for counts in per_step(records, 0).values())
     assert all(counts == Counter({READ: 1}) + Counter(EXPECTED[CONTROL][1]) for counts in per_step(records, 1).values())
+
+
+def test_what_any_rank_tells_all_learn_at_the_next_look(monkeypatch):
+    others = torch.tensor([0.0, 0.0, 2.0])
+    monkeypatch.setattr(engine, "sum_over_ranks", lambda own: own.add_(others))
+    agreement = Agreement(3, torch.device("cpu"))
+    assert agreement.received() == [False, False, False]
+    agreement.send(True, False, False)
+    assert agreement.received() == agreement.received() == [True, False, True]
+    agreement.send(False, False, True)
+    assert agreement.received() == [False, False, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_on_a_gpu_the_host_waits_at_the_update_alone(shards, tmp_path, stage):
+    words = launch_words(1, tmp_path / "run", shards, stage, log__every=5, training__micro_batch_rows=2)
+    words[words.index("amplify_ds.train")] = "strict_train"
+    strict = dict(os.environ) | {"PYTHONPATH": before_path(ROOT / "tests")}
+    result = run(*words, env=strict)
+    assert result.returncode == 0, result.stderr
+    words[words.index(str(tmp_path / "run"))] = str(tmp_path / "spoiled")
+    spoiled = run(*words, env=strict | {"SPOILED": "1"})
+    assert spoiled.returncode != 0 and "synchronizing CUDA operation" in spoiled.stderr, spoiled.stderr
