@@ -30,6 +30,7 @@ EXPECTED = {
         {NORM: 1, "synchronize, _allgather_params_coalesced in deepspeed/runtime/zero/partition_parameters.py": 1},
     ),
     (1, "bf16"): ({}, {NORM: 1, "_local_scalar_dense, clip_tensors_by_global_norm in deepspeed/runtime/utils.py": 1}),
+    (2, "bf16"): ({}, {NORM: 2, "_local_scalar_dense, has_overflow in deepspeed/runtime/zero/stage_1_and_2.py": 1}),
 }
 CONTROL = (1, "fp32")  # counted once more with a loss that reads itself
 READ = "_local_scalar_dense, _losses in amplify_ds/training/trainer.py"
