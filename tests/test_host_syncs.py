@@ -6,7 +6,6 @@ micro batch, and once a step the host must know whether the gradient is finite b
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ import torch
 from conftest import ROOT, before_path, environment, launch_words, run
 from host_syncs import FIRST, STEPS
 
+from amplify_ds.processes import free_port
 from amplify_ds.training import engine
 from amplify_ds.training.agreement import Agreement
 
@@ -39,9 +39,7 @@ READ = "_local_scalar_dense, _losses in amplify_ds/training/trainer.py"
 @pytest.fixture(scope="module")
 def found(shards, tmp_path_factory) -> dict:
     """{(stage, precision, spoiled): [[step, micro batch, what, where], …]} of rank 0 of two."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     asked = [(*case, False) for case in EXPECTED] + [(*CONTROL, True)]
     folder = tmp_path_factory.mktemp("syncs")
     meeting["PYTHONPATH"] = before_path(ROOT)
