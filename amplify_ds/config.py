@@ -110,7 +110,9 @@ class Training(Section):
         "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0
     )
     micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto: bf16 on GPUs, fp32 on CPUs")
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
+        "auto: bf16 on GPUs, fp32 on CPUs; fp8: bf16 with the blocks' products in FP8, needs TransformerEngine"
+    )
     activation_checkpointing: bool = setting("recompute activations in backward: less memory, a third more time", True)
     compile: bool = setting("torch.compile the model: faster steps after a slow first one; needs a C++ compiler", True)
     seed: int = setting("seed of initial weights, order of the data and masks", ge=0, lt=2**63)

@@ -110,7 +110,8 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     began = time.perf_counter()
     loss = F.cross_entropy(under.forward(**batch.model_inputs()).logits.float(), batch.labels)
     norm = under.step([loss], run.optimizer.lr)
-    seconds = time.perf_counter() - began  # the norm is on the host: the device has done its work
+    _wait_for(device)
+    seconds = time.perf_counter() - began
     if norm is None:
         raise AmplifyError("the gradient of the first step is not finite")
     return {"loss": loss.item(), "seconds": seconds, "memory": peak_memory(device)}

@@ -35,7 +35,7 @@ from deepspeed.utils import (
 from amplify_ds.config import Optimizer, RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import free_port
-from amplify_ds.training import ds_config
+from amplify_ds.training import ds_config, fp8
 from amplify_ds.training.normuon import NorMuon
 from amplify_ds.training.orthogonal import Piece
 
@@ -124,6 +124,8 @@ class Engine:
         if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
             take = optimizer.step
             optimizer.step = lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
+        if precision == "fp8":
+            fp8.replace_linears(model, device)
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
         if run.training.compile:
             for block in model.transformer_encoder:  # one by one: what is compiled for the first serves all
@@ -139,12 +141,15 @@ class Engine:
     def forward(self, **inputs):
         return self._engine(**inputs)
 
-    def step(self, losses: Iterable[torch.Tensor], lr: float) -> float | None:
+    def step(self, losses: Iterable[torch.Tensor], lr: float) -> torch.Tensor | None:
         """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
 
         Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
-        Returns the gradient norm before clipping; None if it is not finite on any rank: then nothing has changed, and
-        neither has AdamW's count of steps.
+        Returns the gradient norm before clipping, on the device; None if it is not finite on any rank: then nothing has
+        changed, and neither has AdamW's count of steps.
+
+        The host waits for the device here, once a step, when all backward work is queued: no weight may change before
+        the norm is known to be finite. At stage 0 it does so itself, at the others DeepSpeed does (and tells).
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -152,12 +157,12 @@ class Engine:
             self._engine.backward(loss)
             if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
                 gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-                norm = float(torch.nn.utils.get_total_norm(gradients))
+                norm = torch.nn.utils.get_total_norm(gradients)
                 self._finite = math.isfinite(norm)
             self._engine.step()
         if self.stage:
-            norm = float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
-        return norm if math.isfinite(norm) else None
+            norm, self._finite = self._engine.get_global_grad_norm(), self._engine.was_step_applied()
+        return norm if self._finite else None
 
     def evaluation(self) -> Callable[..., torch.Tensor]:
         """The wrapped model in evaluation mode: model inputs -> logits. Collective at stage 3."""

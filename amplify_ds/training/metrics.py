@@ -14,6 +14,7 @@ import resource
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from amplify_ds.data.loader import PackedBatch
@@ -36,6 +37,7 @@ class Totals:
     places: float
     pairs: float
     waited: float
+    norm: float  # of the gradient of the last step, before clipping
     memory: list[float]  # [ranks] peak bytes: of the GPU, or of the process on a CPU
     seconds: float
 
@@ -45,7 +47,7 @@ class Interval:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.norm = self.rate = 0.0  # of the last step
+        self.norm, self.rate = torch.zeros(()), 0.0  # of the last step; the norm may be on the device
         self.began = time.perf_counter()
         self._steps: list[tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]] = []
         self._batches: list[int] = []
@@ -54,13 +56,12 @@ class Interval:
     def add(self, batch: PackedBatch, row_losses: torch.Tensor, logits: torch.Tensor, waited: float) -> None:
         """Count a micro batch. row_losses: [rows] sums over each row's targets."""
         correct = (logits.detach().argmax(-1) == batch.labels).sum()
-        lengths = batch.cu_seqlens.diff().double()
-        pairs = lengths.square().sum().item()
+        pairs = float(np.square(np.diff(batch.cu_seqlens.numpy()).astype(np.int64)).sum())  # on the host, always
         counts = [batch.targets, batch.residues, batch.tokens, batch.input_ids.numel(), pairs, waited]
         for pending, value in zip(self._pending, (row_losses.detach(), correct, counts)):
             pending.append(value)
 
-    def keep(self, batch: int, norm: float, rate: float) -> None:
+    def keep(self, batch: int, norm: torch.Tensor, rate: float) -> None:
         """The step, which read that batch, was applied."""
         self._steps.append(self._pending)
         self._batches.append(batch)
@@ -76,7 +77,7 @@ class Interval:
         self._pending = ([], [], [])
 
     def totals(self) -> Totals:
-        """Collective: every rank has kept the same number of steps. The only copy from the device."""
+        """Collective: every rank has kept the same number of steps. The only copies from the device."""
         n = self.steps
         losses = [torch.stack([rows.sum() for rows in row_losses]).sum().double() for row_losses, _, _ in self._steps]
         correct = torch.stack([count for _, counts, _ in self._steps for count in counts]).sum().double()
@@ -92,6 +93,7 @@ class Interval:
             step_losses=[loss / count for loss, count in zip(losses, targets)],
             loss=sum(losses) / host["targets"],
             accuracy=correct / host["targets"],
+            norm=float(self.norm),
             memory=rest[len(_HOST) :],
             seconds=time.perf_counter() - self.began,
             **host,
@@ -116,9 +118,12 @@ def model_flops(config: AMPLIFYConfig, tokens: float, pairs: float) -> float:
 
 
 def device_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of this device, as the best of some matrix products shows them: what a rank could do at most."""
+    """FLOP/s of this device, as the best of some matrix products shows them: what a rank could do at most.
+
+    In bf16 for fp8 too: what is gained over it shows as a larger share.
+    """
     side, rounds = (8192, 10) if device.type == "cuda" else (1024, 3)
-    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if precision != "fp32" and device.type == "cuda" else torch.float32
     a = torch.ones(side, side, device=device, dtype=dtype)
     best = 0.0
     for _ in range(rounds):

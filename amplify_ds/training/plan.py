@@ -107,13 +107,14 @@ def memory_per_device(
 ):
     """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
 
-    Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16, with a float32 copy of the weights beside the
-    moments); AdamW's moments 8. ZeRO 1 divides moments and copy over the ranks, 2 gradients too, 3 weights too. For
-    backward a block keeps some 12 values of width H and 4 of width F a token (counted on a CPU with saved-tensor hooks:
-    10·H + 4·F in float32, 12·H + 4·F in bf16); with checkpointing its input alone, and one block's at a time.
+    Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16 and fp8, with a float32 copy of the weights
+    beside the moments); AdamW's moments 8. ZeRO 1 divides moments and copy over the ranks, 2 gradients too, 3 weights
+    too. For backward a block keeps some 12 values of width H and 4 of width F a token (counted on a CPU with
+    saved-tensor hooks: 10·H + 4·F in float32, 12·H + 4·F in bf16); with checkpointing its input alone, and one
+    block's at a time.
     """
-    count, wide = parameter_count(config), 2 if precision == "bf16" else 4
-    optimizer = 8 * count + (4 * count if precision == "bf16" or stage else 0)
+    count, wide = parameter_count(config), 4 if precision == "fp32" else 2
+    optimizer = 8 * count + (4 * count if precision != "fp32" or stage else 0)
     gradients, weights = 4 * count, wide * count
     share = {0: (1, 1, 1), 1: (world_size, 1, 1), 2: (world_size, world_size, 1), 3: (world_size,) * 3}[stage]
     states = optimizer / share[0] + gradients / share[1] + weights / share[2]

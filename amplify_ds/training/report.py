@@ -58,7 +58,7 @@ class Report:
             "train/perplexity": perplexity(found.loss),
             "train/accuracy": found.accuracy,
             "train/learning_rate": interval.rate,
-            "train/gradient_norm": interval.norm,
+            "train/gradient_norm": found.norm,
             "train/skipped_steps": len(progress.skipped),
             "speed/residues_per_second": found.residues / found.seconds,
             "speed/data_wait_fraction": found.waited / world_size / found.seconds,

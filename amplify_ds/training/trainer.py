@@ -5,7 +5,8 @@
 
 The state of a run is its weights, AdamW's moments and one integer, the number of batches read: data and masks are pure
 functions of it, the learning rate is one of the steps taken, fewer where an update was not applied (guards.py).
-Sums for the log stay on the device; they are copied to the host at logging steps only.
+Sums for the log stay on the device; they are copied to the host at logging steps only. In the others the host waits for
+the device at the update alone, where it must know whether the gradient is finite (tests/test_host_syncs.py counts).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, guards, logs, orphans, runs, stopping
+from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, runs, stopping
+from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.metrics import Interval, device_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
@@ -72,6 +74,9 @@ class Trainer:
         self.plan = batch_plan(run, self.sources.row_tokens, engine.rank(), engine.world_size())
         self.binding = {**run.binding(), "training data": self.sources.binding()}
         shape = model_config(run, self.sources.max_length)
+        if run.training.precision == "fp8":
+            device_type = engine.deepspeed.accelerator.get_accelerator().device_name()
+            fp8.check(run, shape, self.sources.row_tokens, device_type)
         if self.leader:
             for shards in (*(source.shards for source in self.sources.sources), *self.validation.values()):
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
@@ -113,6 +118,7 @@ class Trainer:
         peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
         self.report = Report(output, run, self.sources, self.plan, model.config, peak)
         self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
+        self.agreement = Agreement(2, self.device)
 
     def _choose_checkpoint(self, resume: str) -> checkpoint.CheckpointFile | None:
         """Rank 0 looks at every byte and tells the others. Collective."""
@@ -133,9 +139,11 @@ class Trainer:
             if progress.step == 0:
                 self._evaluate()
             interval, in_a_row = Interval(self.device), 0
+            self._tell()
             while progress.step < run.training.steps:
-                if self._agree_to_stop():
+                if self._agreed_to_stop():
                     return self._stop(interval)
+                self._tell()
                 rate = learning_rate(progress.step, run.optimizer)
                 norm = self.engine.step(self._losses(loader, interval), rate)
                 if norm is None:
@@ -160,13 +168,22 @@ class Trainer:
                     interval = Interval(self.device)
         return self._finish()
 
-    def _agree_to_stop(self) -> bool:
-        """What one rank knows, all learn between steps: that the run is to stop, or that it cannot save. Collective."""
-        flags = torch.tensor([stopping.requested(), self.writer.problem is not None], device=self.device).float()
-        stop, failed = engine.sum_over_ranks(flags).tolist()
+    def _tell(self) -> None:
+        """What this rank knows between two steps: that the run is to stop, or that it cannot save. Collective."""
+        self.agreement.send(stopping.requested(), self.writer.problem is not None)
+
+    def _agreed_to_stop(self) -> bool:
+        """Whether any rank was to stop when all told each other last. AmplifyError if one could not save."""
+        stop, failed = self.agreement.received()
         if failed:
             raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
-        return stop > 0
+        return stop
+
+    def _wait_for_checkpoint(self) -> None:
+        """Until the last one is written; AmplifyError on all ranks if it could not be. Collective."""
+        self.writer.wait()
+        self._tell()
+        self._agreed_to_stop()
 
     def _stop(self, interval: Interval) -> None:
         """Save, say so in stopped.json, and let every rank go. Collective."""
@@ -174,8 +191,7 @@ class Trainer:
             self._log(interval)
         if not self.saved:
             self._save()
-        self.writer.wait()
-        self._agree_to_stop()
+        self._wait_for_checkpoint()
         if self.leader:
             newest = (checkpoint.complete(self.output) or [None])[-1]
             stopping.write_stopped(self.output, self.progress.step, newest)
@@ -282,8 +298,7 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Collective."""
         progress = self.progress
-        self.writer.wait()
-        self._agree_to_stop()
+        self._wait_for_checkpoint()
         result = {
             "steps": progress.step,
             "parameters": self.parameters,

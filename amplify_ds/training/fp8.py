@@ -1,0 +1,80 @@
+"""training.precision fp8: the blocks' matrix products in 8-bit floats, everything else as with bf16.
+
+NVIDIA's TransformerEngine, which must be installed for it, multiplies in E4M3 forward and E5M2 backward (Micikevicius
+et al. 2022, FP8 formats for deep learning). A tensor is scaled by the largest value that it had in earlier steps
+("delayed scaling", the largest over all ranks). Those histories are in no checkpoint: a run that is resumed in fp8
+finds its scales anew, and does not continue to the bit as it does in the other precisions.
+
+Parameters, their names and checkpoints are those of bf16. Evaluation multiplies in bf16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from amplify_ds.config import RunConfig
+from amplify_ds.errors import AmplifyError
+from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+
+MULTIPLE = 16  # of all sizes of a product, says TransformerEngine's autocast
+OLDEST = (8, 9)  # compute capability of the first GPUs with FP8 (Ada; Hopper is 9.0)
+LAYERS = ("q", "k", "v", "wo", "ffn.w12", "ffn.w3")  # of a block
+
+
+def check(run: RunConfig, model: AMPLIFYConfig, row_tokens: int, device_type: str) -> None:
+    """Raise AmplifyError naming what of the run's settings or of this machine rules out FP8."""
+    sizes = {
+        "model.hidden_size": model.hidden_size,
+        "the SwiGLU width that follows from model.intermediate_size": model.ffn_size,
+        "the tokens of a micro batch (training.micro_batch_rows)": run.training.micro_batch_rows * row_tokens,
+    }
+    for name, size in sizes.items():
+        if size % MULTIPLE:
+            raise _refusal(f"{name} is {size}, no multiple of {MULTIPLE}; change it")
+    for name in ("activation_checkpointing", "compile"):  # a second forward would change the scales; not traceable
+        if getattr(run.training, name):
+            raise _refusal(f"training.{name} does not go with it; set it to false")
+    if device_type != "cuda" or torch.cuda.get_device_capability() < OLDEST:
+        raise _refusal("it needs a GPU with FP8 (Ada, Hopper or newer), which this device is not; use one")
+    _transformer_engine()
+
+
+def replace_linears(model: nn.Module, device: torch.device) -> None:
+    """Let TransformerEngine compute the layers LAYERS of every block of `model`, with the parameters that they have.
+
+    In training mode, that is: in evaluation mode its layers multiply in the precision of their weights.
+    """
+    te, recipes = _transformer_engine()
+    recipe = recipes.DelayedScaling(fp8_format=recipes.Format.HYBRID)
+    for block in model.transformer_encoder:
+        for name in LAYERS:
+            weight = block.get_submodule(name).weight
+            out_features, in_features = weight.shape
+            layer = te.Linear(in_features, out_features, bias=False, params_dtype=weight.dtype, device=device)
+            nn.Module.register_parameter(layer, "weight", weight)  # te's own method would initialise it
+            parent, _, leaf = name.rpartition(".")
+            setattr(block.get_submodule(parent), leaf, layer)
+    forward = model.forward
+
+    def in_fp8(*args, **kwargs):
+        with te.autocast(enabled=model.training, recipe=recipe):
+            return forward(*args, **kwargs)
+
+    model.forward = in_fp8
+
+
+def _transformer_engine():
+    try:
+        import transformer_engine.pytorch as te
+        from transformer_engine.common import recipe
+
+        te.autocast  # new in 2.9
+    except (ImportError, OSError, AttributeError) as error:  # OSError: its libraries are of another CUDA
+        install = "pip install --no-build-isolation 'transformer_engine[pytorch]>=2.9'"
+        raise _refusal(f"TransformerEngine 2.9 or newer cannot be used ({error}); install it: {install}") from None
+    return te, recipe
+
+
+def _refusal(problem: str) -> AmplifyError:
+    return AmplifyError(f"training.precision fp8: {problem}, or train with --training.precision bf16")

@@ -1,0 +1,59 @@
+"""amplify_ds.train on a GPU, where a host that waits for it between logs, but at the update, is an error.
+
+torch.cuda.set_sync_debug_mode sees reads and copies that wait, not DeepSpeed's own calls of synchronize: those are
+counted by host_syncs.py. SPOILED in the environment: the loss reads itself in every micro batch.
+"""
+
+import math
+import os
+import sys
+from types import SimpleNamespace
+
+import torch
+
+from amplify_ds import train
+from amplify_ds.errors import command
+from amplify_ds.training import engine, trainer, watchdog
+
+FIRST, EVERY = 4, 5  # strict from this step on, when optimizer state and kernels are there; log.every of the run
+IN_A_STEP = ("waiting for data", "forward and backward")
+at, update, loss_of = (
+    watchdog.Watchdog.at,
+    engine.deepspeed.DeepSpeedEngine._take_model_step,
+    trainer.masked_language_loss,
+)
+
+
+def strictly_at(self, step, phase):
+    at(self, step, phase)
+    strict = step >= FIRST and (phase in IN_A_STEP or (phase == "between steps" and step % EVERY))
+    torch.cuda.set_sync_debug_mode("error" if strict else "default")
+
+
+def allowed(call):
+    """Waits are allowed within."""
+
+    def waiting(*args, **kwargs):
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return call(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+
+    return waiting
+
+
+def spoiled_loss(*words):
+    loss, row_losses = loss_of(*words)
+    assert loss.item() > 0
+    return loss, row_losses
+
+
+watchdog.Watchdog.at = strictly_at
+engine.deepspeed.DeepSpeedEngine._take_model_step = allowed(update)
+engine.math = SimpleNamespace(isfinite=allowed(math.isfinite))  # of the norm, at stage 0
+if "SPOILED" in os.environ:
+    trainer.masked_language_loss = spoiled_loss
+if __name__ == "__main__":
+    sys.exit(command(train.main))
