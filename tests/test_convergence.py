@@ -69,8 +69,7 @@ def test_the_table_says_what_the_runs_wrote(done):
 
 def test_what_an_evaluation_had_cost_is_what_the_checkpoint_of_its_step_knows(done, small):
     place, asked, _ = done
-    contestant = convergence._contestants(asked)[0]
-    curve = curves.read(place / "published-seed-0", convergence._config(contestant, asked, 1, place, 0))
+    curve = curves.read(place / "published-seed-0")
     assert curve.steps.tolist() == [0, 10, 20] and curve.seconds[0, 0] == curve.residues[0, 0] == 0
     for number, step in ((1, 10), (2, 20)):
         state = json.loads((place / f"published-seed-0/checkpoints/step-{step:08d}/state.json").read_text())

@@ -33,7 +33,12 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import sigterm_interrupts
 
 RECIPE = "tiny"
-OURS: dict[str, Any] = {"optimizer.lr": 4e-3}  # what differs from the recipe
+OURS: dict[str, Any] = {  # what differs from the recipe
+    "optimizer.kind": "normuon",
+    "optimizer.lr": 6e-3,
+    "optimizer.matrix_lr": 6e-3,
+    "masking.fraction": 0.25,
+}
 HALF = ", half"
 ROW_TOKENS, ROWS = 512, 8  # of a row; of a global batch, or the nearest number that the ranks can share
 MOST_RANKS = 8
@@ -115,7 +120,7 @@ def _train(options: argparse.Namespace) -> dict[str, curves.Curve]:
         for (name, seed), (folder, config) in runs.items():
             bar.set_description(f"{name}, seed {seed}")
             training_runs.train(folder, config, RECIPE, ranks, lambda done: bar.update(done))
-            found[name].append(curves.read(folder, config))
+            found[name].append(curves.read(folder))
             tqdm.write(f"{name}, seed {seed}: {found[name][-1].describe()}", file=sys.stderr)
     return {name: curves.join(each) for name, each in found.items()}
 

@@ -14,14 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
-from amplify_ds.errors import AmplifyError
-from amplify_ds.training.plan import training_sources
-
-_PROTOCOL = "mask_only"
-_TOLERANCE = 0.01  # of the sums of what was logged, against the totals of the run
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -40,13 +32,14 @@ class Curve:
         return f"perplexity {math.exp(self.final.mean()):.2f} after {self.seconds[:, -1].mean():,.0f} s"
 
 
-def read(run: Path, config: RunConfig) -> Curve:
+def read(run: Path) -> Curve:
     """Of one complete run."""
-    result = json.loads((run / "result.json").read_text())
-    found = [score for score in result["evaluations"] if score["protocol"] == _PROTOCOL]
-    steps = np.array([score["step"] for score in found])
-    seconds, residues = _costs(run, config, result, steps)
-    return Curve(steps, seconds[None], residues[None], np.array([[score["loss"] for score in found]]))
+    scores = json.loads((run / "result.json").read_text())["evaluations"]
+    found = [score for score in scores if score["protocol"] == "mask_only"]
+    steps, seconds, residues, losses = (
+        np.array([score[key] for score in found]) for key in ("step", "seconds", "residues", "loss")
+    )
+    return Curve(steps, seconds[None], residues[None].astype(float), losses[None])
 
 
 def join(curves: Sequence[Curve]) -> Curve:
@@ -54,36 +47,6 @@ def join(curves: Sequence[Curve]) -> Curve:
     return Curve(
         curves[0].steps, *(np.concatenate([getattr(c, x) for c in curves]) for x in ("seconds", "residues", "losses"))
     )
-
-
-def _costs(run: Path, config: RunConfig, result: dict, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(seconds of training, residues read) before each of `steps`.
-
-    result.json has both at the end only. Residues are counted again: what a step reads depends on the seed and the step
-    alone. Seconds are those residues divided by the speeds that TensorBoard holds.
-    """
-    mixture, rows = training_sources(config), config.training.global_batch_tokens
-    plan = BatchPlan(rows // mixture.row_tokens, rows // mixture.row_tokens, 1, 0, 1)
-    batches = TrainingBatches(mixture, plan, config.training.seed, **config.masking.model_dump())
-    read = np.cumsum([0] + [batches[step].residues for step in range(result["steps"])])
-    logged, speeds = _logged(run, "speed/residues_per_second")
-    passed = np.cumsum(np.diff(read[[0, *logged]]) / np.array(speeds))
-    for name, total, asked in (("residues", read[-1], result["residues"]), ("seconds", passed[-1], result["seconds"])):
-        if abs(total / asked - 1) > _TOLERANCE:
-            raise AmplifyError(
-                f"{run}: its events add up to {total:,.0f} {name}, its result.json has {asked:,.0f}. Steps were left "
-                "out, or logged twice: remove this run and start the benchmark again."
-            )
-    return np.interp(steps, [0, *logged], [0, *passed]), read[steps].astype(float)
-
-
-def _logged(run: Path, tag: str) -> tuple[list[int], list[float]]:
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-    from tensorboard.util.tb_logging import get_logger
-
-    get_logger().setLevel("ERROR")  # it warns of every resumption
-    events = EventAccumulator(str(run / "events"), size_guidance={SCALARS: 0}).Reload().Scalars(tag)
-    return [point.step for point in events], [point.value for point in events]
 
 
 def reached(x: np.ndarray, losses: np.ndarray, target: float) -> float | None:

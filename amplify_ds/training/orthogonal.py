@@ -44,32 +44,28 @@ class Matrices:
     """The matrices of some partitions. shapes: of each matrix, by name; pieces: what each rank holds."""
 
     def __init__(self, shapes: dict[str, tuple[int, int]], pieces: Sequence[Sequence[Piece]], rank: int):
-        names = list(dict.fromkeys(piece.matrix for held in pieces for piece in held))
-        holders = {name: {r for r, held in enumerate(pieces) for piece in held if piece.matrix == name} for name in names}
-        ranks = len(pieces)
+        held = [{piece.matrix for piece in own} for own in pieces]
+        names = list(dict.fromkeys(piece.matrix for own in pieces for piece in own))
         self.shapes = {name: shapes[name] for name in names}
         self.own = pieces[rank]
-        self._pieces, self._rank = pieces, rank
-        self._cut = any(piece.length < self._size(piece.matrix) for held in pieces for piece in held)
-        self._shared = ranks > 1 and all(len(held_by) == ranks for held_by in holders.values())
-        self.mine = [
-            name for number, name in enumerate(names)
-            if (number % ranks == rank if self._shared else rank in holders[name])
-        ]  # fmt: skip
-
-    @property
-    def cut(self) -> bool:
-        """Some rank holds less than all of a matrix."""
-        return self._cut
+        self.cut = any(piece.length < self._size(piece.matrix) for own in pieces for piece in own)  # on some rank
+        self._ranks = len(pieces)
+        self._parts = defaultdict(list)  # of each matrix, in order: rank, begin and end in its partition
+        for _, holder, piece in sorted(
+            (piece.begin, number, piece) for number, own in enumerate(pieces) for piece in own
+        ):
+            self._parts[piece.matrix].append((holder, piece.offset, piece.offset + piece.length))
+        self._shared = len(pieces) > 1 and all(own == set(names) for own in held)
+        self._mine = names[rank :: len(pieces)] if self._shared else [name for name in names if name in held[rank]]
 
     def orthogonal(self, partitions: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """{name: orthogonal factor} of the matrices of which this rank holds pieces. Collective.
 
         partitions: what this rank holds, flat; one, if matrices are cut.
         """
-        whole = self._gathered(partitions[0]) if self._cut else self._here(partitions)
+        whole = self._gathered(partitions[0]) if self.cut else self._here(partitions)
         by_shape = defaultdict(list)
-        for name in self.mine:
+        for name in self._mine:
             by_shape[self.shapes[name]].append(name)
         found = {}
         for (rows, columns), names in by_shape.items():
@@ -89,16 +85,12 @@ class Matrices:
         }
 
     def _gathered(self, partition: torch.Tensor) -> dict[str, torch.Tensor]:
-        ranks = partition.new_empty(len(self._pieces) * partition.numel())
+        ranks = partition.new_empty(self._ranks * partition.numel())
         distributed.all_gather_into_tensor(ranks, partition)
-        ranks = ranks.view(len(self._pieces), -1)
-        parts = defaultdict(list)
-        for rank, held in enumerate(self._pieces):
-            for piece in held:
-                parts[piece.matrix].append((piece.begin, ranks[rank, piece.offset :][: piece.length]))
+        ranks = ranks.view(self._ranks, -1)
         return {
-            name: torch.cat([part for _, part in sorted(parts[name], key=lambda found: found[0])]).view(self.shapes[name])
-            for name in self.mine
+            name: torch.cat([ranks[rank, begin:end] for rank, begin, end in self._parts[name]]).view(self.shapes[name])
+            for name in self._mine
         }
 
     def _exchanged(self, found: dict[str, torch.Tensor], like: torch.Tensor) -> dict[str, torch.Tensor]:

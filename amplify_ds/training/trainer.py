@@ -257,7 +257,8 @@ class Trainer:
                     self.run.training.micro_batch_rows, engine.rank(), engine.world_size(), engine.sum_over_ranks,
                     progress=lambda rows: self.watch.at(self.progress.step, "evaluation"),
                 )  # fmt: skip
-                self.progress.history.append({"step": self.progress.step, "set": name, **score.as_dict()})
+                cost = {"residues": self.progress.residues, "seconds": self.progress.seconds}  # of training until now
+                self.progress.history.append({"step": self.progress.step, "set": name, **cost, **score.as_dict()})
                 for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
                     self.report.events.add_scalar(
                         f"validation/{name}/{protocol}/{key}", score.as_dict()[key], self.progress.step
