@@ -1,15 +1,18 @@
 """RMSNorm, SwiGLU and rotary attention, which have a backward of their own, against autograd of plain formulas."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from amplify_ds.data.loader import pack
 from amplify_ds.model import elementwise
 from amplify_ds.model.attention import Segments, attention, rotary_angles
 from amplify_ds.model.modeling_amplify import AMPLIFYConfig, EncoderBlock
 
 SIZE, HEADS, EPS = 128, 2, 1e-5
 LENGTHS = (37, 0, 130, 5, 1)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
 
 
 def plain_norm(x, weight):
@@ -25,12 +28,11 @@ def plain_attention(qkv):
     """Each segment alone; a point (x, y) of a pair turned by its angle, softmax written out. Returns [T, N, D]."""
     found = []
     for part in qkv.split(LENGTHS):
-        place = torch.arange(len(part), dtype=qkv.dtype)[:, None]
-        angle = (place * 10_000.0 ** (-torch.arange(0, 64, 2) / 64)).to(qkv.dtype)[:, None]
+        angle = torch.arange(len(part))[:, None, None] * 10_000.0 ** (-torch.arange(0, 64, 2) / 64)
         q, k, v = part.unbind(1)
         q, k = (
             torch.stack((z[..., ::2] * angle.cos() - z[..., 1::2] * angle.sin(),
-                         z[..., ::2] * angle.sin() + z[..., 1::2] * angle.cos()), -1).flatten(-2)
+                         z[..., ::2] * angle.sin() + z[..., 1::2] * angle.cos()), -1).flatten(-2).to(qkv.dtype)
             for z in (q, k)
         )  # fmt: skip
         found.append(torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) / 8).softmax(-1), v))
@@ -40,7 +42,7 @@ def plain_attention(qkv):
 def packed_attention(qkv):
     ends = torch.tensor([0, *LENGTHS]).cumsum(0)
     places = torch.cat([torch.arange(n) for n in LENGTHS])
-    return attention(qkv, rotary_angles(places, 64), Segments(ends, max(LENGTHS)))
+    return attention(qkv, rotary_angles(places.to(qkv.device), 64), Segments(ends, max(LENGTHS)))
 
 
 def gradients(function, inputs, grad):
@@ -81,6 +83,28 @@ def test_in_bfloat16_no_less_exact_than_autograd(name):
     for truth, found, usual in zip(exact, gradients(ours, inputs, grad), gradients(plain, inputs, grad)):
         assert found.dtype == torch.bfloat16
         assert (found - truth).norm() < 1.2 * (usual - truth).norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_on_a_gpu(name, dtype, limit):
+    ours, plain, shapes, shape = CASES[name]
+    torch.manual_seed(0)
+    inputs, grad = [torch.randn(s).to(dtype) for s in shapes], torch.randn(shape).to(dtype)
+    exact = gradients(plain, [x.float() for x in inputs], grad)
+    for truth, found in zip(exact, gradients(ours, [x.cuda() for x in inputs], grad.cuda())):
+        assert (found.float().cpu() - truth).norm() < limit * truth.norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_batch_is_pinned_whole():
+    tokens = np.full(64, 7, np.uint8)
+    batch = pack([(tokens, np.array([40, 24]))], [(tokens, np.array([1, 2]), np.array([7, 7]))], 64).pin_memory()
+    tensors = [x for x in vars(batch).values() if torch.is_tensor(x)]
+    assert len(tensors) == 5 and all(x.is_pinned() for x in tensors)
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
