@@ -3,6 +3,7 @@
     padded    every window padded to the recipe's length, a dense mask, logits at every place, eager AdamW, the loss
               copied to the host each micro batch: how the published code trains, here the independent model of tests/
     ours      the training path: packed rows, Engine under DeepSpeed (ZeRO 1), masked positions only
+    compiled  with --compile: ours under torch.compile, whose first step, the slow one, is not counted
     matrices  the matrix products of the blocks alone, forward and backward, at their own shapes: what there is to win
 
 All read the same windows with the same masks, each in a process of its own, a step at a time in turns, so that what
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, metavar="N", help="of the model (default: the recipe's)")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="of a micro batch, a step (default: 1)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="steps of each (default: 5)")
+    parser.add_argument(
+        "--compile", action="store_true", help="ours under torch.compile as well; needs a C++ compiler (default: not)"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="shards to read (default: made for the purpose)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to a file")
     parser.add_argument(
@@ -83,6 +87,10 @@ def compare(config: RunConfig, options: argparse.Namespace) -> str:
         "ours": start("ours", config, rows, ranks, max(1, cores // ranks)),
         "matrices": start("matrices", config, rows * ranks, 1, cores),
     }
+    if options.compile:
+        training = config.training.model_copy(update={"compile": True})
+        compiled = config.model_copy(update={"training": training})
+        contestants["ours, compiled"] = start("ours", compiled, rows, ranks, max(1, cores // ranks))
     if ranks > 1:
         contestants["ours, one process"] = start("ours", config, rows * ranks, 1, cores)
     try:

@@ -55,7 +55,7 @@ class PackedBatch:
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> PackedBatch:  # called by DataLoader
-        return self._each(torch.Tensor.pin_memory)
+        return replace(self._each(torch.Tensor.pin_memory), cu_seqlens=self.cu_seqlens.pin_memory())
 
     def _each(self, move) -> PackedBatch:
         names = [f.name for f in fields(self) if f.name != "cu_seqlens" and torch.is_tensor(getattr(self, f.name))]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from amplify_ds.hub.layouts import LAYOUTS, Layout
 from amplify_ds.hub.tokenizer import build_tokenizer
-from amplify_ds.model.modeling_amplify import AMPLIFY, ROPE_BASE
+from amplify_ds.model.attention import ROPE_BASE
+from amplify_ds.model.modeling_amplify import AMPLIFY
 
 SAMPLE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "MALWMRLLPLLALLALWGPDPAAA|FVNQHLC")
 # Of exported against own logits, both float32, as a share of the largest logit (or of 1). Rounding alone gave up to

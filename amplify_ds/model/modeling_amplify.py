@@ -24,10 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .attention import Segments, packed_attention
+from .attention import Segments, attention, rotary_angles
 from .configuration_amplify import AMPLIFYConfig
-
-ROPE_BASE = 10_000.0
+from .elementwise import rms_norm, swiglu
 
 
 @dataclass
@@ -54,7 +53,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x):
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -66,8 +65,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(ffn_size, hidden_size, bias=False)
 
     def forward(self, x):
-        gate, up = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * up)
+        return self.w3(swiglu(self.w12(x)))
 
 
 class EncoderBlock(nn.Module):
@@ -85,35 +83,26 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x, rotation, segments, mask):
         """x […, H]; rotation: see `rotary_angles`; `segments` of a packed batch, or `mask` of a padded one."""
-        x = x + self.attention(self.attention_norm(x), rotation, segments, mask)
+        qkv = self.queries_keys_values(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_size))
+        x = x + self.wo(attention(qkv, rotation, segments, mask).flatten(-2))
         return x + self.ffn(self.ffn_norm(x))
 
-    def attention(self, x, rotation, segments, mask):
-        query, key, value = (f(x).unflatten(-1, (-1, self.head_size)) for f in (self.q, self.k, self.v))  # […, N, D]
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        if segments is not None:
-            out = packed_attention(query, key, value, segments)
-        else:
-            heads_first = (y.transpose(1, 2) for y in (query, key, value))  # [B, N, L, D]
-            out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
-        return self.wo(out.flatten(-2))
+    def queries_keys_values(self, x):
+        """x […, H] -> […, 3H], in one product where nothing stands between these modules and their weights: no hook,
+        such as ZeRO 3's and accelerate's that fetch a weight for the call, no adapter, no quantised layer. 8,192 tokens
+        forward and backward on one CPU thread: 58 ms in place of 71 at width 192, 638 of 658 at 640, 1,367 of 1,484 at
+        960; the block keeps the joined weights, 3·H² values, for backward.
+        """
+        projections = (self.q, self.k, self.v)
+        if all(is_plain(f) for f in projections):
+            return F.linear(x, torch.cat([f.weight for f in projections]))
+        return torch.cat([f(x) for f in projections], -1)
 
 
-def rotary_angles(position_ids, head_size):
-    """Unit complex numbers […, 1, D/2]: pair i of a head turns by position · base^(-2i/D) (Su et al. 2021, RoFormer).
-
-    Computed afresh in float32 at each forward: it costs nothing beside one layer, and no buffer can be lost when a
-    model is built on the meta device or cast to half precision.
-    """
-    pair = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
-    angles = position_ids[..., None].float() * ROPE_BASE ** (-pair / head_size)
-    return torch.polar(torch.ones_like(angles), angles).unsqueeze(-2)
-
-
-def rotate(x, rotation):
-    """Turn the pairs (2i, 2i + 1) of x […, N, D]. A complex product is 10 times faster here than slices on a CPU."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+def is_plain(module):
+    """Calling this module is its matrix product and nothing else."""
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    return type(module) is nn.Linear and not hooks and "forward" not in vars(module)
 
 
 def attention_bias(mask):

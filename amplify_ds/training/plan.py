@@ -108,10 +108,10 @@ def memory_per_device(
     """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
 
     Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16 and fp8, with a float32 copy of the weights
-    beside the moments); AdamW's moments 8. ZeRO 1 divides moments and copy over the ranks, 2 gradients too, 3 weights
-    too. For backward a block keeps some 12 values of width H and 4 of width F a token (counted on a CPU with
-    saved-tensor hooks: 10·H + 4·F in float32, 12·H + 4·F in bf16); with checkpointing its input alone, and one
-    block's at a time.
+    beside the moments); AdamW's moments 8, NorMuon's too. ZeRO 1 divides moments and copy over the ranks, 2 gradients
+    too, 3 weights too. For backward a block keeps 8 values of width H and 3 of width F a token on a CPU (counted by
+    tests/test_elementwise.py), on a GPU 4 more of H, read off the code: queries and keys before they are turned,
+    quotients of the norms before the weight. With checkpointing its input alone, and one block's at a time.
     """
     count, wide = parameter_count(config), 4 if precision == "fp32" else 2
     optimizer = 8 * count + (4 * count if precision != "fp32" or stage else 0)
@@ -119,7 +119,7 @@ def memory_per_device(
     share = {0: (1, 1, 1), 1: (world_size, 1, 1), 2: (world_size, world_size, 1), 3: (world_size,) * 3}[stage]
     states = optimizer / share[0] + gradients / share[1] + weights / share[2]
     tokens = run.training.micro_batch_rows * row_tokens
-    block = tokens * wide * (12 * config.hidden_size + 4 * config.ffn_size)
+    block = tokens * wide * (12 * config.hidden_size + 3 * config.ffn_size)
     kept = block * config.num_hidden_layers
     if run.training.activation_checkpointing:
         kept = block + tokens * wide * config.hidden_size * config.num_hidden_layers

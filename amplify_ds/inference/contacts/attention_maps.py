@@ -21,8 +21,7 @@ import torch
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.embeddings import framed
 from amplify_ds.inference.model import Reader
-from amplify_ds.model.attention import Segments
-from amplify_ds.model.modeling_amplify import rotary_angles, rotate
+from amplify_ds.model.attention import Segments, rotary_angles, rotate
 
 
 def contact_features(reader: Reader, tokens: np.ndarray) -> Iterator[torch.Tensor]:
