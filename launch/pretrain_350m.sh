@@ -12,5 +12,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/pretrain_options.sh
 
-exec bash launch/train.sh "${launcher[@]}" -- --recipe 350M --deepspeed_config ds_configs/zero1.json \
+exec bash launch/train.sh "${launcher[@]}" -- --recipe 350M --deepspeed_config ds_configs/zero2_overlap.json \
   --training.micro_batch_rows 5 "${data[@]}" --output runs/350M "$@"

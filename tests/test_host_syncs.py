@@ -25,6 +25,10 @@ EXPECTED = {
     (0, "fp32"): ({}, {"_local_scalar_dense, step in amplify_ds/training/engine.py": 1}),
     (1, "fp32"): ({}, {NORM: 2}),  # one look before the update, one more while it clips
     (2, "fp32"): ({}, {NORM: 2}),
+    ("2_overlap", "bf16"): (  # what is sent beside backward must have arrived
+        {"synchronize, independent_gradient_partition_epilogue in deepspeed/runtime/zero/stage_1_and_2.py": 1},
+        {NORM: 2, "_local_scalar_dense, has_overflow in deepspeed/runtime/zero/stage_1_and_2.py": 1},
+    ),
     (3, "fp32"): (
         {"Stream.synchronize, independent_gradient_partition_epilogue in deepspeed/runtime/zero/stage3.py": 1},
         {NORM: 1, "synchronize, _allgather_params_coalesced in deepspeed/runtime/zero/partition_parameters.py": 1},
