@@ -1,8 +1,10 @@
 """NorMuon under DeepSpeed against a plain loop, matrix by matrix, around the independent reference model."""
 
+import os
+
 import pytest
 import torch
-from conftest import losses, train
+from conftest import launch_words, losses, run, train
 from safetensors.torch import load_file
 from test_training import plain_training
 
@@ -67,6 +69,16 @@ def test_every_stage_steps_as_whole_matrices_would(plain, shards, tmp_path, befo
     moments = load_file(tmp_path / "run/checkpoints/step-00000010/optimizer.safetensors")
     [second] = [moment for name, moment in moments.items() if "exp_avg_sq" in name and "0.ffn.w3" in name]
     assert (second == second[:, :1]).all() and len(second.unique()) > 1, "one second moment a row"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
+@pytest.mark.parametrize("stage", ["0", "1", "2_overlap", "3"])
+def test_a_gpu_which_orthogonalises_in_half_precision_stays_near(plain, shards, tmp_path, stage):
+    words = launch_words(1, tmp_path / "run", shards, stage, training__precision="bf16", **NORMUON)
+    result = run(*words, env=dict(os.environ))
+    assert result.returncode == 0, result.stderr
+    assert list(losses(tmp_path / "run").values()) == pytest.approx(plain[0], abs=5e-2)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (40, 16), (16, 40)])

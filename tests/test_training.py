@@ -67,7 +67,7 @@ def plain(shards):
     [
         (0, 2, {}),
         (1, 2, {"training__micro_batch_rows": 2}),
-        (2, 2, {}),
+        ("2_overlap", 2, {}),
         (3, 2, {"training__activation_checkpointing": "true"}),
         (1, 1, {"data__workers": 2}),
         ("2_offload", 2, {}),

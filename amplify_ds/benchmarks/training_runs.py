@@ -34,12 +34,7 @@ def check(run: Path, config: RunConfig) -> None:
     has = {**found["binding"], **_measured(found["settings"])}
     asked = {**config.binding(), "training data": training_sources(config).binding()}
     asked |= _measured(config.model_dump(mode="json"))
-    differing = [
-        f"{key}: the run has {has.get(key)!r}, asked for is {asked.get(key)!r}"
-        for key in sorted({*asked, *has})
-        if has.get(key) != asked.get(key)
-    ]
-    if differing:
+    if differing := runs.differences(has, asked):
         raise AmplifyError(
             f"{run}: is a run with other settings:\n  " + "\n  ".join(differing)
             + "\nChoose another --directory, or ask for the same settings to reuse it."

@@ -53,13 +53,7 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
         time.sleep(0.2)
 
     if checkpoint.complete(output):  # before the first checkpoint nothing has been learnt that could be lost
-        found = read_description(output)["binding"]
-        differing = [
-            f"{key}: the run has {found.get(key)!r}, asked for is {asked.get(key)!r}"
-            for key in sorted({*asked, *found})
-            if found.get(key) != asked.get(key)
-        ]
-        if differing:
+        if differing := differences(read_description(output)["binding"], asked):
             raise AmplifyError(
                 f"{output}: is the run of another configuration:\n  " + "\n  ".join(differing)
                 + "\nChoose another --output, or ask for the same settings to continue it."
@@ -70,6 +64,15 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     stopping.forget_earlier(output)
     watchdog.forget_earlier(output)
     return lock
+
+
+def differences(has: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """A line for each setting that is not the same in both."""
+    return [
+        f"{key}: the run has {has.get(key)!r}, asked for is {asked.get(key)!r}"
+        for key in sorted({*asked, *has})
+        if has.get(key) != asked.get(key)
+    ]
 
 
 def _locked(lock) -> bool:
