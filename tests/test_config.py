@@ -120,6 +120,7 @@ def test_batches_that_do_not_divide_say_what_would():
         ({"zero_optimisation": {"stage": 1}}, "did you mean zero_optimization?"),
         ({"zero_optimization": {"stage": 4}}, "must be 0, 1, 2 or 3"),
         (["stage"], "expected a JSON object"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm must be true"),
         ({"zero_optimization": None}, "must hold settings"),
         ({"zero_optimization": {"stage": True}}, "must be 0, 1, 2 or 3"),
     ],

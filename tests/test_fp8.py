@@ -96,7 +96,7 @@ def stand_in(monkeypatch):
         yield
 
     recipe = ModuleType("transformer_engine.common.recipe")
-    recipe.Format, recipe.DelayedScaling = SimpleNamespace(HYBRID="hybrid"), lambda fp8_format: fp8_format
+    recipe.Format, recipe.Float8CurrentScaling = SimpleNamespace(HYBRID="hybrid"), lambda fp8_format: fp8_format
     pytorch, common, top = (ModuleType(name) for name in ("te.pytorch", "te.common", "te"))
     pytorch.Linear, pytorch.autocast, common.recipe, top.pytorch, top.common = (
         StandIn, autocast, recipe, pytorch, common,

@@ -117,7 +117,7 @@ class Padded(Contestant):
         with self.part("data"):
             batch = next(self.loader)
             ids, seen, labels = (x.to(self.device) for x in self.pad(batch))
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
         with self.part("forward"), half:
             logits = self.model(ids, seen)
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
@@ -206,7 +206,7 @@ class Matrices(Contestant):
 
     def build(self, ranks: int) -> None:
         size, width = self.config.hidden_size, self.config.ffn_size
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
         shapes = [(size, size)] * 4 + [(size, 2 * width), (width, size)]
         rows = self.batches.plan.micro_rows * self.batches.mixture.row_tokens
         make = dict(device=self.device, dtype=dtype)

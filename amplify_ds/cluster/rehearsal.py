@@ -93,7 +93,7 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     from amplify_ds.config import RunConfig
     from amplify_ds.data.loader import TrainingBatches
     from amplify_ds.model.modeling_amplify import AMPLIFY
-    from amplify_ds.training import engine, plan
+    from amplify_ds.training import engine, fp8, plan
     from amplify_ds.training.metrics import peak_memory
 
     run = RunConfig.model_validate_json(question["run"])
@@ -102,7 +102,10 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     cut = replace(plan.batch_plan(run, mixture.row_tokens, engine.rank(), engine.world_size()), accumulation=1)
     batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
     torch.manual_seed(run.training.seed)
-    model = AMPLIFY(plan.model_config(run, mixture.max_length))
+    shape = plan.model_config(run, mixture.max_length)
+    if run.training.precision == "fp8":
+        fp8.check(run, shape, mixture.row_tokens, device.type)
+    model = AMPLIFY(shape)
     model.gradient_checkpointing = run.training.activation_checkpointing
     precision = plan.resolve_precision(run.training.precision, device.type)
     under = engine.Engine(model, run, question["zero"], cut.accumulation, precision, device)

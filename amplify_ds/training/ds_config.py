@@ -59,6 +59,11 @@ def read(path: str) -> dict[str, Any]:
     zero = content.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise AmplifyError(f'{path}: zero_optimization must hold settings, as in {{"stage": 1}}, found {zero!r}')
+    if zero.get("compute_grad_norm", True) is not True:
+        raise AmplifyError(
+            f"{path}: zero_optimization.compute_grad_norm must be true, or left out: a step is applied only if the "
+            "norm is finite"
+        )
     if type(stage(content)) is not int or stage(content) not in (0, 1, 2, 3):
         raise AmplifyError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {stage(content)!r}")
     return content

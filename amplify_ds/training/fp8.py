@@ -1,9 +1,8 @@
 """training.precision fp8: the blocks' matrix products in 8-bit floats, everything else as with bf16.
 
 NVIDIA's TransformerEngine, which must be installed for it, multiplies in E4M3 forward and E5M2 backward (Micikevicius
-et al. 2022, FP8 formats for deep learning). A tensor is scaled by the largest value that it had in earlier steps
-("delayed scaling", the largest over all ranks). Those histories are in no checkpoint: a run that is resumed in fp8
-finds its scales anew, and does not continue to the bit as it does in the other precisions.
+et al. 2022, FP8 formats for deep learning). A tensor is scaled by its own largest value ("current scaling"), so that
+nothing is remembered from step to step and a resumed run has the scales of one that was not interrupted.
 
 Parameters, their names and checkpoints are those of bf16. Evaluation multiplies in bf16.
 """
@@ -32,7 +31,7 @@ def check(run: RunConfig, model: AMPLIFYConfig, row_tokens: int, device_type: st
     for name, size in sizes.items():
         if size % MULTIPLE:
             raise _refusal(f"{name} is {size}, no multiple of {MULTIPLE}; change it")
-    for name in ("activation_checkpointing", "compile"):  # a second forward would change the scales; not traceable
+    for name in ("activation_checkpointing", "compile"):  # both leave te.autocast
         if getattr(run.training, name):
             raise _refusal(f"training.{name} does not go with it; set it to false")
     if device_type != "cuda" or torch.cuda.get_device_capability() < OLDEST:
@@ -46,7 +45,7 @@ def replace_linears(model: nn.Module, device: torch.device) -> None:
     In training mode, that is: in evaluation mode its layers multiply in the precision of their weights.
     """
     te, recipes = _transformer_engine()
-    recipe = recipes.DelayedScaling(fp8_format=recipes.Format.HYBRID)
+    recipe = recipes.Float8CurrentScaling(fp8_format=recipes.Format.HYBRID)
     for block in model.transformer_encoder:
         for name in LAYERS:
             weight = block.get_submodule(name).weight
