@@ -34,7 +34,7 @@ from deepspeed.utils import (
 
 from amplify_ds.config import Optimizer, RunConfig
 from amplify_ds.errors import AmplifyError
-from amplify_ds.processes import free_port
+from amplify_ds.processes import free_port, keep_freed_memory
 from amplify_ds.training import ds_config, fp8
 from amplify_ds.training.normuon import NorMuon
 from amplify_ds.training.orthogonal import Piece
@@ -52,6 +52,7 @@ def start_ranks() -> torch.device:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     if accelerator.device_name() == "cpu":
+        keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
