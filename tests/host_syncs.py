@@ -45,9 +45,10 @@ class Recorder:
         frames = [frame.filename.rpartition("site-packages/")[2] for frame in stack]
         if self.place and not any(frame.endswith(place) for frame in frames for place in ON_THE_HOST):
             for file, frame in reversed(list(zip(frames, stack))):
-                if "deepspeed/" in file or "amplify_ds/" in file:
+                file = file.removeprefix(f"{ROOT}/")
+                if file.startswith(("deepspeed/", "amplify_ds/")):
                     break
-            where = f"{frame.name} in {file.removeprefix(f'{ROOT}/')}"
+            where = f"{frame.name} in {file}"
             self.found.append([*self.place, what, f"{where}:{frame.lineno}"])
 
 

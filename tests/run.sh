@@ -12,4 +12,5 @@ for list in tests/others/*.txt; do
       cp "$list" "$place/installed.txt" || rm -rf "$place" # its tests are skipped, or fail in continuous integration
   fi
 done
+export OMP_NUM_THREADS=$((cores > 3 ? cores / 2 : 1)) # of two test processes; more threads than cores wait for each other
 exec python -m pytest --numprocesses 2 --dist worksteal "$@"

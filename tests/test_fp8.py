@@ -127,9 +127,9 @@ def test_layers_are_exchanged_and_parameters_stay(stand_in):
     found = model(tokens, labels=tokens)
     found.loss.backward()
     assert stand_in == [(True, "hybrid")]
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0)
+    torch.testing.assert_close(found.logits, expected.logits)
     for name, parameter in after.items():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=name)  # three products instead of one
     model.eval()(tokens)
     assert stand_in[1:] == [(False, "hybrid")], "evaluation is in bf16"
 
