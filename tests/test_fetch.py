@@ -255,7 +255,7 @@ def test_what_broke_off_for_good_is_all_that_is_fetched_again(hub, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_on_the_way_and_one_fetch_at_a_time(hub, tmp_path, how):
     output = tmp_path / "UR100P"
-    hub.spoil[LARGE] = ["stall"] * 9  # also when it asks again
+    hub.spoil[LARGE] = ["stall"]
     with subprocess.Popen(
         [sys.executable, SCRIPT, "--output", str(output)], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     ) as first:
@@ -265,7 +265,7 @@ def test_killed_on_the_way_and_one_fetch_at_a_time(hub, tmp_path, how):
             time.sleep(0.05)
         before = len(hub.log)
         refuses(fetch(output), "another build is writing this directory")
-        assert {name for name, _ in hub.log[before:]} <= {LARGE}
+        assert len(hub.log) == before
         assert list(output.rglob("*.incomplete"))
         first.send_signal(how)
         assert first.wait(20) == -how
@@ -273,7 +273,6 @@ def test_killed_on_the_way_and_one_fetch_at_a_time(hub, tmp_path, how):
     assert bool(list(output.rglob("*.incomplete"))) == (how == signal.SIGKILL)
     hub.resume.set()
     hub.log.clear()
-    hub.spoil.clear()
     succeeds(fetch(output))
     holds(output)
     assert hub.log == [(LARGE, 0)]

@@ -66,7 +66,6 @@ def plain(shards):
     "stage, ranks, settings",
     [
         (0, 2, {}),
-        (1, 2, {"training__micro_batch_rows": 2}),
         ("2_overlap", 2, {}),
         (3, 2, {"training__activation_checkpointing": "true"}),
         (1, 1, {"data__workers": 2}),
@@ -128,7 +127,7 @@ def test_names_weights_and_rows_of_the_sources_bind_a_run_and_paths_do_not(shard
     moved = shutil.copytree(shards["validation"], tmp_path / "moved")
     again = resumed(moved, 1)
     assert again.returncode == 0 and "already complete: 2 steps" in again.stdout, again.stderr
-    for change in ((moved, 3), (moved, 1, "renamed"), (shards["train"], 1)):
+    for change in ((moved, 3), (shards["train"], 1, "renamed")):
         refused = resumed(*change)
         assert refused.returncode != 0 and "training data: the run has [{'name': 'train', 'weight': 2" in refused.stderr
         assert "Traceback" not in refused.stderr
