@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from amplify_ds.benchmarks.start import make_sparse_shards
-from amplify_ds.benchmarks.train import Process
+from amplify_ds.benchmarks.train import ask
 
 
 class Measured(NamedTuple):
@@ -34,11 +33,11 @@ def measure(cases: dict, turns: int, name: str) -> dict:
         with tqdm(total=(turns + 1) * len(cases), unit="step", desc=name, disable=not sys.stderr.isatty()) as bar:
             for _ in range(turns + 1):
                 for case, processes in cases.items():
-                    steps[case].append(_all(processes, "step"))
+                    steps[case].append(ask(processes, "step"))
                     bar.update()
         for case, processes in cases.items():
-            parts = [one["communication"] / sum(one.values()) for one in _all(processes, "parts")]
-            memory = max(one["memory"] for one in _all(processes, "memory"))
+            parts = [one["communication"] / sum(one.values()) for one in ask(processes, "parts")]
+            memory = max(one["memory"] for one in ask(processes, "memory"))
             taken = steps[case][1:]  # the first warms up
             seconds = float(np.median([max(one["seconds"] for one in said) for said in taken]))
             residues, flops = (np.mean([sum(one[x] for one in said) for said in taken]) for x in ("residues", "flops"))
@@ -56,9 +55,3 @@ def exact_windows(place: Path, window: int, row_tokens: int) -> Path:
         shards.mkdir()
         make_sparse_shards(shards, 1, 8, np.arange(8), window, row_tokens)
     return shards
-
-
-def _all(processes: Sequence[Process], what: str) -> list[dict]:
-    for process in processes:
-        process.tell(what)
-    return [process.wait() for process in processes]

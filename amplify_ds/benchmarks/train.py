@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from amplify_ds.benchmarks import prep
+from amplify_ds.benchmarks import common, prep
 from amplify_ds.config import RunConfig, recipes, resolve
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import free_port
@@ -80,7 +80,7 @@ def make_shards(place: Path, max_length: int) -> Path:
 
 
 def compare(config: RunConfig, options: argparse.Namespace) -> str:
-    cores = len(os.sched_getaffinity(0))
+    cores = common.cores()
     ranks, rows = options.devices, options.rows
     contestants = {
         "padded": start("padded", config, rows * ranks, 1, cores),
@@ -101,15 +101,15 @@ def compare(config: RunConfig, options: argparse.Namespace) -> str:
         windows: list[float] = []  # a second, of ours
         for turn in range(options.turns + 1):
             for name, processes in contestants.items():
-                said = _all(processes, "step")
+                said = ask(processes, "step")
                 if turn:  # the first warms up
                     seconds = max(one["seconds"] for one in said)
                     speeds[name].append(sum(one["residues"] for one in said) / seconds)
                     flops[name].append(sum(one["flops"] for one in said) / seconds)
                     if name == "ours":
                         windows.append(sum(one["windows"] for one in said) / seconds / ranks)
-        parts = {name: _all(contestants[name], "parts") for name in ("padded", "ours")}
-        memory = {name: sum(one["memory"] for one in _all(c, "memory")) for name, c in contestants.items()}
+        parts = {name: ask(contestants[name], "parts") for name in ("padded", "ours")}
+        memory = {name: sum(one["memory"] for one in ask(c, "memory")) for name, c in contestants.items()}
     finally:
         for processes in contestants.values():
             for process in processes:
@@ -151,7 +151,8 @@ class Process:
         self._process.join()
 
 
-def _all(processes: list[Process], what: str) -> list[dict]:
+def ask(processes: list[Process], what: str) -> list[dict]:
+    """What each process answers, when all are at it at once."""
     for process in processes:
         process.tell(what)
     return [process.wait() for process in processes]

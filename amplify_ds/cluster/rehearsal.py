@@ -103,8 +103,7 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
     torch.manual_seed(run.training.seed)
     shape = plan.model_config(run, mixture.max_length)
-    if run.training.precision == "fp8":
-        fp8.check(run, shape, mixture.row_tokens, device.type)
+    fp8.check(run, shape, mixture.row_tokens, device.type)
     model = AMPLIFY(shape)
     model.gradient_checkpointing = run.training.activation_checkpointing
     precision = plan.resolve_precision(run.training.precision, device.type)

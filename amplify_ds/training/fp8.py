@@ -22,7 +22,9 @@ LAYERS = ("q", "k", "v", "wo", "ffn.w12", "ffn.w3")  # of a block
 
 
 def check(run: RunConfig, model: AMPLIFYConfig, row_tokens: int, device_type: str) -> None:
-    """Raise AmplifyError naming what of the run's settings or of this machine rules out FP8."""
+    """Raise AmplifyError naming what of the run's settings or of this machine rules out FP8, if it is asked for."""
+    if run.training.precision != "fp8":
+        return
     sizes = {
         "model.hidden_size": model.hidden_size,
         "the SwiGLU width that follows from model.intermediate_size": model.ffn_size,

@@ -74,9 +74,8 @@ class Trainer:
         self.plan = batch_plan(run, self.sources.row_tokens, engine.rank(), engine.world_size())
         self.binding = {**run.binding(), "training data": self.sources.binding()}
         shape = model_config(run, self.sources.max_length)
-        if run.training.precision == "fp8":
-            device_type = engine.deepspeed.accelerator.get_accelerator().device_name()
-            fp8.check(run, shape, self.sources.row_tokens, device_type)
+        device_type = engine.deepspeed.accelerator.get_accelerator().device_name()
+        fp8.check(run, shape, self.sources.row_tokens, device_type)
         if self.leader:
             for shards in (*(source.shards for source in self.sources.sources), *self.validation.values()):
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
