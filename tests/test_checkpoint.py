@@ -55,7 +55,8 @@ def test_another_stage_or_number_of_ranks_continues(uninterrupted, shards, tmp_p
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-3, msg=lambda text: f"{name}: {text}")
 
 
-def test_bfloat16_resumes_to_the_bit(shards, tmp_path, stage=1):  # where DeepSpeed has an optimizer of its own for it
+@pytest.mark.parametrize("stage", [1, "2_overlap"])
+def test_bfloat16_resumes_to_the_bit(shards, tmp_path, stage):
     settings = {"training__precision": "bf16", "training__steps": 3, "checkpoint__every": 2, "checkpoint__keep_last": 9}
     settings["training__global_batch_tokens"] = 2048  # bf16 is slow on a CPU
     assert train(2, tmp_path / "whole", shards, stage, **settings).returncode == 0

@@ -127,7 +127,7 @@ def test_names_weights_and_rows_of_the_sources_bind_a_run_and_paths_do_not(shard
     moved = shutil.copytree(shards["validation"], tmp_path / "moved")
     again = resumed(moved, 1)
     assert again.returncode == 0 and "already complete: 2 steps" in again.stdout, again.stderr
-    for change in ((moved, 3), (shards["train"], 1, "renamed")):
+    for change in ((moved, 3), (moved, 1, "renamed"), (shards["train"], 1)):
         refused = resumed(*change)
         assert refused.returncode != 0 and "training data: the run has [{'name': 'train', 'weight': 2" in refused.stderr
         assert "Traceback" not in refused.stderr
