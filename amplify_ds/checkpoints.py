@@ -30,9 +30,10 @@ def main() -> int:
 
     if not (arguments.run / runs.DESCRIPTION).exists():
         raise AmplifyError(f"{arguments.run}: holds no {runs.DESCRIPTION}, so it is no run directory")
-    paths = checkpoint.complete(arguments.run)
-    others = sorted(p for p in checkpoint.folder(arguments.run).glob(".step-*"))
-    lines, damaged = [], 0
+    paths = checkpoint.listing(arguments.run)
+    hidden = sorted(checkpoint.folder(arguments.run).glob(".step-*"))
+    aside = sorted(checkpoint.folder(arguments.run).glob(f"step-*{checkpoint.SET_ASIDE}*"))
+    lines, unusable = [], 0
     for path in tqdm(
         paths, desc="verifying", unit="checkpoint", disable=not (arguments.verify and sys.stderr.isatty())
     ):
@@ -45,9 +46,11 @@ def main() -> int:
             losses = "  ".join(f"{e['set']} {e['loss']:.4f}" for e in at_step if e["protocol"] == "mask_only") or "-"
             condition = "verified" if arguments.verify else "complete"
         except AmplifyError as error:
-            condition, damaged = f"damaged: {str(error).removeprefix(f'{path}: ')}", damaged + 1
+            kind = "damaged: " if isinstance(error, checkpoint.Damaged) else ""
+            condition, unusable = f"{kind}{str(error).removeprefix(f'{path}: ')}", unusable + 1
         lines.append((path.name, _size(path), condition, losses))
-    lines += [(path.name, _size(path), "incomplete: removed at the next save", "-") for path in others]
+    lines += [(path.name, _size(path), "damaged, not used any more; may be deleted", "-") for path in aside]
+    lines += [(path.name, _size(path), "incomplete: removed at the next save", "-") for path in hidden]
     if not lines:
         print(f"{arguments.run} has no checkpoint yet")
         return 0
@@ -55,11 +58,14 @@ def main() -> int:
     widths = [max(len(line[column]) for line in (titles, *lines)) for column in range(3)]
     for line in (titles, *lines):
         print("  ".join([*(text.ljust(width) for text, width in zip(line, widths)), line[3]]))
-    return 1 if damaged else 0
+    return 1 if unusable else 0
 
 
 def _size(path: Path) -> str:
-    return tqdm.format_sizeof(sum(file.stat().st_size for file in path.iterdir()), "B", 1024)
+    try:
+        return tqdm.format_sizeof(sum(file.stat().st_size for file in path.iterdir()), "B", 1024)
+    except OSError:
+        return "-"
 
 
 if __name__ == "__main__":

@@ -73,14 +73,16 @@ def main() -> int:
                 logits = model.load(device)
                 for (name, shards), protocol in itertools.product(sets.items(), PROTOCOLS):
                     found = evaluate(logits, shards, protocol, device, rows[name], progress=bar.update, targets=targets)
-                    scores.append((name, model.name, found))
+                    scores.append((name, model, found))
             del logits  # one model at a time in memory
     if arguments.json:
-        found = [{"data": data, "model": model, **score.as_dict()} for data, model, score in scores]
+        found = [
+            {"data": data, "model": model.name, "step": model.step, **score.as_dict()} for data, model, score in scores
+        ]
         print(json.dumps(found, indent=1))
         return 0
     for name, shards in sets.items():
-        _report(name, rows[name], shards, [(model, score) for data, model, score in scores if data == name])
+        _report(name, rows[name], shards, [(_title(model), score) for data, model, score in scores if data == name])
     return 0
 
 
@@ -91,6 +93,10 @@ def _device(torch, name: str | None):
     except (RuntimeError, AssertionError) as error:
         raise AmplifyError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _title(model) -> str:
+    return model.name if model.step is None else f"{model.name} (step {model.step})"
 
 
 def _report(data: str, rows: int, shards, scores: list) -> None:

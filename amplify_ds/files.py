@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,37 @@ def write_json(path: Path, content: Any) -> None:
     partial.write_text(json.dumps(content, indent=1))
     sync(partial)
     partial.replace(path)
+
+
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Let the block write `path` and give it the permissions of any new file, as the umask and the directory have it.
+
+    safetensors writes 0600 whatever the umask: colleagues could not read the file.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
+
+
+def forget_cached(path: Path) -> None:
+    """Ask the kernel to drop its copy of a file that has been flushed, so that the next read comes from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def content_digest(content: Mapping[str, Any], entry: str) -> str:
+    """Return the sha256 of a JSON object without its entry `entry`, which is where the object keeps this checksum.
+
+    It is that of the values, not of the text: another order of the keys or other blanks change nothing.
+    """
+    kept = {key: value for key, value in content.items() if key != entry}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path, progress: Callable[[int], object] = lambda read: None) -> str:

@@ -44,7 +44,7 @@ stage "5/7 plots from the TensorBoard events"
 python -m amplify_ds.plot "$place"/run
 
 stage "6/7 export to a Hugging Face folder"
-checkpoint=$(ls -d "$place"/run/checkpoints/step-* | tail -n 1)
+checkpoint=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["checkpoint"])' "$place"/run/result.json)
 if [ ! -e "$place"/export ]; then
   python -m amplify_ds.export "$place"/run "$place"/export
 elif cmp -s "$checkpoint"/model.safetensors "$place"/export/model.safetensors; then

@@ -1,5 +1,7 @@
 """Interrupted runs against uninterrupted ones; checkpoints that know nothing of ranks and ZeRO stage."""
 
+import errno
+import hashlib
 import json
 import os
 import resource
@@ -14,8 +16,10 @@ import pytest
 import torch
 from conftest import EVERY_THREE, ROOT, environment, final_tensors, launch_words, losses, python, train
 from safetensors.torch import load_file, save_file
+from small_checkpoint import state, triples
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.hub.folder import read_source
 from amplify_ds.training import checkpoint
 
 
@@ -72,20 +76,8 @@ def test_bfloat16_resumes_to_the_bit(shards, tmp_path, stage):
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
-def triples(value: float):
-    for name in ("a", "b"):
-        yield name, torch.full((3,), value), {"exp_avg": torch.zeros(3), "exp_avg_sq": torch.ones(3)}
-
-
 def write(run: Path, step: int) -> Path:
-    return checkpoint.write(run, triples(step), {**dict.fromkeys(checkpoint.CONTENT), "step": step})
-
-
-def test_retention_keeps_the_last_and_every_mth(tmp_path):
-    for step in range(10, 80, 10):
-        write(tmp_path, step)
-        checkpoint.prune(tmp_path, keep_last=2, keep_every=30)
-    assert [p.name for p in checkpoint.complete(tmp_path)] == [f"step-{s:08d}" for s in (30, 60, 70)]
+    return checkpoint.write(run, triples(step), state(step)).path
 
 
 def test_a_half_written_checkpoint_is_never_seen(tmp_path):
@@ -98,15 +90,111 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path):
     assert checkpoint.newest(tmp_path).step == 20 and not partial.exists()
 
 
-def test_one_flipped_bit_is_found_before_training_continues(tmp_path):
-    older, newer = write(tmp_path, 10), write(tmp_path, 20)
-    data = bytearray((newer / "model.safetensors").read_bytes())
-    data[-3] ^= 1
-    (newer / "model.safetensors").write_bytes(data)
-    assert checkpoint.newest(tmp_path).step == 20, "its header is sound"
-    warnings = []
-    assert checkpoint.newest(tmp_path, warnings.append, checkpoint.verify).path == older
-    assert "model.safetensors: was altered" in warnings[0]
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_files_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = write(tmp_path, 10)
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()} == {
+        name: mode for name in ("model.safetensors", "optimizer.safetensors", "state.json")
+    }
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_every_flipped_bit_of_the_state_is_found_or_changes_nothing(tmp_path):
+    path = write(tmp_path, 9)
+    right = checkpoint.open_checkpoint(path).state
+    whole = (path / "state.json").read_bytes()
+    unchanged = 0
+    for bit in range(8 * len(whole)):
+        (path / "state.json").write_bytes(flipped(whole, bit))
+        try:
+            assert checkpoint.open_checkpoint(path).state == right, bit
+            unchanged += 1
+        except checkpoint.Damaged:
+            pass
+    assert unchanged < len(whole) / 10, "blanks between the values, at most"
+
+
+def old_format(path: Path, **changes) -> bytes:
+    """The state as the format before had it, without a checksum of itself; "removed" for a change removes the entry."""
+    content = json.loads((path / "state.json").read_text())
+    del content["state_sha256"]
+    content |= {"format": 2} | changes
+    return json.dumps({key: value for key, value in content.items() if value != "removed"}).encode()
+
+
+def test_the_format_before_is_read(tmp_path):
+    path = write(tmp_path, 9)
+    (path / "state.json").write_bytes(old_format(path))
+    assert checkpoint.newest(tmp_path).step == 9
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {}}, {"files": "removed"}, {"files": {"../../secret": "0" * 64}}, {"files": {"model.safetensors": "x"}},
+        {"step": "9"}, {"step": True}, {"step": 8}, {"step": -9}, {"progress": {}}, {"progress": "removed"},
+        {"skips": {}}, {"binding": 3}, {"origin": "somewhere"}, {"format": "removed"}, {"format": "2"}, {"format": 3},
+    ],
+)  # fmt: skip
+def test_a_state_of_another_shape_is_damage(tmp_path, changes):
+    path = write(tmp_path, 9)
+    (path / "state.json").write_bytes(old_format(path, **changes))
+    with pytest.raises(checkpoint.Damaged, match="state.json|not a complete"):
+        checkpoint.open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"null", b"{", b"\xff\xfe", b'{"a":' * 100_000, b"[" * 10**6, b'{"step": ' + b"9" * 10**6 + b"}"]
+)
+def test_a_state_that_is_no_state_is_damage(tmp_path, text):
+    path = write(tmp_path, 9)
+    (path / "state.json").write_bytes(text)
+    with pytest.raises(checkpoint.Damaged, match="step-00000009: not a complete checkpoint"):
+        checkpoint.open_checkpoint(path)
+
+
+def test_a_newer_format_is_not_damage(tmp_path):
+    path = write(tmp_path, 9)
+    content = json.loads((path / "state.json").read_text()) | {"format": 4}
+    for sealed in (True, False):  # a later version may seal its state otherwise
+        content.pop("state_sha256", None)
+        if sealed:
+            text = json.dumps(dict(sorted(content.items())), sort_keys=True)
+            content["state_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        (path / "state.json").write_text(json.dumps(content))
+        with pytest.raises(checkpoint.Unsupported, match="format 4, this version of amplify_ds reads 2 and 3"):
+            checkpoint.newest(tmp_path)
+
+
+def test_whoever_uses_a_run_is_told_when_its_newest_checkpoint_is_damaged(uninterrupted, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    weights = run / "checkpoints/step-00000010/model.safetensors"
+    weights.write_bytes(flipped(weights.read_bytes(), 8 * weights.stat().st_size - 20))
+    with pytest.raises(AmplifyError, match="was altered.*newest checkpoint.*name it: .*step-00000009"):
+        read_source(run)
+    assert read_source(run / "checkpoints/step-00000009").history["step"] == 9
+    assert len(os.listdir(run / "checkpoints")) == 4, "nothing was renamed: this process does not hold the run"
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = write(tmp_path, 9)
+
+    def refuse(name, *rest, **options):  # root may read everything: the system's answer is imitated
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(AmplifyError, match="state.json: cannot be read: Permission denied") as refused:
+        checkpoint.open_checkpoint(path)
+    assert not isinstance(refused.value, checkpoint.Damaged)
 
 
 def test_the_list_of_checkpoints(uninterrupted, tmp_path):
@@ -125,24 +213,6 @@ def test_the_list_of_checkpoints(uninterrupted, tmp_path):
     assert found.returncode == 1 and "incomplete" in found.stdout
     assert [line.split()[0] for line in found.stdout.splitlines() if "damaged" in line] == ["step-00000006"]
     assert "no run directory" in python("-m", "amplify_ds.checkpoints", tmp_path).stderr
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["truncated", "deleted"])
-def test_a_damaged_checkpoint_is_named_and_the_next_older_one_used(tmp_path, name, damage):
-    def spoil(path):
-        path.unlink() if damage == "deleted" else os.truncate(path, 50)
-
-    older, newer = write(tmp_path, 10), write(tmp_path, 20)
-    warnings = []
-    spoil(newer / name)
-    assert checkpoint.newest(tmp_path, warnings.append).step == 10
-    assert len(warnings) == 1 and "step-00000020: not a complete checkpoint" in warnings[0]
-    assert write(tmp_path, 20) and checkpoint.newest(tmp_path).step == 20  # training comes by there again
-    spoil(newer / name)
-    spoil(older / name)
-    with pytest.raises(AmplifyError, match="step-00000010: not a complete checkpoint"):
-        checkpoint.newest(tmp_path)
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):

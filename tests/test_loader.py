@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from amplify_ds.data.loader import BatchPlan, TrainingBatches, evaluation_batches, training_loader
+from amplify_ds.data.loader import BatchPlan, TrainingBatches, evaluation_batches
 from amplify_ds.data.masking import IGNORED, PROTOCOLS
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
+from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.vocab import BOS, EOS, MASK, PAD
 
 SHARES = (0.15, 0.8, 0.1)
@@ -119,7 +120,8 @@ def test_worker_processes_yield_the_same_stream_and_start_anywhere(mixed, skippe
     batches = TrainingBatches(mixed, BatchPlan(4, 2, 2, 0, 1), 7, *SHARES, skips)
 
     def read(first: int, count: int, workers: int) -> list[torch.Tensor]:
-        return [batch.input_ids for batch in islice(training_loader(batches, first, workers, False), count)]
+        with TrainingLoader(batches, first, workers, False) as loader:
+            return [batch.input_ids for batch in islice(loader, count)]
 
     alone, shared, later = read(0, 10, 0), read(0, 10, 2), read(3, 4, 0)
     assert len(alone) == 10 and all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))

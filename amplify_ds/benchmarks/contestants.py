@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 import amplify_ds
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches, training_loader
+from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches
+from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.training import plan
 from amplify_ds.training.metrics import model_flops, peak_memory
@@ -41,7 +42,7 @@ class Contestant:
         self.precision = plan.resolve_precision(run.training.precision, self.device.type)
         cut = BatchPlan(rows * ranks, rows, 1, rank, ranks)
         self.batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
-        self.loader = training_loader(self.batches, 0, 0, self.device.type == "cuda")
+        self.loader = TrainingLoader(self.batches, 0, 0, self.device.type == "cuda")
         self.times: dict[str, float] = {}
         torch.manual_seed(run.training.seed)
         self.build(ranks)

@@ -1,6 +1,6 @@
 """Measure how fast one core makes training batches: `python -m amplify_ds.benchmark loader`.
 
-Ours: `training_loader` in the training process, from shards on disk to a packed batch with its masks as tensors, in
+Ours: `TrainingLoader` in the training process, from shards on disk to a packed batch with its masks as tensors, in
 micro batches as those of the recipe 120M (10 rows of 8,192 tokens, windows of at most 512). Beside it Hugging Face's
 `DataCollatorForLanguageModeling` on the windows of the same rows: our tokenizer, 15 % masked, padded to the longest, as
 many windows a batch as ours hold, given as lists of ids; tokenizing them is not in the time. Both are held to one core
@@ -59,7 +59,8 @@ def _make_shards(place: Path) -> Path:
 def _compare(shards: Shards, turns: int) -> None:
     import torch
 
-    from amplify_ds.data.loader import BatchPlan, TrainingBatches, training_loader
+    from amplify_ds.data.loader import BatchPlan, TrainingBatches
+    from amplify_ds.data.workers import TrainingLoader
 
     torch.set_num_threads(1)
     plan = BatchPlan(_MICRO_ROWS, _MICRO_ROWS, 1, 0, 1)
@@ -67,7 +68,7 @@ def _compare(shards: Shards, turns: int) -> None:
     collate, windows = _collator(batches)
 
     def ours(first: int) -> int:
-        return sum(batch.tokens for batch in islice(training_loader(batches, first, 0, False), _BATCHES))
+        return sum(batch.tokens for batch in islice(TrainingLoader(batches, first, 0, False), _BATCHES))
 
     def theirs(first: int) -> int:
         return sum(int((collate(some)["input_ids"] != collate.tokenizer.pad_token_id).sum()) for some in windows)

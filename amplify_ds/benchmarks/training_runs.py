@@ -58,8 +58,7 @@ def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Calla
                 try:
                     process.wait(_SECONDS_BETWEEN_LOOKS)
                 except subprocess.TimeoutExpired:
-                    saved = checkpoint.complete(run)
-                    now = int(checkpoint.NAME.fullmatch(saved[-1].name)[1]) if saved else 0
+                    now = max(map(checkpoint.step_of, checkpoint.listing(run)), default=0)
                     progress(now - done)
                     done = now
         except BaseException:

@@ -11,21 +11,18 @@ Evaluation reads every row once, split over the ranks, with masks that only depe
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from amplify_ds.data import masking
 from amplify_ds.data.mixture import Mixture, Places
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.skips import Skips
 from amplify_ds.errors import AmplifyError
-from amplify_ds.processes import end_with_parent
 from amplify_ds.vocab import EOS
 
 _AHEAD = 64  # micro batches whose rows are looked up at once: as quick as for one
@@ -156,27 +153,6 @@ class TrainingBatches(Dataset):
             content.append((tokens, lengths))
             masks.append(masking.mask_row(tokens, key, self.slots, *self.shares))
         return pack(content, masks, self.mixture.max_length)
-
-
-def training_loader(batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
-    """Iterate the micro batches from global batch `first_batch` on, prepared ahead of time by `workers` processes."""
-    order = range(first_batch * batches.plan.accumulation, sys.maxsize)
-    try:
-        yield from DataLoader(
-            batches, batch_size=None, sampler=order, num_workers=workers, pin_memory=pin_memory,
-            worker_init_fn=_belong_to_the_rank,
-        )  # fmt: skip
-    except AmplifyError as error:  # that of a worker comes with its traceback in front
-        raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
-
-
-def _belong_to_the_rank(worker: int) -> None:
-    """A worker ends with its rank, however that ends, and not before: SLURM and DeepSpeed signal workers as well, but
-    the rank needs them until its checkpoint.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
 
 
 @dataclass(frozen=True)

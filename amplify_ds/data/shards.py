@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.files import content_digest
 from amplify_ds.vocab import PAD, TOKENS, VOCABULARY_SHA256
 
 FORMAT = "amplify_ds.shards"
@@ -200,8 +201,7 @@ def _read_manifest(path: Path) -> dict:
 
 def manifest_digest(manifest: dict) -> str:
     """Return the sha256 of a manifest's content, its entry `DIGEST` left out."""
-    content = {key: value for key, value in manifest.items() if key != DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content_digest(manifest, DIGEST)
 
 
 def _check_size(file: Path, expected: int) -> None:

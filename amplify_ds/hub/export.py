@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import amplify_ds
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import write_json
+from amplify_ds.files import usual_permissions, write_json
 from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.card import model_card
 from amplify_ds.hub.check import TOLERANCE, agreement
@@ -71,7 +71,8 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
     try:
         partial.mkdir(parents=True)
         tensors = conversion.from_ours(found.weights, found.config, chosen)
-        save_file(tensors, partial / checkpoint.WEIGHTS, metadata={"format": "pt"})
+        with usual_permissions(partial / checkpoint.WEIGHTS):
+            save_file(tensors, partial / checkpoint.WEIGHTS, metadata={"format": "pt"})
         dtype = str(found.weights["encoder.weight"].dtype).removeprefix("torch.")
         config = layout_config(found.config, dtype, chosen.padded)
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

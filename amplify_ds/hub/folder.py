@@ -69,7 +69,7 @@ def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
     if (path / checkpoint.STATE).exists() or checkpoint.NAME.fullmatch(path.name):
         return checkpoint.verify(checkpoint.open_checkpoint(path))
     if (path / runs.DESCRIPTION).exists():
-        found = checkpoint.newest(path, check=checkpoint.verify)
+        found = checkpoint.newest(path)
         if found is None:
             raise AmplifyError(f"{path}: this run has no complete checkpoint yet")
         return found
@@ -128,6 +128,10 @@ def initial_weights(source: str | Path) -> tuple[conversion.Weights, dict[str, A
 
 
 def say(found: Source) -> None:
+    """Tell the user, on standard error, which step of training the weights are from, and the notes."""
+    if "step" in found.history:
+        place = "" if str(found.path) == found.name else f" ({found.path})"
+        print(f"{found.name}: step {found.history['step']}{place}", file=sys.stderr)
     for note in found.notes:
         print(f"note: {found.name}: {note}", file=sys.stderr)
 

@@ -34,6 +34,7 @@ class Scorable:
     """A model to be scored. known: bool [27], the targets that it can name. load: brings its weights to a device."""
 
     name: str
+    step: int | None  # of training, where the model is a run's or a checkpoint
     known: np.ndarray
     load: Callable[[torch.device], Logits]
 
@@ -44,9 +45,10 @@ def scorable(source: str) -> Scorable:
     Raises AmplifyError when it is neither, or its tokenizer does not read proteins letter by letter.
     """
     path, _ = locate(source)
-    config = {} if find_checkpoint(path) else read_json(path / CONFIG) or {}
+    found = find_checkpoint(path)
+    config = {} if found else read_json(path / CONFIG) or {}
     if not _is_of_transformers(config.get("model_type")):
-        return Scorable(source, np.ones(len(TOKENS), bool), lambda device: _own(source, device))
+        return Scorable(source, found and found.step, np.ones(len(TOKENS), bool), lambda device: _own(source, device))
     return _other(source, path)
 
 
@@ -89,7 +91,7 @@ def _other(source: str, path: Path) -> Scorable:
             model.to(device).eval(), ids.to(device), torch.from_numpy(known), before, after, tokenizer.pad_token_id
         )
 
-    return Scorable(source, known & (np.array([len(token) == 1 and token.isalpha() for token in TOKENS])), load)
+    return Scorable(source, None, known & (np.array([len(token) == 1 and token.isalpha() for token in TOKENS])), load)
 
 
 def translation(tokenizer, source: str) -> tuple[torch.Tensor, np.ndarray, list[int], list[int]]:

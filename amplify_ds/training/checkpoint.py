@@ -3,42 +3,73 @@
     RUN/checkpoints/step-00000150/
         model.safetensors       float32 weights under the published names
         optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME (absent before the first step)
-        state.json              step, configuration, fingerprints of the data, checksums of the other two
+        state.json              step, configuration, fingerprints of the data, checksums of the other two and of itself
 
-Written under a hidden name, flushed to disk, then renamed: whatever is found under the final name is whole. The
-newest one is found by its name; there is no pointer that could be wrong. No pickle anywhere.
+A checkpoint is written under a hidden name, flushed to disk, read back and then renamed: whatever is found under the
+final name was whole once. The newest is found by its name; there is no pointer that could be wrong. No pickle anywhere.
+This module writes one checkpoint and reads any. Which are kept, and what becomes of damaged ones, is decided in
+retention.py by the process that holds the run's lock.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from typing_extensions import TypedDict
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sha256, sync
+from amplify_ds.files import content_digest, forget_cached, sha256, sync, usual_permissions
+from amplify_ds.training.progress import Progress
 
-FORMAT = 2
-CONTENT = (
-    "step",
-    "progress",
-    "binding",
-    "settings",
-    "model",
-    "precision",
-    "skips",
-    "origin",
-)  # of state.json, beside the format
-NAME = re.compile(r"step-(\d{8,})")
+FORMAT = 3
+WITHOUT_DIGEST = 2  # the format before: its state.json carries no checksum of itself
+DIGEST = "state_sha256"
+SET_ASIDE = ".damaged"  # behind the name of one that is not used any more
+NAME = re.compile(r"step-([0-9]{8,})")
 WEIGHTS, MOMENTS, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_LARGEST_STATE = 2**28  # bytes; some thousand evaluations take a few MB
+# What the system says of a checkpoint that lacks a part. Anything else (no permission, too many open files, a file
+# server that does not answer) says nothing about the checkpoint.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+_Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class State(TypedDict):
+    """What state.json holds, beside its format and its checksum."""
+
+    step: Annotated[int, Field(ge=0)]  # optimizer steps taken
+    progress: Progress
+    binding: dict[str, Any]  # what must be the same when the run continues
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    precision: str
+    skips: list[dict[str, Any]]
+    origin: dict[str, Any] | None
+    files: dict[str, _Sha256]
+
+
+State.__pydantic_config__ = ConfigDict(strict=True)
+_shape = TypeAdapter(State)
+
+
+class Damaged(AmplifyError):
+    """What stands under a checkpoint's name is not what was written."""
+
+
+class Unsupported(AmplifyError):
+    """A checkpoint of a format that this version does not read."""
 
 
 @dataclass(frozen=True)
@@ -75,60 +106,133 @@ def folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def complete(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = folder(run).iterdir() if folder(run).is_dir() else ()
-    return sorted((p for p in found if NAME.fullmatch(p.name)), key=lambda p: int(NAME.fullmatch(p.name)[1]))
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None for any other name."""
+    found = NAME.fullmatch(path.name)
+    return int(found[1]) if found and path.name == name_of(int(found[1])) else None
+
+
+def listing(run: Path) -> list[Path]:
+    """What stands under the names of checkpoints in a run, sound or not, by step."""
+    try:
+        found = list(folder(run).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((path for path in found if step_of(path) is not None), key=step_of)
 
 
 def open_checkpoint(path: Path) -> CheckpointFile:
-    """Raises AmplifyError when `path` is no readable checkpoint."""
-    try:
-        state = json.loads((path / STATE).read_bytes())
-        if state["format"] != FORMAT:
-            raise AmplifyError(f"{path}: checkpoint format {state['format']}, this version reads {FORMAT}")
-        if missing := [key for key in CONTENT if key not in state]:
-            raise KeyError(f"{STATE} lacks {', '.join(missing)}")
+    """Read the state and look at the headers of the other files.
+
+    Raises Damaged, Unsupported, or another AmplifyError when `path` cannot be looked at (no permission …).
+    """
+    with _reading(path):
+        with open(path / STATE, "rb") as file:
+            text = file.read(_LARGEST_STATE + 1)
+        if len(text) > _LARGEST_STATE:
+            raise ValueError(f"{STATE} has more than {_LARGEST_STATE:,} bytes")
+        state = _checked(path, text)
         for name in state["files"]:
+            with open(path / name, "rb"):  # safetensors calls every failure a missing file
+                pass
             with safe_open(path / name, "pt"):  # the header holds the file's size: a truncated file fails here
                 pass
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise AmplifyError(
-            f"{path}: not a complete checkpoint ({type(error).__name__}: {error}). Expected a directory with {WEIGHTS} "
-            f"{MOMENTS} and {STATE}."
-        ) from None
     return CheckpointFile(path, state)
 
 
+def _checked(path: Path, text: bytes) -> dict[str, Any]:
+    """The content of state.json, if it is what was written."""
+    state = json.loads(text)
+    if not isinstance(state, dict):
+        raise ValueError(f"{STATE} holds no JSON object")
+    if DIGEST in state and state[DIGEST] != content_digest(state, DIGEST):
+        raise ValueError(f"{STATE} was altered: it does not match the checksum that it carries")
+    if type(state.get("format")) is not int or state["format"] == FORMAT and DIGEST not in state:
+        raise ValueError(f"{STATE} lacks its format or its checksum")
+    if state["format"] not in (WITHOUT_DIGEST, FORMAT):
+        version = "a newer" if state["format"] > FORMAT else "an older"
+        raise Unsupported(
+            f"{path}: has checkpoint format {state['format']}, this version of amplify_ds reads {WITHOUT_DIGEST} and "
+            f"{FORMAT}. Use {version} version of amplify_ds, or choose another --output."
+        )
+    _shape.validate_json(text)  # raises a ValueError
+    needed = {WEIGHTS, MOMENTS} if state["step"] else {WEIGHTS}
+    if not needed <= set(state["files"]) <= {WEIGHTS, MOMENTS}:
+        raise ValueError(f"{STATE} gives checksums for {sorted(state['files'])}, expected {sorted(needed)}")
+    if unknown := set(state["progress"]) - {field.name for field in fields(Progress)}:
+        raise ValueError(f"{STATE} has a progress with {sorted(unknown)}")
+    if state["progress"].get("step") != state["step"] or step_of(path) not in (None, state["step"]):
+        raise ValueError(f"{STATE} is that of step {state['step']}")
+    return state
+
+
 def verify(found: CheckpointFile) -> CheckpointFile:
-    """Return it, or raise AmplifyError when a file does not have the checksum that state.json gives."""
-    for name, expected in found.state["files"].items():
-        if (digest := sha256(found.path / name)) != expected:
-            raise AmplifyError(f"{found.path / name}: was altered: its sha256 is {digest}, {STATE} says {expected}.")
+    """Return it, or raise Damaged when a file does not have the checksum that state.json gives."""
+    with _reading(found.path):
+        for name, expected in found.state["files"].items():
+            if (digest := sha256(found.path / name)) != expected:
+                raise Damaged(f"{found.path / name}: was altered: its sha256 is {digest}, {STATE} says {expected}.")
     return found
 
 
 def newest(
-    run: Path, warn: Callable[[str], None] = lambda text: None, check: Callable = lambda found: found
+    run: Path, check: Callable[[CheckpointFile], CheckpointFile] | None = None
 ) -> CheckpointFile | None:
-    """The newest checkpoint that can be read, and passes `check`; None when there is none at all.
+    """The newest checkpoint of a run, verified (or what else `check` looks at); None when the run has none.
 
-    One that was damaged after it was written is passed over with a warning. Raises AmplifyError when all are damaged.
+    Raises Damaged when the newest is damaged, naming an older one that is sound: whoever uses a run's result must
+    decide whether that will do. (Training decides by itself: retention.py.)
     """
-    damage = None
-    for path in reversed(complete(run)):
-        try:
-            return check(open_checkpoint(path))
-        except AmplifyError as error:
-            damage = error
-            warn(f"warning: {error} The next older checkpoint is used.")
-    if damage is not None:
-        raise damage
-    return None
+    paths = listing(run)
+    if not paths:
+        return None
+    try:
+        return (check or verify)(open_checkpoint(paths[-1]))
+    except Damaged as error:
+        older = next((path for path in reversed(paths[:-1]) if _is_sound(path)), None)
+        raise Damaged(
+            f"{error} It is the newest checkpoint of {run}. "
+            + (f"To use the newest sound one, name it: {older}" if older else "No older one is sound.")
+        ) from None
 
 
-def write(run: Path, named_state, state: dict[str, Any]) -> Path:
-    """Write one checkpoint from (name, weight, moments) triples, as Engine.named_state gives them (rank 0 only).
+def _is_sound(path: Path) -> bool:
+    try:
+        return bool(verify(open_checkpoint(path)))
+    except AmplifyError:
+        return False
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell damage from other failures of reading a checkpoint."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise AmplifyError(
+                f"{error.filename or path}: cannot be read: {error.strerror}. This says nothing about the checkpoint: "
+                "make it readable, and run the same command again."
+            ) from None
+        raise _damaged(path, f"{error.filename or path}: {error.strerror}") from None
+    except RecursionError:
+        raise _damaged(path, f"{STATE} is nested too deeply") from None
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split("\n    For further")[0].split())) from None
+
+
+def _damaged(path: Path, why: str) -> Damaged:
+    return Damaged(
+        f"{path}: not a complete checkpoint ({why}). Expected a directory with {WEIGHTS}, {MOMENTS} and {STATE}."
+    )
+
+
+def write(run: Path, named_state: Iterable[tuple[str, torch.Tensor, dict]], state: dict[str, Any]) -> CheckpointFile:
+    """Write one checkpoint from (name, weight, moments) triples, as Engine.named_state gives them, and read it back.
 
     Raises AmplifyError when it cannot be written; nothing is left then, and older checkpoints are untouched.
     """
@@ -136,42 +240,31 @@ def write(run: Path, named_state, state: dict[str, Any]) -> Path:
     for name, weight, of_parameter in named_state:
         weights[name] = weight
         moments.update({f"{key}.{name}": value for key, value in of_parameter.items()})
-    final = folder(run) / f"step-{state['step']:08d}"
+    final = folder(run) / name_of(state["step"])
     partial = final.with_name(f".{final.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        if moments:
-            save_file(moments, partial / MOMENTS, metadata={"format": "pt"})
+        for name, tensors in ((WEIGHTS, weights), (MOMENTS, moments)):
+            if tensors:
+                with usual_permissions(partial / name):
+                    save_file(tensors, partial / name, metadata={"format": "pt"})
         files = {path.name: sha256(path) for path in sorted(partial.iterdir())}
-        (partial / STATE).write_text(json.dumps({"format": FORMAT, **state, "files": files}, indent=1))
+        content = {"format": FORMAT, **state, "files": files}
+        content = json.loads(json.dumps(content))  # as it will be read: keys are text, tuples are lists
+        content[DIGEST] = content_digest(content, DIGEST)
+        (partial / STATE).write_text(json.dumps(content, indent=1))
         for path in (*partial.iterdir(), partial):
             sync(path)
-        if final.exists():  # damaged, or the run would have continued from it
-            _remove(final)
+        for name in files:
+            forget_cached(partial / name)
+        found = verify(open_checkpoint(partial))
         partial.rename(final)
         sync(final.parent)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, AmplifyError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise AmplifyError(
             f"{final}: the checkpoint could not be written ({error}). Older checkpoints are untouched; make room and "
             "start the same command again: it continues from the newest one."
         ) from None
-    return final
-
-
-def prune(run: Path, keep_last: int, keep_every: int) -> None:
-    """Delete all but the newest `keep_last` and those at multiples of `keep_every` steps (0: none)."""
-    for path in complete(run)[:-keep_last]:
-        if not (keep_every and int(NAME.fullmatch(path.name)[1]) % keep_every == 0):
-            _remove(path)
-    for path in folder(run).glob(".step-*"):  # what a killed write or removal left behind
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    """Take the final name away first: a half deleted directory must not look like a checkpoint."""
-    doomed = path.with_name(f".{path.name}.deleted")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    return replace(found, path=final)

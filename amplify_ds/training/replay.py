@@ -6,7 +6,6 @@ Which batch a step had, and which rows were left out of it, stands in the state 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
             f"{', '.join(config.data.train)}: not what {run} was trained on (names, weights or rows differ); give its "
             "shards with --data.train [NAME=]DIR[:WEIGHT] …"
         )
-    found = checkpoint.newest(run, lambda text: print(text, file=sys.stderr))
+    found = checkpoint.newest(run, check=lambda opened: opened)  # the state alone is needed
     state = found.state if found else {}
     whole = batch_plan(config, mixture.row_tokens, 0, 1).global_rows
     if outside := [number for number in rows if not 0 <= number < whole]:

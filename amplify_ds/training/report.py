@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from amplify_ds.config import RunConfig
@@ -19,6 +18,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.training import checkpoint, engine, guards, runs
 from amplify_ds.training.evaluate import perplexity
+from amplify_ds.training.events import Events, NoEvents
 from amplify_ds.training.metrics import Interval, Totals, model_flops
 from amplify_ds.training.progress import Progress
 
@@ -70,6 +70,7 @@ class Report:
             **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
         }.items():
             self.events.add_scalar(tag, value, progress.step)
+        self.events.flush()
         speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
         self.bar.set_postfix_str(speed, refresh=False)
         if self.bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
@@ -81,8 +82,7 @@ class Report:
         """The batch of these rows gave a gradient that is not finite. AmplifyError if it was one too many."""
         step, limit = progress.step + 1, self.run.guards.skipped_in_a_row
         self.events.add_scalar("train/skipped_steps", len(progress.skipped) + 1, progress.step)
-        if self.leader:
-            guards.append(self.output / guards.SKIPPED, rows)
+        self._note(guards.SKIPPED, rows)
         say(
             f"warning: the gradient of step {step} was not finite: batch {progress.batch} is left out, its rows are in "
             f"{self.output / guards.SKIPPED}"
@@ -99,20 +99,27 @@ class Report:
         if self.leader:
             named = guards.highest(row_losses)
             lines = [{**rows[place], "step": step, "loss": row_losses[place]} for place in named]
-            guards.append(self.output / guards.SPIKES, lines)
+            self._note(guards.SPIKES, lines)
         say(
             f"warning: the loss of step {step} jumped to {loss:.4f}; the rows with the highest losses are in "
             f"{self.output / guards.SPIKES}"
         )
 
-    def _writer(self, step: int) -> SummaryWriter:
+    def _note(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Add lines to a file of the run. That it cannot be written is no reason to end the run."""
+        if self.leader:
+            try:
+                guards.append(self.output / name, records)
+            except AmplifyError as error:
+                say(f"warning: {error} Training goes on.")
+
+    def _writer(self, step: int) -> Events | NoEvents:
         """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
         if not self.leader:
-            return _NoEvents()
-        replaced_from = step + 1 if step else 0
-        writer = SummaryWriter(self.output / runs.EVENTS, purge_step=replaced_from)
-        writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", step)
-        return writer
+            return NoEvents()
+        events = Events(self.output / runs.EVENTS, step + 1 if step else 0, say)
+        events.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", step)
+        return events
 
     def _bar(self, step: int) -> tqdm:
         return tqdm(
@@ -120,15 +127,3 @@ class Report:
             disable=not (self.leader and sys.stderr.isatty()), dynamic_ncols=True,
         )  # fmt: skip
 
-
-class _NoEvents:
-    """What the other ranks log to."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None

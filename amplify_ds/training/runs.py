@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.training import checkpoint, stopping, watchdog
+from amplify_ds.training.retention import Checkpoints
 
 DESCRIPTION, RESULT, EVENTS = "run.json", stopping.COMPLETE, "events"
 
@@ -52,13 +53,13 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
             raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first")
         time.sleep(0.2)
 
-    if checkpoint.complete(output):  # before the first checkpoint nothing has been learnt that could be lost
+    if checkpoint.listing(output):  # before the first checkpoint nothing has been learnt that could be lost
         if differing := differences(read_description(output)["binding"], asked):
             raise AmplifyError(
                 f"{output}: is the run of another configuration:\n  " + "\n  ".join(differing)
                 + "\nChoose another --output, or ask for the same settings to continue it."
             )  # fmt: skip
-        if resume == "never" and checkpoint.complete(output):
+        if resume == "never":
             raise AmplifyError(f"{output}: holds checkpoints; --resume never starts in a new --output only")
     write_json(description, {"binding": asked, "settings": run.model_dump(mode="json")})
     stopping.forget_earlier(output)
@@ -92,15 +93,15 @@ def read_description(run: Path) -> dict[str, Any]:
 
 
 def choose_checkpoint(
-    output: Path, resume: str, asked: dict[str, Any], last_step: int, warn: Callable[[str], None]
+    checkpoints: Checkpoints, resume: str, asked: dict[str, Any], last_step: int
 ) -> checkpoint.CheckpointFile | None:
-    """The checkpoint to continue from: the newest of the run, else the one that `resume` names, else none.
+    """The checkpoint to continue from: the newest sound one of the run, else the one that `resume` names, else none.
 
     So the command that began a run from a checkpoint elsewhere also continues it. Raises AmplifyError for a PATH that
     is no checkpoint, was made with other settings, or is an older one of this run, and for a run that is past
-    `last_step`.
+    `last_step`. Damaged ones that were passed over are set aside.
     """
-    found = checkpoint.newest(output, warn, checkpoint.verify)
+    output, found = checkpoints.run, checkpoints.find()
     if resume not in ("auto", "never"):
         named = Path(resume)
         if not named.is_dir():
@@ -119,6 +120,7 @@ def choose_checkpoint(
         found = found or chosen
     if found is not None and found.step > last_step:
         raise AmplifyError(f"{output}: has done {found.step} steps, training.steps asks for {last_step}")
+    checkpoints.set_damaged_aside()
     return found
 
 

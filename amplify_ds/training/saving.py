@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.training import checkpoint
+from amplify_ds.training.retention import Checkpoints
 
 
 class BackgroundWriter:
-    """Of one run, on rank 0."""
+    """Of one run. Rank 0 writes to its `checkpoints`; the other ranks have None, and nothing to wait for."""
 
-    def __init__(self, output: Path, keep_last: int, keep_every: int):
-        self.output, self.keep = output, (keep_last, keep_every)
+    def __init__(self, checkpoints: Checkpoints | None):
+        self.checkpoints = checkpoints
         self.problem: AmplifyError | None = None
         self.seconds = 0.0  # that the last write took
         self._thread: threading.Thread | None = None
@@ -39,12 +38,11 @@ class BackgroundWriter:
     def _write(self, named_state: list, state: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            checkpoint.write(self.output, named_state, state)
-            checkpoint.prune(self.output, *self.keep)
+            self.checkpoints.write(named_state, state)
         except AmplifyError as error:
             self.problem = error
         except OSError as error:
             self.problem = AmplifyError(f"{error.filename}: {error.strerror}")
         except Exception as error:  # a thread's traceback would be seen, and the run would go on without checkpoints
-            self.problem = AmplifyError(f"{self.output}: the checkpoint could not be written ({error!r})")
+            self.problem = AmplifyError(f"{self.checkpoints.run}: the checkpoint could not be written ({error!r})")
         self.seconds = time.perf_counter() - began

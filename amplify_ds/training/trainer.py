@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, TrainingBatches, training_loader
+from amplify_ds.data.loader import BatchPlan, TrainingBatches
 from amplify_ds.data.skips import add_skips, read_skip_rows
 from amplify_ds.data.verify import verify
+from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
@@ -35,6 +36,7 @@ from amplify_ds.training.metrics import Interval, device_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
 from amplify_ds.training.progress import Progress
 from amplify_ds.training.report import Report, say
+from amplify_ds.training.retention import Checkpoints
 from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
 from amplify_ds.training.watchdog import Watchdog
@@ -81,6 +83,7 @@ class Trainer:
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
+            self.checkpoints = Checkpoints(output, run.checkpoint.keep_last, run.checkpoint.keep_every, say)
         self.device = engine.start_ranks()
         # Also a barrier: the run directory exists and is ours.
         drawn = torch.tensor([secrets.randbits(48) if self.leader else 0], dtype=torch.int64, device=self.device)
@@ -116,14 +119,14 @@ class Trainer:
         self.batches = self._batches(self.plan)
         peak = run.log.device_tflops * 1e12 or device_flops(self.device, precision)
         self.report = Report(output, run, self.sources, self.plan, model.config, peak)
-        self.writer = BackgroundWriter(output, run.checkpoint.keep_last, run.checkpoint.keep_every)
+        self.writer = BackgroundWriter(self.checkpoints if self.leader else None)
         self.agreement = Agreement(2, self.device)
 
     def _choose_checkpoint(self, resume: str) -> checkpoint.CheckpointFile | None:
         """Rank 0 looks at every byte and tells the others. Collective."""
         path = ""
         if self.leader:
-            found = runs.choose_checkpoint(self.output, resume, self.binding, self.run.training.steps, say)
+            found = runs.choose_checkpoint(self.checkpoints, resume, self.binding, self.run.training.steps)
             path = "" if found is None else str(found.path)
         path = engine.from_leader(path)
         return checkpoint.open_checkpoint(Path(path)) if path else None
@@ -131,10 +134,10 @@ class Trainer:
     def pretrain(self) -> dict[str, Any] | None:
         """Train to the last step; returns what result.json holds. None: stopped and saved. Collective."""
         run, progress = self.run, self.progress
-        loader = training_loader(self.batches, progress.batch, run.data.workers, self.device.type == "cuda")
+        loader = TrainingLoader(self.batches, progress.batch, run.data.workers, self.device.type == "cuda")
         if self.leader and progress.step < run.training.steps:
             (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
-        with self.report.open(progress.step):
+        with loader, self.report.open(progress.step):
             if progress.step == 0:
                 self._evaluate()
             interval, in_a_row = Interval(self.device), 0
@@ -165,7 +168,7 @@ class Trainer:
                     self._save()
                 if logging:
                     interval = Interval(self.device)
-        return self._finish()
+            return self._finish()
 
     def _tell(self) -> None:
         """What this rank knows between two steps: that the run is to stop, or that it cannot save. Collective."""
@@ -192,8 +195,11 @@ class Trainer:
             self._save()
         self._wait_for_checkpoint()
         if self.leader:
-            newest = (checkpoint.complete(self.output) or [None])[-1]
-            stopping.write_stopped(self.output, self.progress.step, newest)
+            newest = self.checkpoints.newest and self.checkpoints.newest.path
+            try:
+                stopping.write_stopped(self.output, self.progress.step, newest)
+            except OSError as error:  # the checkpoint is saved: that is what counts
+                say(f"warning: {self.output / stopping.STOPPED}: cannot be written ({error.strerror})")
             where = newest or "before the first checkpoint"
             say(f"stopped at step {self.progress.step}, {where}: the same command continues")
         self._leave()
@@ -298,6 +304,8 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Collective."""
         progress = self.progress
+        if not self.saved:  # begun from the last checkpoint of another run
+            self._save()
         self._wait_for_checkpoint()
         result = {
             "steps": progress.step,
@@ -308,7 +316,7 @@ class Trainer:
             "seconds": progress.seconds,
             "residues_per_second": progress.residues / progress.seconds,
             "packing_efficiency": self.sources.packing_efficiency(),
-            "checkpoint": str(checkpoint.complete(self.output)[-1]) if self.leader else None,
+            "checkpoint": str(self.checkpoints.newest.path) if self.leader else None,
             "evaluations": progress.history,
         }
         if self.leader:

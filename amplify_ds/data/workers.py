@@ -1,0 +1,93 @@
+"""Processes that prepare batches ahead of time, and end: whatever becomes of them, or of the rank that they work for.
+
+A worker ignores SIGTERM and SIGUSR1, which SLURM and DeepSpeed send to every process: the rank needs its workers until
+the checkpoint is saved. So nothing but the rank can end them. It does so at the end of the `with` block, however that is
+left; multiprocessing would wait for them for ever at the end of the process. If the rank itself is killed, the kernel
+kills them. A worker that is killed ends the rank with a message.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from amplify_ds.data.loader import PackedBatch, TrainingBatches
+from amplify_ds.errors import AmplifyError
+from amplify_ds.processes import end_with_parent
+
+_OF_A_WORKER = "DataLoader worker"  # stands in every error of torch about a worker that has ended
+_LIKELY = {
+    signal.SIGKILL: "probably because memory ran out: fewer --data.workers need less",
+    signal.SIGBUS: "probably because /dev/shm is full (df -h /dev/shm): make it larger, or set --data.workers 0",
+}
+
+
+class TrainingLoader:
+    """Iterates over the micro batches of one rank from global batch `first_batch` on; to be used in a `with` block.
+
+    workers: processes that prepare batches ahead of time; with 0 they are prepared when they are asked for. Raises
+    AmplifyError for a damaged shard, and for a worker that was killed: at the end of the block too, for torch may
+    raise its error anywhere in it.
+    """
+
+    def __init__(self, batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
+        self._order = range(first_batch * batches.plan.accumulation, sys.maxsize)
+        self._options = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _belong_to_the_rank}
+        self._batches, self._count = batches, workers
+        self._batch_iterator: Iterator[PackedBatch] | None = None
+        self._workers: list[multiprocessing.Process] = []
+
+    def __enter__(self) -> TrainingLoader:
+        return self
+
+    def __iter__(self) -> TrainingLoader:
+        return self
+
+    def __next__(self) -> PackedBatch:
+        if self._batch_iterator is None:
+            others = multiprocessing.active_children()
+            loader = DataLoader(self._batches, batch_size=None, sampler=self._order, **self._options)
+            self._batch_iterator = iter(loader)
+            self._workers = [process for process in multiprocessing.active_children() if process not in others]
+        try:
+            return next(self._batch_iterator)
+        except AmplifyError as error:  # that of a worker comes with its traceback in front
+            raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
+
+    def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        ended = [(worker, process) for worker, process in enumerate(self._workers) if process.exitcode]
+        self.close()
+        if ended and isinstance(error, RuntimeError) and _OF_A_WORKER in str(error):
+            raise AmplifyError(self._lost(*ended[0])) from None
+
+    def close(self) -> None:
+        """End the workers: those that do not leave when they are asked to (5 seconds each) are killed."""
+        iterator, self._batch_iterator = self._batch_iterator, None
+        if self._workers:
+            iterator._shutdown_workers()  # as its destructor does; an error's traceback may keep it alive
+        for process in self._workers:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._workers = []
+
+    def _lost(self, worker: int, process: multiprocessing.Process) -> str:
+        code = process.exitcode
+        how = f"ended with code {code}"
+        if code < 0:
+            likely = _LIKELY.get(-code)
+            how = f"was killed by {signal.Signals(-code).name}{f', {likely}' if likely else ''}"
+        return (
+            f"worker {worker} of {self._count} (process {process.pid}), which prepares batches, {how}. The same command "
+            "continues from the newest checkpoint."
+        )
+
+
+def _belong_to_the_rank(worker: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
