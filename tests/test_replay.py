@@ -11,6 +11,7 @@ from conftest import losses, python, train
 from reference_amplify import ReferenceAMPLIFY
 from torch.nn import functional as F
 
+from amplify_ds.files import content_digest
 from amplify_ds.data.shards import Shards
 from amplify_ds.training import checkpoint
 from amplify_ds.training.replay import batch_index
@@ -124,6 +125,7 @@ def test_skipped_batches_and_rows_are_read_from_the_newest_checkpoint(run, tmp_p
     state = json.loads(file.read_text())
     state["progress"]["skipped"] = [2]
     state["skips"] = [{"source": first["source"], "row": first["row"], "from": 5}]
+    state["state_sha256"] = content_digest(state, "state_sha256")
     file.write_text(json.dumps(state))
     _, after = replayed(copy, 5)
     assert after["batch"] == before["batch"] == 5

@@ -1,13 +1,15 @@
 """Kill a real run N times at random moments, resume it each time, and compare it with one that nobody disturbed.
 
-Every start goes through launch/train.sh. It is ended by SIGKILL of a rank, of the launcher on this node, of the runner,
-of everything, of everything while a checkpoint is being written, or by SIGTERM or SIGUSR1 to the script, at a random
-place of the start or of the next few steps. The first half of the starts are alike (two ranks, ZeRO stage 1); after
-that each has a number of ranks (1, 2, 4) and a stage (0 to 3) drawn at random. In the end
+Every start goes through launch/train.sh. It is ended by SIGKILL of a rank, of a process that prepares batches, of the
+launcher on this node, of the runner, of everything, of everything while a checkpoint is being written, by SIGTERM or
+SIGUSR1 to the script, or by a disk that is full at the next checkpoint (a limit on the size of files stands in for it),
+at a random place of the start or of the next few steps; or everything is killed and then the newest checkpoint
+damaged. Batches are prepared by the rank itself or by two processes. The first half of the starts are alike (two ranks,
+ZeRO stage 1); after that each has a number of ranks (1, 2, 4) and a stage (0 to 3) drawn at random. In the end
 
     the rows that were read, masks included, are the same at every position of the stream,
     the losses are equal to the bit up to the first change of ranks or stage, and within 1e-5 after it,
-    nothing was ever left running.
+    nothing was ever left running, and no checkpoint was lost but those that were damaged on purpose.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import argparse
 import fcntl
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -31,14 +35,10 @@ from amplify_ds.training import checkpoint
 from amplify_ds.training.stopping import SAVED
 
 WAYS = (
-    "a rank",
-    "the launcher of this node",
-    "the runner",
-    "everything",
-    "everything during a save",
-    "SIGTERM",
-    "SIGUSR1",
-)
+    "a rank", "a worker", "the launcher of this node", "the runner", "everything", "everything during a save", "SIGTERM",
+    "SIGUSR1", "a full disk", "a damaged checkpoint",
+)  # fmt: skip
+FULL = 270_000  # bytes: files of the run are smaller, those of a checkpoint larger
 FEWEST_STEPS, STEPS_A_KILL, MOST_STEPS = 12, 9, 6  # of the run; more for each kill; read before one at most
 GLOBAL_ROWS = 4
 PATIENCE = 300
@@ -64,8 +64,9 @@ class Torture:
     def __init__(self, place: Path, kills: int, chance: random.Random):
         self.place, self.kills, self.chance = place, kills, chance
         self.steps = FEWEST_STEPS + STEPS_A_KILL * kills
-        self.shards = _shards(place)
+        self.shards = build_small_shards(place)
         self.start_seconds = 5.0
+        self.counts: Counter[str] = Counter()
 
     def run(self) -> None:
         began = time.perf_counter()
@@ -89,8 +90,9 @@ class Torture:
     def kill_once(self, number: int, way: str, ranks: int, stage: int) -> None:
         before, read = self.newest(), len(self.rows("tortured"))
         assert before < self.steps, "nothing is left to kill"
-        script = self.start("tortured", ranks, stage)
-        steps = self.chance.randint(0, MOST_STEPS)
+        workers = 2 if way == "a worker" else self.chance.choice((0, 2))
+        script = self.start("tortured", ranks, stage, workers)
+        steps = self.chance.randint(way == "a worker", MOST_STEPS)
         if way == "everything during a save":
             self.until(lambda: list(checkpoint.folder(self.place / "tortured").glob(".step-*.partial")), script)
         elif steps == 0:
@@ -101,8 +103,12 @@ class Torture:
             time.sleep(self.chance.uniform(0, 0.05))
         code = self.end(script, way)
         self.nothing_runs()
+        if way == "a damaged checkpoint":
+            self.damage_newest()
+        self.counts[way] += 1
+        self.counts["with workers"] += workers > 0
         print(
-            f"{number + 1:>3}  {ranks} ranks, stage {stage}: {way} after {'' if steps else 'some of '}the start, "
+            f"{number + 1:>3}  {ranks} ranks, stage {stage}, {workers} workers: {way} after {'' if steps else 'some of '}the start, "
             f"checkpoint {before} -> {self.newest()} of {self.steps}, exit code {code}",
             flush=True,
         )
@@ -112,11 +118,18 @@ class Torture:
         family = _family(script.pid)
         named = {
             "a rank": self.chance.sample(family["rank"], min(1, len(family["rank"]))),
+            "a worker": self.chance.sample(family["worker"], min(1, len(family["worker"]))),
             "the launcher of this node": family["launcher"],
             "the runner": family["runner"],
         }
         if way in ("SIGTERM", "SIGUSR1"):
             script.send_signal(getattr(signal, way))
+        elif way == "a full disk":
+            for process in family["rank"]:
+                try:
+                    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL, FULL))
+                except ProcessLookupError:
+                    pass
         else:
             for process in named.get(way, [p for kind in family.values() for p in kind]) or [
                 psutil.Process(script.pid)
@@ -128,12 +141,38 @@ class Torture:
         code = script.wait(PATIENCE)
         if way in ("SIGTERM", "SIGUSR1"):
             assert code in (0, SAVED), f"{way}: exit code {code}\n{self.log('tortured')}"
+        elif way in ("a worker", "a full disk") and code:
+            expected = "which prepares batches" if way == "a worker" else "could not be written"
+            assert expected in self.log("tortured") or not family["rank"], self.log("tortured")
         return code
 
-    def start(self, name: str, ranks: int, stage: int) -> subprocess.Popen:
+    def damage_newest(self) -> None:
+        """Flip a bit of the newest checkpoint, or cut a file short, unless no other is sound."""
+        sound = self.sound()
+        if len(sound) < 2:
+            return
+        file = self.chance.choice(sorted(sound[-1].iterdir()))
+        data = bytearray(file.read_bytes())
+        if self.chance.random() < 0.5:
+            del data[self.chance.randrange(len(data)) :]
+        else:
+            data[self.chance.randrange(len(data))] ^= 1 << self.chance.randrange(8)
+        file.write_bytes(data)
+
+    def sound(self) -> list[Path]:
+        """The checkpoints of the tortured run that can be continued from, oldest first."""
+        found = []
+        for path in checkpoint.listing(self.place / "tortured"):
+            try:
+                found.append(checkpoint.verify(checkpoint.open_checkpoint(path)).path)
+            except checkpoint.Damaged:
+                pass
+        return found
+
+    def start(self, name: str, ranks: int, stage: int, workers: int = 0) -> subprocess.Popen:
         settings = {
             "training__steps": self.steps, "optimizer__decay_steps": self.steps, "optimizer__lr": 1e-3,
-            "checkpoint__every": 2, "evaluation__max_rows": 1,
+            "checkpoint__every": 2, "evaluation__max_rows": 1, "data__workers": workers,
         }  # fmt: skip
         training = training_words(self.place / name, self.shards, stage, **settings)
         words = ["bash", ROOT / "launch/train.sh", "--ranks", ranks, "--", *training]
@@ -161,10 +200,11 @@ class Torture:
             f"the same {len(needed)} rows in the same order; losses equal to the bit over {len(equal)} steps, within "
             f"{difference:.1e} over the {self.steps - len(equal)} after ranks or stage changed"
         )
+        print("survived: " + ", ".join(f"{count} × {kind}" for kind, count in sorted(self.counts.items())))
 
     def newest(self) -> int:
-        found = checkpoint.newest(self.place / "tortured")
-        return found.step if found else 0
+        sound = self.sound()
+        return checkpoint.step_of(sound[-1]) if sound else 0
 
     def rows(self, name: str) -> list[tuple[int, str]]:
         """(position, digest) of every row read so far; a line cut short is not finished."""
@@ -209,14 +249,14 @@ class Torture:
 
 def _family(script: int) -> dict[str, list[psutil.Process]]:
     """What the launch script has started."""
-    found = {"runner": [], "launcher": [], "rank": []}
+    found = {"runner": [], "launcher": [], "rank": [], "worker": []}
     try:
         below = psutil.Process(script).children(recursive=True)
     except psutil.NoSuchProcess:
         below = []
     for process in below:
         try:
-            words = process.cmdline()
+            words, parent = process.cmdline(), process.ppid()
         except psutil.NoSuchProcess:
             continue
         if "deepspeed.launcher.launch" in words:
@@ -224,11 +264,11 @@ def _family(script: int) -> dict[str, list[psutil.Process]]:
         elif any(word.endswith("/deepspeed") for word in words):
             found["runner"].append(process)
         elif "amplify_ds.train" in words and words[1:3] == ["-u", "-m"]:  # not the guard of the launch script
-            found["rank"].append(process)
+            found["worker" if parent in [p.pid for p in found["rank"]] else "rank"].append(process)
     return found
 
 
-def _shards(place: Path) -> dict[str, Path]:
+def build_small_shards(place: Path) -> dict[str, Path]:
     for name in ("train", "validation"):
         words = ["--input", ROOT / f"data_prep/example/{name}.fasta.gz", "--output", place / name]
         words += ["--max-length", "96", "--row-tokens", "1024"]
