@@ -46,14 +46,14 @@ def protein_part(chain: gemmi.Chain, sequence: Collection[str]) -> list[gemmi.Re
     """The residues of a chain without its ligands, ions and water, wherever in the file these are.
 
     sequence: the names in the sequence of the chain, as far as the file has it. Where neither TER nor entities say what
-    the polymer is, amino acids in HETATM records at the ends belong to it only if a bond joins them to the rest.
+    the polymer is, amino acids in HETATM records at the ends belong to it only if a bond joins them to the rest; before
+    the rest also modified ones (MSE), since ligands come after it.
     """
     groups = _by_number(residue for residue in chain if _in_polymer(residue, sequence))
-    for end, inward in ((-1, -2), (0, 1)):
-        while groups and all(map(_may_be_ligand, groups[end])):
-            if len(groups) > 1 and bonded(*(groups[:2] if end == 0 else groups[-2:])):
-                break
-            groups.pop(end)
+    while groups and all(map(_may_be_ligand, groups[-1])) and not bonded(*groups[-2:]):
+        groups.pop()
+    while groups and all(_may_be_ligand(x) and not _is_modified(x) for x in groups[0]) and not bonded(*groups[:2]):
+        groups.pop(0)
     return [residue for group in groups for residue in group]
 
 
@@ -72,8 +72,8 @@ def sites(residues: Iterable[gemmi.Residue], where: str) -> list[Site]:
     return found
 
 
-def bonded(first: list[gemmi.Residue], second: list[gemmi.Residue]) -> bool:
-    """Whether a peptide bond joins two sites, in any of their alternatives.
+def bonded(first: list[gemmi.Residue], second: list[gemmi.Residue] = ()) -> bool:
+    """Whether a peptide bond joins two sites, in any of their alternatives. Nothing is bonded to nothing.
 
     Without C and N the C-alphas tell, without these any two atoms (chromophores name theirs otherwise).
     """
@@ -132,6 +132,11 @@ def _in_polymer(residue: gemmi.Residue, sequence: Collection[str]) -> bool:
 
 def _may_be_ligand(residue: gemmi.Residue) -> bool:
     return residue.entity_type == gemmi.EntityType.Unknown and residue.het_flag != "A"
+
+
+def _is_modified(residue: gemmi.Residue) -> bool:
+    known = gemmi.find_tabulated_residue(residue.name)
+    return known.is_amino_acid() and not known.is_standard()
 
 
 def _letters(residue: gemmi.Residue) -> list[str]:
