@@ -157,8 +157,9 @@ def test_a_bond_is_closed_below_2_angstrom(tmp_path, length, closed):
 
 @pytest.mark.parametrize(
     "kept, shift, closed",
-    [(("CA", "CB"), 0, True), (("CA", "CB"), 1.3, False), (("N", "CA", "CB"), 0, True), (("CA", "C", "CB"), 1.3, False)],
-)
+    [(("CA", "CB"), 0, True), (("CA", "CB"), 1.3, False), (("N", "CA", "CB"), 0, True),
+     (("CA", "C", "CB"), 1.3, False)],
+)  # fmt: skip
 def test_without_c_or_n_the_c_alphas_tell(tmp_path, kept, shift, closed):
     """3.4 Å apart, and 4.7; neighbors that differ by 1.5 Å in height (GLY) are kept out of the way."""
     atoms = [x for x in shifted(ATOMS, 6, [0, shift, 0]) if x.name in kept]
@@ -217,13 +218,14 @@ def alternatives(index, *conformers):
     return [*made, *(x for x in ATOMS if x.index > index)]
 
 
+BACKBONE = ("N", "CA", "C")
 FAR = np.array([0, 0, 50])
 CONFORMERS = {
     "the second": ([("A", 0.3, FAR, ()), ("B", 0.7, 0, ())], "here"),
     "the first": ([("A", 0.7, 0, ()), ("B", 0.3, FAR, ())], "here"),
     "equal: the first letter": ([("B", 0.5, FAR, ()), ("A", 0.5, 0, ())], "here"),
     "three": ([("A", 0.33, FAR, ()), ("B", 0.33, FAR, ()), ("C", 0.34, 0, ())], "here"),
-    "common atoms": ([(" ", 1.0, 0, ("CB",)), ("A", 0.2, FAR, ("N", "CA", "C")), ("B", 0.8, 0, ("N", "CA", "C"))], "here"),
+    "common atoms": ([(" ", 1.0, 0, ("CB",)), ("A", 0.2, FAR, BACKBONE), ("B", 0.8, 0, BACKBONE)], "here"),
     "a lettered one beside a blank one": ([(" ", 0.4, FAR, ()), ("B", 0.6, 0, ())], "here"),
     "never atoms of two": ([("A", 0.6, 0, ("CB",)), ("B", 0.4, FAR, ())], "unknown"),
 }  # fmt: skip
@@ -244,9 +246,8 @@ def test_of_conformers_the_mean_counts_not_how_many_atoms_they_have(tmp_path):
 
 @pytest.mark.parametrize("serine, letter", [(0.4, "T"), (0.6, "S"), (0.5, "S")])
 def test_of_two_residues_in_one_place_that_with_the_higher_occupancy_counts(tmp_path, serine, letter):
-    atoms = alternatives(
-        6, ("A", serine, 0 if letter == "S" else FAR, (), "SER"), ("B", 1 - serine, 0 if letter == "T" else FAR, (), "THR")
-    )
+    first, second = (0, FAR) if letter == "S" else (FAR, 0)
+    atoms = alternatives(6, ("A", serine, first, (), "SER"), ("B", 1 - serine, second, (), "THR"))
     wanted = SEQUENCE[:6] + letter + SEQUENCE[7:], by_loops(PLACES)
     for text in (pdb_atoms(atoms, PLAIN), mmcif_atoms(atoms, PLAIN), SEQRES + pdb_atoms(atoms, PLAIN)):
         same(read_text(tmp_path, text), wanted)
@@ -263,8 +264,9 @@ TER = "TER    9000      LEU A  26\n"
 
 @pytest.mark.parametrize(
     "order",
-    ["{0}{1}{heme}{water}{glutamate}", "{0}{1}{ter}{glutamate}{heme}{water}", "{0}{heme}{1}", "{heme}{0}{water}{1}{ter}",
-     "{glutamate}{0}{1}", "{0}{1}{ter}{heme}{ter}{water}{ter}", "{seqres}{0}{heme}{1}{water}", "{seqres}{heme}{0}{1}{glutamate}"],
+    ["{0}{1}{heme}{water}{glutamate}", "{0}{1}{ter}{glutamate}{heme}{water}", "{0}{heme}{1}",
+     "{heme}{0}{water}{1}{ter}", "{glutamate}{0}{1}", "{0}{1}{ter}{heme}{ter}{water}{ter}",
+     "{seqres}{0}{heme}{1}{water}", "{seqres}{heme}{0}{1}{glutamate}"],
 )  # fmt: skip
 def test_ligands_and_water_are_no_residues_wherever_they_stand(tmp_path, order):
     first, second = (pdb_atoms([x for x in ATOMS if (x.index < 9) == begin], PLAIN) for begin in (True, False))

@@ -67,7 +67,8 @@ def fit_head(
             features[here, layer] = maps[:, torch.from_numpy(i), torch.from_numpy(j)].T.cpu().numpy()
         begin = here.stop
         progress(1)
-    weights, intercept = heads.fit(features.reshape(count, shape[0] * shape[1]), contacts, settings.inverse_strength, settings.seed)
+    features = features.reshape(count, shape[0] * shape[1])
+    weights, intercept = heads.fit(features, contacts, settings.inverse_strength, settings.seed)
     from sklearn import __version__ as sklearn_version
 
     described = {

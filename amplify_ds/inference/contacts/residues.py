@@ -140,7 +140,7 @@ def _is_modified(residue: gemmi.Residue) -> bool:
 
 
 def _letters(residue: gemmi.Residue) -> list[str]:
-    """Those of its conformers; blank is one of them if an atom has a blank and a lettered place, or no letter at all."""
+    """Those of its conformers; blank is one if an atom has a blank and a lettered place, or none has a letter."""
     lettered = {atom.name for atom in residue if atom.altloc != _BLANK}
     found = {atom.altloc for atom in residue if atom.altloc != _BLANK or atom.name in lettered}
     return sorted(found) or [_BLANK]

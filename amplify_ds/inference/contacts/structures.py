@@ -92,8 +92,8 @@ def _sequence_and_contacts(path: Path, structure: gemmi.Structure, name: str | N
         gaps = [missing_between(before, after, where) for before, after in pairwise(found)]
         if sum(gaps) > max(LONGEST_GAP, len(found)):
             raise AmplifyError(
-                f"{where}: by its numbers more residues are missing ({sum(gaps):,}) than there are ({len(found):,}); add "
-                "the sequence (SEQRES, or _entity_poly_seq in mmCIF), or renumber them"
+                f"{where}: by its numbers more residues are missing ({sum(gaps):,}) than there are ({len(found):,}); "
+                "add the sequence (SEQRES, or _entity_poly_seq in mmCIF), or renumber them"
             )
         places = np.cumsum([0, *(gap + 1 for gap in gaps)]).tolist()
         names = ["UNK"] * (places[-1] + 1)
