@@ -148,6 +148,25 @@ def test_where_the_bond_is_open_the_numbers_tell(tmp_path, labels):
     np.testing.assert_array_equal(found[1], by_loops(places, missing=(6, 7, 8)))
 
 
+@pytest.mark.parametrize(
+    "before, after, labels, missing",
+    [("52", "52A", None, 0), ("52A", "52B", None, 0), ("52A", "53", None, 0), ("52", "53", None, 0), ("52", "54", None, 1),
+     ("-1", "1", None, 1), ("52", "54", 6, 5), ("54", "52", 6, 5), ("52", "54", 400, 1)],
+)  # fmt: skip
+def test_how_many_residues_an_open_bond_lacks(tmp_path, before, after, labels, missing):
+    """labels: by how much the numbers of the entity differ; such that skip too much tell nothing."""
+    numbers = [*(str(i) for i in range(900, 905)), before, after, *(str(i) for i in range(800, 819))]
+    counted = [*range(1, 7), *range(6 + (labels or 1), 26 + (labels or 1))]
+    found = read_text(tmp_path, mmcif_atoms(shifted(ATOMS, 6, [3, 0, 0]), numbers, counted))
+    assert found[0] == SEQUENCE[:6] + "X" * missing + SEQUENCE[6:]
+
+
+def test_numbers_that_go_backwards_where_only_c_alphas_tell_are_refused(tmp_path):
+    atoms = [x for x in shifted(ATOMS, 6, [3, 0, 0]) if x.name in ("CA", "CB")]
+    with pytest.raises(AmplifyError, match="no bond joins TRP 26 and SER 25, and their numbers do not tell"):
+        read_text(tmp_path, pdb_atoms(atoms, [*(str(i) for i in range(21, 27)), *(str(i) for i in range(25, 5, -1))]))
+
+
 @pytest.mark.parametrize("length, closed", [(1.33, True), (1.95, True), (2.1, False), (2.5, False)])
 def test_a_bond_is_closed_below_2_angstrom(tmp_path, length, closed):
     atoms = shifted(ATOMS, 6, [0, length - 1.33, 0])
@@ -227,6 +246,7 @@ CONFORMERS = {
     "three": ([("A", 0.33, FAR, ()), ("B", 0.33, FAR, ()), ("C", 0.34, 0, ())], "here"),
     "common atoms": ([(" ", 1.0, 0, ("CB",)), ("A", 0.2, FAR, BACKBONE), ("B", 0.8, 0, BACKBONE)], "here"),
     "a lettered one beside a blank one": ([(" ", 0.4, FAR, ()), ("B", 0.6, 0, ())], "here"),
+    "one atom blank too": ([(" ", 1.0, 0, ("CB",)), ("A", 0.3, FAR, ("N", "C")), ("B", 0.7, 0, BACKBONE)], "here"),
     "never atoms of two": ([("A", 0.6, 0, ("CB",)), ("B", 0.4, FAR, ())], "unknown"),
 }  # fmt: skip
 
@@ -276,10 +296,35 @@ def test_ligands_and_water_are_no_residues_wherever_they_stand(tmp_path, order):
 
 
 def test_modified_residues_and_names_of_force_fields(tmp_path):
-    names = ["ACE", "MSE", "SEP", "HSD", "CYX", "HIE", "TPO", "QQQ", "ZZZ", *NAMES[9:]]
+    names = ["ACE", "MSE", "SEP", "HSD", "CYX", "HIE", "TPO", "QQQ", "ZZZ", *NAMES[9:25], "NME"]
     modres = "MODRES 1ABC ZZZ A    9  TRP  MADE UP\n"
     found = read_text(tmp_path, modres + pdb_atoms(bonded_chain(names, PLACES), PLAIN, hetero=("MSE", "SEP", "ZZZ")))
-    assert found[0] == "MSHCHTXW" + SEQUENCE[9:], "of an acetyl group nothing, of an unknown residue an X"
+    assert found[0] == "MSHCHTXW" + SEQUENCE[9:25], "of the caps nothing, of an unknown residue an X"
+
+
+def test_modified_residues_at_the_ends_belong_to_the_chain(tmp_path):
+    """Without TER: the first one with a gap behind it, the last one bonded, a free one after it not."""
+    names = ["MSE", *NAMES[1:25], "SEP"]
+    atoms = [x for x in bonded_chain(names, PLACES) if x.index != 1]
+    text = pdb_atoms(atoms, PLAIN, hetero=("MSE", "SEP")) + GLUTAMATE.replace("GLU", "MSE")
+    same(read_text(tmp_path, text), ("MX" + SEQUENCE[2:25] + "S", by_loops(PLACES, missing=(1,))))
+
+
+def test_a_modified_glycine_counts_by_its_c_alpha(tmp_path):
+    names = [*NAMES[:5], "SAR", *NAMES[6:]]
+    atoms = [x for x in bonded_chain(names, PLACES) if (x.index, x.name) != (5, "CB")]
+    alpha = next(x.place for x in atoms if (x.index, x.name) == (5, "CA"))
+    wanted = SEQUENCE[:5] + "G" + SEQUENCE[6:], by_loops([*PLACES[:5], alpha, *PLACES[6:]])
+    same(read_text(tmp_path, pdb_atoms(atoms, PLAIN, hetero=("SAR",))), wanted)
+
+
+def test_dna_beside_a_protein_is_no_protein_chain(tmp_path):
+    seqres = SEQRES + "SEQRES   1 B    3   DA  DC  DG\n"
+    dna = "".join(
+        f"ATOM   9{i:03}  {atom:<3}  {name} B{i:4}      {20 + 6 * i}.000  30.000  {30 + j}.000  1.00 20.00           C\n"
+        for i, name in enumerate(("DA", "DC", "DG"), 1) for j, atom in enumerate(("P", "C1'", "C4'"))
+    )  # fmt: skip
+    same(read_text(tmp_path, seqres + pdb_atoms(ATOMS, PLAIN) + TER + dna), (SEQUENCE, by_loops(PLACES)))
 
 
 def test_two_proteins_of_one_name_are_refused(tmp_path):

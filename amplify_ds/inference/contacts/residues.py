@@ -1,20 +1,14 @@
-"""The residues of a protein chain: which they are, where their atoms are, how many are missing between two.
-
-A site is one position of the chain. It can hold several alternatives: conformers of a residue (the letters of
-alternative locations), or different residues (microheterogeneity). One of them counts, for all atoms of the site: that
-with the highest mean occupancy; of equal ones, that whose letter comes first.
-"""
+"""The residues of a protein chain: which they are, which a bond joins, how many are missing between two."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Collection
 
 import gemmi
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.contacts.sites import Site, by_number
 
 # Å. A peptide bond is 1.33 long, neighbouring C-alphas are 3.8 apart (2.9 in cis), those with one residue between them
 # at least 5. The bound for C-N is gemmi's (have_peptide_bond: 1.5 × 1.341); both leave room for poor resolution.
@@ -22,24 +16,6 @@ _PEPTIDE_BOND, _NEIGHBORING_CA = 1.5 * 1.341, 4.5
 _SPAN, _TOLERANCE = 3.8, 5.0  # Å that a missing residue bridges at most; more is allowed for distorted models
 LONGEST_GAP = 300  # residues; a longer skip is another numbering (1000 is often added in fusion proteins)
 _CAPS = {"NME", "NMA", "NHE"}  # groups at the ends that gemmi's table does not have; they are no residues
-_BLANK = "\0"  # of atoms without alternatives
-_USED = ("N", "CA", "C", "CB")
-
-
-class Site(NamedTuple):
-    """residues: all alternatives. residue, letter: the one that counts."""
-
-    residues: list[gemmi.Residue]
-    residue: gemmi.Residue
-    letter: str
-
-    def place(self, atom: str) -> list[float] | None:
-        """[x, y, z] of an atom in the conformer that counts; None where it has no such atom."""
-        found = {x.altloc: x.pos.tolist() for x in self.residue if x.name == atom}
-        return found.get(self.letter, found.get(_BLANK))
-
-    def __str__(self) -> str:
-        return f"{self.residue.name} {self.residue.seqid}"
 
 
 def protein_part(chain: gemmi.Chain, sequence: Collection[str]) -> list[gemmi.Residue]:
@@ -49,27 +25,12 @@ def protein_part(chain: gemmi.Chain, sequence: Collection[str]) -> list[gemmi.Re
     the polymer is, amino acids in HETATM records at the ends belong to it only if a bond joins them to the rest; before
     the rest also modified ones (MSE), since ligands come after it.
     """
-    groups = _by_number(residue for residue in chain if _in_polymer(residue, sequence))
+    groups = by_number(residue for residue in chain if _in_polymer(residue, sequence))
     while groups and all(map(_may_be_ligand, groups[-1])) and not bonded(*groups[-2:]):
         groups.pop()
     while groups and all(_may_be_ligand(x) and not _is_modified(x) for x in groups[0]) and not bonded(*groups[:2]):
         groups.pop(0)
     return [residue for group in groups for residue in group]
-
-
-def sites(residues: Iterable[gemmi.Residue], where: str) -> list[Site]:
-    """Raises AmplifyError where two residues have one number and are no alternatives of each other."""
-    found = []
-    for group in _by_number(residues):
-        for residue in group:
-            atoms = [(atom.name, atom.altloc) for atom in residue if atom.name in _USED]
-            if len(set(atoms)) < len(atoms) or (len(group) > 1 and all(atom.altloc == _BLANK for atom in residue)):
-                raise AmplifyError(
-                    f"{where}: several residues have the number {residue.seqid} and are not marked as alternatives of "
-                    "each other; renumber them"
-                )
-        found.append(Site(group, *max(((x, y) for x in group for y in _letters(x)), key=_preference)))
-    return found
 
 
 def bonded(first: list[gemmi.Residue], second: list[gemmi.Residue] = ()) -> bool:
@@ -116,16 +77,12 @@ def _skipped(first: gemmi.Residue, second: gemmi.Residue) -> list[int]:
     return [difference - 1 for difference in ([by_entity] if by_entity > 1 else []) + [by_author]]
 
 
-def _by_number(residues: Iterable[gemmi.Residue]) -> list[list[gemmi.Residue]]:
-    return [list(group) for _, group in groupby(residues, lambda residue: (str(residue.seqid), residue.segment))]
-
-
 def _in_polymer(residue: gemmi.Residue, sequence: Collection[str]) -> bool:
     if residue.entity_type not in (gemmi.EntityType.Polymer, gemmi.EntityType.Unknown):
         return False
     known = gemmi.find_tabulated_residue(residue.name)
     if known.found() or residue.name in sequence or residue.name in _CAPS:
-        return known.is_amino_acid() or (residue.name in sequence and not known.is_nucleic_acid())
+        return known.is_amino_acid() or residue.name in sequence
     atoms = {atom.name for atom in residue}
     return {"N", "C"} <= atoms or (residue.het_flag == "A" and "CA" in atoms)
 
@@ -137,19 +94,6 @@ def _may_be_ligand(residue: gemmi.Residue) -> bool:
 def _is_modified(residue: gemmi.Residue) -> bool:
     known = gemmi.find_tabulated_residue(residue.name)
     return known.is_amino_acid() and not known.is_standard()
-
-
-def _letters(residue: gemmi.Residue) -> list[str]:
-    """Those of its conformers; blank is one if an atom has a blank and a lettered place, or none has a letter."""
-    lettered = {atom.name for atom in residue if atom.altloc != _BLANK}
-    found = {atom.altloc for atom in residue if atom.altloc != _BLANK or atom.name in lettered}
-    return sorted(found) or [_BLANK]
-
-
-def _preference(conformer: tuple[gemmi.Residue, str]) -> tuple[float, int]:
-    residue, letter = conformer
-    occupancy = np.mean([atom.occ for atom in residue if atom.altloc == letter])
-    return round(float(occupancy), 4), -ord(letter)  # files give two digits: the rest is rounding
 
 
 def _distance(first: list[gemmi.Residue], second: list[gemmi.Residue], *names: str) -> float | None:

@@ -3,8 +3,8 @@
 The first model of a file is read. The sequence is that of the experiment (SEQRES, or the entity of an mmCIF file), so
 that residues without coordinates keep their places; a modified residue counts as its parent (MSE is M), what has no
 letter as X, which the model reads as <unk>. A file without such a sequence gives that of its residues in order. There,
-numbers that skip are missing residues, an X each, only where no peptide bond joins the two neighbors: numbering schemes
-skip too (residues.py). Of alternatives the one with the highest occupancy counts.
+numbers that skip are missing residues, an X each, only where no peptide bond joins the neighbors (residues.py). Of
+alternatives the one with the highest occupancy counts (sites.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import gemmi
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.inference.contacts.residues import LONGEST_GAP, Site, missing_between, protein_part, sites
+from amplify_ds.inference.contacts.residues import LONGEST_GAP, missing_between, protein_part
+from amplify_ds.inference.contacts.sites import Site, sites
 from amplify_ds.inference.contacts.targets import contacts_of
 
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
@@ -99,14 +100,13 @@ def _sequence_and_contacts(path: Path, structure: gemmi.Structure, name: str | N
         names = ["UNK"] * (places[-1] + 1)
     if len(set(places)) < len(places):
         raise AmplifyError(f"{where}: several residues have the same place in the sequence; renumber them")
-    parents = {x.res_id.name: x.parent_comp_id for x in structure.mod_residues}
     for site, place in zip(found, places):
         names[place] = site.residue.name
+    parents = {x.res_id.name: x.parent_comp_id for x in structure.mod_residues}
     letters = [_letter(name, parents) for name in names]
     coordinates = np.full((len(names), 3), np.nan)
     for site, place in zip(found, places):
-        atom = site.place("CA" if letters[place] == "G" else "CB")
-        if atom is not None:
+        if (atom := site.place("CA" if letters[place] == "G" else "CB")) is not None:
             coordinates[place] = atom
     if np.isnan(coordinates).all():
         raise AmplifyError(f"{where}: no residue has a C-beta; contacts cannot be told from C-alphas alone")
@@ -121,9 +121,9 @@ def _chosen(path: Path, structure: gemmi.Structure, name: str | None) -> gemmi.C
         raise AmplifyError(f"{path}: holds no protein chain with coordinates")
     if name is None and len(found) > 1:
         raise AmplifyError(f"{path}: has the protein chains {', '.join(found)}; choose one: {path}:{next(iter(found))}")
-    if name is not None and name not in found:
+    if name not in (None, *found):
         raise AmplifyError(f"{path}: has no protein chain {name!r}; it has {', '.join(found)}")
-    chain = found[name or next(iter(found))]
+    chain = found[next(iter(found)) if name is None else name]  # a name can be empty
     if len(parts := {residue.subchain for residue in chain}) > 1:
         raise AmplifyError(
             f"{path}: {len(parts)} proteins are named chain {chain.name} (label_asym_id {', '.join(sorted(parts))}); "
