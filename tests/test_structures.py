@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structure_files import (
-    THREE, atom_line, bonded_chain, hairpin, hairpin_contacts, mmcif, mmcif_atoms, pdb, pdb_atoms, plain_reading,
-)  # fmt: skip
+    THREE,
+    atom_line,
+    bonded_chain,
+    hairpin,
+    hairpin_contacts,
+    mmcif,
+    mmcif_atoms,
+    pdb,
+    pdb_atoms,
+    plain_reading,
+)
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts import structures
@@ -150,8 +159,8 @@ def test_where_the_bond_is_open_the_numbers_tell(tmp_path, labels):
 
 @pytest.mark.parametrize(
     "before, after, labels, missing",
-    [("52", "52A", None, 0), ("52A", "52B", None, 0), ("52A", "53", None, 0), ("52", "53", None, 0), ("52", "54", None, 1),
-     ("-1", "1", None, 1), ("52", "54", 6, 5), ("54", "52", 6, 5), ("52", "54", 400, 1)],
+    [("52", "52A", None, 0), ("52A", "52B", None, 0), ("52A", "53", None, 0), ("52", "53", None, 0),
+     ("52", "54", None, 1), ("-1", "1", None, 1), ("52", "54", 6, 5), ("54", "52", 6, 5), ("52", "54", 400, 1)],
 )  # fmt: skip
 def test_how_many_residues_an_open_bond_lacks(tmp_path, before, after, labels, missing):
     """labels: by how much the numbers of the entity differ; such that skip too much tell nothing."""
@@ -321,7 +330,7 @@ def test_a_modified_glycine_counts_by_its_c_alpha(tmp_path):
 def test_dna_beside_a_protein_is_no_protein_chain(tmp_path):
     seqres = SEQRES + "SEQRES   1 B    3   DA  DC  DG\n"
     dna = "".join(
-        f"ATOM   9{i:03}  {atom:<3}  {name} B{i:4}      {20 + 6 * i}.000  30.000  {30 + j}.000  1.00 20.00           C\n"
+        f"ATOM   9{i:03}  {atom:<3}  {name} B{i:4}      {20 + 6 * i}.000  30.000  {30 + j}.000  1.00 20.00\n"
         for i, name in enumerate(("DA", "DC", "DG"), 1) for j, atom in enumerate(("P", "C1'", "C4'"))
     )  # fmt: skip
     same(read_text(tmp_path, seqres + pdb_atoms(ATOMS, PLAIN) + TER + dna), (SEQUENCE, by_loops(PLACES)))

@@ -10,7 +10,7 @@ import numpy as np
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts.sites import Site, by_number
 
-# Å. A peptide bond is 1.33 long, neighbouring C-alphas are 3.8 apart (2.9 in cis), those with one residue between them
+# Å. A peptide bond is 1.33 long, neighboring C-alphas are 3.8 apart (2.9 in cis), those with one residue between them
 # at least 5. The bound for C-N is gemmi's (have_peptide_bond: 1.5 × 1.341); both leave room for poor resolution.
 _PEPTIDE_BOND, _NEIGHBORING_CA = 1.5 * 1.341, 4.5
 _SPAN, _TOLERANCE = 3.8, 5.0  # Å that a missing residue bridges at most; more is allowed for distorted models
@@ -105,4 +105,3 @@ def _distance(first: list[gemmi.Residue], second: list[gemmi.Residue], *names: s
     if not all(map(len, places)):
         return None
     return float(np.linalg.norm(places[0][:, None] - places[1][None], axis=-1).min())
-
