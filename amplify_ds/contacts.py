@@ -12,12 +12,19 @@ from amplify_ds.inference.contacts.arguments import parse
 def main() -> int:
     arguments = parse()
     work = {"fit": _fit, "evaluate": _evaluate, "predict": _predict}[arguments.command]
-    print("\n".join(work(arguments)))
+    left_out: dict[str, str] = {}  # structures that cannot be used, and why
+    try:
+        print("\n".join(work(arguments, left_out)))
+    finally:  # at the end, where they are seen; also if something else fails
+        if left_out:
+            from amplify_ds.inference.contacts.sources import describe_left_out
+
+            print(f"note: left out: {describe_left_out(left_out)}", file=sys.stderr)
     return 0
 
 
-def _fit(arguments) -> list[str]:
-    reader, targets, _ = _prepare(arguments, arguments.output)
+def _fit(arguments, left_out: dict[str, str]) -> list[str]:
+    reader, targets, _ = _prepare(arguments, left_out, arguments.output)
     from amplify_ds.inference.contacts import head as heads
     from amplify_ds.inference.contacts.jobs import Fitting, fit_head
 
@@ -25,7 +32,7 @@ def _fit(arguments) -> list[str]:
     path = Path(arguments.model)
     name = str(path.resolve()) if path.exists() else arguments.model
     with _bar(len(targets), "proteins") as bar:
-        head = fit_head(reader, name, targets, settings, bar.update)
+        head = fit_head(reader, name, targets, settings, bar.update, list(left_out))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     heads.save(head, arguments.output)
     used = sum(weight != 0 for row in head.weights for weight in row)
@@ -38,9 +45,9 @@ def _fit(arguments) -> list[str]:
     ]
 
 
-def _evaluate(arguments) -> list[str]:
+def _evaluate(arguments, left_out: dict[str, str]) -> list[str]:
     head = _head(arguments)
-    reader, targets, _ = _prepare(arguments, arguments.json, arguments.csv)
+    reader, targets, _ = _prepare(arguments, left_out, arguments.json, arguments.csv)
     head.check_model(reader, str(arguments.head))
     from amplify_ds.files import write_json
     from amplify_ds.inference.contacts import jobs, precision
@@ -60,14 +67,15 @@ def _evaluate(arguments) -> list[str]:
     if arguments.json:
         content = {"head": str(arguments.head), "model": head.model, "fingerprint": head.fingerprint}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.json, content | {"proteins": len(found), "trained_on": seen, "precision": summary})
+        content |= {"proteins": len(found), "left_out": list(left_out), "trained_on": seen, "precision": summary}
+        write_json(arguments.json, content)
         lines.append(f"wrote {arguments.json}: the table")
     return lines
 
 
-def _predict(arguments) -> list[str]:
+def _predict(arguments, left_out: dict[str, str]) -> list[str]:
     head = _head(arguments)
-    reader, targets, contents = _prepare(arguments, arguments.output, arguments.plot)
+    reader, targets, contents = _prepare(arguments, left_out, arguments.output, arguments.plot)
     head.check_model(reader, str(arguments.head))
     from amplify_ds.inference.contacts import jobs, picture
 
@@ -103,8 +111,11 @@ def _head(arguments):
     return head
 
 
-def _prepare(arguments, *outputs: Path | None):
-    """(reader, targets, contents): refuse outputs that exist, check the proteins, load the model."""
+def _prepare(arguments, left_out: dict[str, str], *outputs: Path | None):
+    """(reader, targets, contents): refuse outputs that exist, check the proteins, load the model.
+
+    left_out: {name: why} is added of structures that cannot be used.
+    """
     from amplify_ds.inference.resumable import refuse_existing
 
     for output in filter(None, outputs):
@@ -116,7 +127,7 @@ def _prepare(arguments, *outputs: Path | None):
 
     with _bar(None, "read") as bar:
         if arguments.structures:
-            targets, contents = from_structures(arguments.structures, bar.update, arguments.strict)
+            targets, contents = from_structures(arguments.structures, bar.update, arguments.strict, left_out)
         else:
             targets, contents = from_fasta(arguments.input, arguments.contacts, bar.update, arguments.strict)
     reader = load(arguments.model, arguments.device, "fp32")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -241,6 +242,62 @@ def test_the_commands_fit_evaluate_and_predict(model, fitted, tmp_path):
     assert written["precision"]["medium"]["L"]["standard_error"] == pytest.approx(error, abs=1e-5)
     line = next(line for line in result.stdout.splitlines() if line.startswith("medium"))
     assert f"12 to 23    {mean:.3f} ± {error:.3f}" in line
+
+
+@pytest.fixture
+def with_unusable(fitted, tmp_path):
+    """(folder: the training set and three structures that cannot be used, how each is named in a message)"""
+    folder = tmp_path / "mixed"
+    shutil.copytree(fitted[0], folder)
+    letters = [THREE[x] for x in sequence(20, 9)]
+    (folder / "two.pdb").write_text(pdb(letters, hairpin(20), "A", end=False) + pdb(letters, hairpin(20), "B"))
+    (folder / "a.cif").write_text("no structure\n")
+    (folder / "t2b.pdb").write_text(pdb(letters, hairpin(20)).replace("ATOM  ", "REMARK"))
+    return folder, ["a.cif: cannot be read as PDB or mmCIF", "t2b.pdb: holds no protein chain with coordinates",
+                    "two.pdb: has the protein chains A, B; choose one"]  # fmt: skip
+
+
+def test_structures_that_cannot_be_used_are_left_out_and_listed(model, fitted, with_unusable, tmp_path):
+    folder, reasons = with_unusable
+    words = ["fit", "--model", model[0], "--structures", folder, "--output", tmp_path / "head.json"]
+    result = run(*words, "--inverse-strength", 50)
+    assert result.returncode == 0, result.stderr
+    said = result.stderr[result.stderr.index("note: left out: 3 structures cannot be used:") :].splitlines()
+    assert len(said) == 4 and all(reason in line for reason, line in zip(reasons, said[1:]))
+    head, other = (json.loads(path.read_text()) for path in (tmp_path / "head.json", fitted[1]))
+    assert head["fit"].pop("left_out") == ["a", "t2b", "two"] and other["fit"].pop("left_out") == []
+    assert head == other and "fitted on 4 proteins" in result.stdout
+
+    words = ["--head", tmp_path / "head.json", "--structures", folder]
+    result = run("evaluate", *words, "--json", tmp_path / "table.json", "--csv", tmp_path / "each.csv")
+    assert result.returncode == 0 and "3 structures cannot be used" in result.stderr
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert (table["proteins"], table["left_out"]) == (4, ["a", "t2b", "two"])
+    assert [row.split(",")[0] for row in (tmp_path / "each.csv").read_text().splitlines()] == "name t0 t1 t2 t3".split()
+
+    result = run("predict", *words, "--output", tmp_path / "c.npz")
+    assert result.returncode == 0 and all(reason in result.stderr for reason in reasons)
+    assert np.load(tmp_path / "c.npz").files == ["t0", "t1", "t2", "t3"]
+
+
+def test_where_none_can_be_used_all_are_listed(model, with_unusable, tmp_path):
+    folder, reasons = with_unusable
+    for path in folder.glob("t?.pdb"):
+        path.unlink()
+    result = run("fit", "--model", model[0], "--structures", folder, "--output", tmp_path / "head.json")
+    assert result.returncode == 1 and "Traceback" not in result.stderr and not (tmp_path / "head.json").exists()
+    assert "error: 3 structures cannot be used" in result.stderr
+    assert [result.stderr.count(reason) for reason in reasons] == [1, 1, 1]
+
+
+def test_what_is_left_out_is_listed_too_where_the_rest_does_not_do(model, with_unusable, tmp_path):
+    folder, reasons = with_unusable
+    for path in folder.glob("t?.pdb"):
+        path.unlink()
+    write_hairpin(folder / "short.pdb", "ACDEF")
+    result = run("fit", "--model", model[0], "--structures", folder, "--output", tmp_path / "head.json")
+    assert result.returncode == 1 and "of 0 pairs none are in contact" in result.stderr
+    assert all(reason in result.stderr for reason in reasons)
 
 
 def test_predictions_and_pictures(model, fitted, tmp_path):

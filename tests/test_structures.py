@@ -5,7 +5,20 @@ import math
 
 import numpy as np
 import pytest
-from structure_files import THREE, atom_line, hairpin, hairpin_contacts, mmcif, pdb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structure_files import (
+    THREE,
+    atom_line,
+    bonded_chain,
+    hairpin,
+    hairpin_contacts,
+    mmcif,
+    mmcif_atoms,
+    pdb,
+    pdb_atoms,
+    plain_reading,
+)
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts import structures
@@ -86,6 +99,289 @@ def test_a_chain_is_chosen_by_name(tmp_path):
     assert (contents.proteins, contents.residues) == (2, 46)
     with pytest.raises(AmplifyError, match="more than once: 1abc:A"):
         from_structures([f"{path}:A", f"{path}:A"], lambda n: None)
+
+
+def read_text(folder, text, chain=None):
+    path = folder / ("a.cif" if text.startswith("data_") else "a.pdb")
+    return structures.read_structure(write(path, text), chain)
+
+
+def expected(text):
+    """(sequence, contacts) of PDB records, by the plain reader and plain loops."""
+    names, places = plain_reading(text)
+    letters = {three: one for one, three in THREE.items()}
+    unknown = [i for i, place in enumerate(places) if place is None]
+    return "".join(letters.get(name, "X") for name in names), by_loops([x or (0, 0, 0) for x in places], unknown)
+
+
+def same(found, wanted):
+    assert found[0] == wanted[0]
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def shifted(atoms, begin, by):
+    """Residues from `begin` on are moved: the bond before them opens."""
+    return [x._replace(place=x.place + by) if x.index >= begin else x for x in atoms]
+
+
+ATOMS = bonded_chain(NAMES, PLACES)
+SEQRES = "".join(f"{line}\n" for line in pdb(NAMES, PLACES).splitlines() if line.startswith("SEQRES"))
+PLAIN = [str(i) for i in range(1, 27)]
+IMGT = "1 2 3 4 5 6 7 8 9 11 12 13 26 27 28 35 36 37 110 111 111A 111B 112B 112A 112 113".split()
+NUMBERINGS = {
+    "IMGT": IMGT,
+    "insertion codes": [*PLAIN[:8], "8A", "8B", "8C", *PLAIN[8:23]],
+    "negative": [str(i) for i in (-5, -4, -3, -2, -1, *range(1, 22))],
+    "fusion": [*PLAIN[:9], *(str(i) for i in range(1002, 1010)), *(str(i) for i in range(230, 239))],
+    "backwards": [str(i) for i in range(26, 0, -1)],
+    "thousands": [str(i) for i in range(-900, 9101, 400)],
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERINGS.values(), ids=list(NUMBERINGS))
+def test_numbers_that_skip_between_bonded_neighbors_are_no_missing_residues(tmp_path, numbers):
+    same(read_text(tmp_path, pdb_atoms(ATOMS, numbers)), (SEQUENCE, by_loops(PLACES)))
+    for labels in (None, list(range(1, 27)), [int(x.strip("AB")) for x in numbers] if numbers is IMGT else None):
+        same(read_text(tmp_path, mmcif_atoms(ATOMS, numbers, labels)), (SEQUENCE, by_loops(PLACES)))
+
+
+@pytest.mark.parametrize("labels", [None, [1, 2, 3, 4, 5, 6, *range(7, 27)], [1, 2, 3, 4, 5, 6, *range(10, 30)]])
+def test_where_the_bond_is_open_the_numbers_tell(tmp_path, labels):
+    """Also where an mmCIF file numbers the residues that there are; its own numbers tell if they skip."""
+    numbers = [*PLAIN[:6], *IMGT[:3], *map(str, range(30, 47))]  # back to 1 at a bond, 3 to 30 at another
+    numbers = ["-9", *(str(i) for i in range(-4, 1)), "4", *numbers[7:]]  # 0 to 4 at the open one
+    atoms = shifted(ATOMS, 6, [3, 0, 0])
+    found = read_text(tmp_path, mmcif_atoms(atoms, numbers, labels) if labels else pdb_atoms(atoms, numbers))
+    assert found[0] == SEQUENCE[:6] + "XXX" + SEQUENCE[6:]
+    places = np.insert(PLACES + np.where(np.arange(26) >= 6, 3, 0)[:, None] * [1, 0, 0], [6, 6, 6], 0, axis=0)
+    np.testing.assert_array_equal(found[1], by_loops(places, missing=(6, 7, 8)))
+
+
+@pytest.mark.parametrize(
+    "before, after, labels, missing",
+    [("52", "52A", None, 0), ("52A", "52B", None, 0), ("52A", "53", None, 0), ("52", "53", None, 0),
+     ("52", "54", None, 1), ("-1", "1", None, 1), ("52", "54", 6, 5), ("54", "52", 6, 5), ("52", "54", 400, 1)],
+)  # fmt: skip
+def test_how_many_residues_an_open_bond_lacks(tmp_path, before, after, labels, missing):
+    """labels: by how much the numbers of the entity differ; such that skip too much tell nothing."""
+    numbers = [*(str(i) for i in range(900, 905)), before, after, *(str(i) for i in range(800, 819))]
+    counted = [*range(1, 7), *range(6 + (labels or 1), 26 + (labels or 1))]
+    found = read_text(tmp_path, mmcif_atoms(shifted(ATOMS, 6, [3, 0, 0]), numbers, counted))
+    assert found[0] == SEQUENCE[:6] + "X" * missing + SEQUENCE[6:]
+
+
+def test_numbers_that_go_backwards_where_only_c_alphas_tell_are_refused(tmp_path):
+    atoms = [x for x in shifted(ATOMS, 6, [3, 0, 0]) if x.name in ("CA", "CB")]
+    with pytest.raises(AmplifyError, match="no bond joins TRP 26 and SER 25, and their numbers do not tell"):
+        read_text(tmp_path, pdb_atoms(atoms, [*(str(i) for i in range(21, 27)), *(str(i) for i in range(25, 5, -1))]))
+
+
+@pytest.mark.parametrize("length, closed", [(1.33, True), (1.95, True), (2.1, False), (2.5, False)])
+def test_a_bond_is_closed_below_2_angstrom(tmp_path, length, closed):
+    atoms = shifted(ATOMS, 6, [0, length - 1.33, 0])
+    numbers = [*PLAIN[:6], *(str(i) for i in range(9, 29))]
+    assert read_text(tmp_path, pdb_atoms(atoms, numbers))[0] == SEQUENCE[:6] + "XX" * (not closed) + SEQUENCE[6:]
+
+
+@pytest.mark.parametrize(
+    "kept, shift, closed",
+    [(("CA", "CB"), 0, True), (("CA", "CB"), 1.3, False), (("N", "CA", "CB"), 0, True),
+     (("CA", "C", "CB"), 1.3, False)],
+)  # fmt: skip
+def test_without_c_or_n_the_c_alphas_tell(tmp_path, kept, shift, closed):
+    """3.4 Å apart, and 4.7; neighbors that differ by 1.5 Å in height (GLY) are kept out of the way."""
+    atoms = [x for x in shifted(ATOMS, 6, [0, shift, 0]) if x.name in kept]
+    numbers = [*PLAIN[:6], *(str(i) for i in range(9, 29))]
+    assert read_text(tmp_path, pdb_atoms(atoms, numbers))[0] == SEQUENCE[:6] + "XX" * (not closed) + SEQUENCE[6:]
+
+
+def test_a_chromophore_with_names_of_its_own_is_bonded_by_its_nearest_atoms(tmp_path):
+    names = [*NAMES[:5], "CRO", *NAMES[6:]]
+    renamed = {"N": "N1", "CA": "CA1", "C": "C3", "CB": "CB1"}
+    atoms = [x._replace(name=renamed[x.name]) if x.index == 5 else x for x in bonded_chain(names, PLACES)]
+    numbers = [*PLAIN[:5], "7", *(str(i) for i in range(9, 29))]  # GFP: 64, 66, 68
+    found = read_text(tmp_path, pdb_atoms(atoms, numbers, hetero=("CRO",)))
+    same(found, (SEQUENCE[:5] + "T" + SEQUENCE[6:], by_loops(PLACES, missing=(5,))))
+
+
+@pytest.mark.parametrize(
+    "numbers, shift",
+    [([*PLAIN[:6], *(str(i) for i in range(1006, 1026))], [9, 0, 0]),  # the numbers of a fusion protein
+     ([*PLAIN[:6], *PLAIN[:20]], [9, 0, 0]),  # a second molecule
+     ([*(str(i) for i in range(21, 27)), *PLAIN[:20]], [9, 0, 0]),
+     (PLAIN, [60, 0, 0]),  # a molecule that the edge of the box cuts
+     ([*PLAIN[:6], *(str(i) for i in range(9, 29))], [60, 0, 0])],  # three residues do not reach that far
+    ids=["fusion", "second molecule", "backwards", "far", "too few"],
+)  # fmt: skip
+def test_gaps_of_which_the_numbers_do_not_tell_are_refused(tmp_path, numbers, shift):
+    text = pdb_atoms(shifted(ATOMS, 6, shift), numbers)
+    with pytest.raises(AmplifyError, match=f"no bond joins TRP {numbers[5]} and SER {numbers[6]} .* do not tell"):
+        read_text(tmp_path, text)
+    assert read_text(tmp_path, SEQRES + text)[0] == SEQUENCE, "a file with a sequence needs no numbers"
+
+
+def test_more_missing_than_there_is_refused(tmp_path):
+    """Free amino acids in one chain, as ligands that stand in ATOM records."""
+    atoms = [x._replace(place=x.place + [9 * x.index, 0, 0]) for x in ATOMS if x.index < 5]
+    with pytest.raises(AmplifyError, match=r"by its numbers more residues are missing \(396\) than there are \(5\)"):
+        read_text(tmp_path, pdb_atoms(atoms, [str(i) for i in range(501, 902, 100)]))
+
+
+def test_two_residues_of_one_number_are_refused(tmp_path):
+    for second in (5, 3):  # another name, and after LEU another LEU would fall together with it
+        atoms = [x._replace(residue="LEU") if x.index == second else x for x in ATOMS]
+        numbers = [*PLAIN[:second], "5" if second == 5 else "3", *PLAIN[second + 1 :]]
+        with pytest.raises(AmplifyError, match=f"several residues have the number {numbers[second]} and are not"):
+            read_text(tmp_path, pdb_atoms(atoms, numbers))
+
+
+def alternatives(index, *conformers):
+    """ATOMS with a residue in conformers: (letter, occupancy, shift or None, names left out, residue)."""
+    made = [x for x in ATOMS if x.index < index]
+    for letter, occupancy, shift, without, *name in conformers:
+        made += [
+            x._replace(place=x.place + shift, letter=letter, occupancy=occupancy, residue=(name or [x.residue])[0])
+            for x in ATOMS if x.index == index and x.name not in without
+        ]  # fmt: skip
+    return [*made, *(x for x in ATOMS if x.index > index)]
+
+
+BACKBONE = ("N", "CA", "C")
+FAR = np.array([0, 0, 50])
+CONFORMERS = {
+    "the second": ([("A", 0.3, FAR, ()), ("B", 0.7, 0, ())], "here"),
+    "the first": ([("A", 0.7, 0, ()), ("B", 0.3, FAR, ())], "here"),
+    "equal: the first letter": ([("B", 0.5, FAR, ()), ("A", 0.5, 0, ())], "here"),
+    "three": ([("A", 0.33, FAR, ()), ("B", 0.33, FAR, ()), ("C", 0.34, 0, ())], "here"),
+    "common atoms": ([(" ", 1.0, 0, ("CB",)), ("A", 0.2, FAR, BACKBONE), ("B", 0.8, 0, BACKBONE)], "here"),
+    "a lettered one beside a blank one": ([(" ", 0.4, FAR, ()), ("B", 0.6, 0, ())], "here"),
+    "one atom blank too": ([(" ", 1.0, 0, ("CB",)), ("A", 0.3, FAR, ("N", "C")), ("B", 0.7, 0, BACKBONE)], "here"),
+    "never atoms of two": ([("A", 0.6, 0, ("CB",)), ("B", 0.4, FAR, ())], "unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("conformers, where", CONFORMERS.values(), ids=list(CONFORMERS))
+def test_the_conformer_with_the_highest_occupancy_counts(tmp_path, conformers, where):
+    atoms = alternatives(6, *conformers)
+    wanted = SEQUENCE, by_loops(PLACES, missing=() if where == "here" else (6,))
+    for text in (pdb_atoms(atoms, PLAIN), mmcif_atoms(atoms, PLAIN)):
+        same(read_text(tmp_path, text), wanted)
+
+
+def test_of_conformers_the_mean_counts_not_how_many_atoms_they_have(tmp_path):
+    atoms = alternatives(6, ("A", 0.4, FAR, ()), ("B", 0.6, 0, ("N", "CA")))
+    same(read_text(tmp_path, SEQRES + pdb_atoms(atoms, PLAIN)), (SEQUENCE, by_loops(PLACES)))
+
+
+@pytest.mark.parametrize("serine, letter", [(0.4, "T"), (0.6, "S"), (0.5, "S")])
+def test_of_two_residues_in_one_place_that_with_the_higher_occupancy_counts(tmp_path, serine, letter):
+    first, second = (0, FAR) if letter == "S" else (FAR, 0)
+    atoms = alternatives(6, ("A", serine, first, (), "SER"), ("B", 1 - serine, second, (), "THR"))
+    wanted = SEQUENCE[:6] + letter + SEQUENCE[7:], by_loops(PLACES)
+    for text in (pdb_atoms(atoms, PLAIN), mmcif_atoms(atoms, PLAIN), SEQRES + pdb_atoms(atoms, PLAIN)):
+        same(read_text(tmp_path, text), wanted)
+
+
+HEME = "HETATM 9001 FE   HEM A{:4}      10.000  10.000  10.000  1.00 20.00          FE\n"
+WATER = "HETATM 9002  O   HOH A{:4}      12.000  10.000  10.000  1.00 20.00           O\n"
+GLUTAMATE = "".join(
+    f"HETATM 9{i:03}  {atom:<3} GLU A 401      {20 + i}.000  30.000  30.000  1.00 20.00\n"
+    for i, atom in enumerate(("N", "CA", "C", "CB"))
+)
+TER = "TER    9000      LEU A  26\n"
+
+
+@pytest.mark.parametrize(
+    "order",
+    ["{0}{1}{heme}{water}{glutamate}", "{0}{1}{ter}{glutamate}{heme}{water}", "{0}{heme}{1}",
+     "{heme}{0}{water}{1}{ter}", "{glutamate}{0}{1}", "{0}{1}{ter}{heme}{ter}{water}{ter}",
+     "{seqres}{0}{heme}{1}{water}", "{seqres}{heme}{0}{1}{glutamate}"],
+)  # fmt: skip
+def test_ligands_and_water_are_no_residues_wherever_they_stand(tmp_path, order):
+    first, second = (pdb_atoms([x for x in ATOMS if (x.index < 9) == begin], PLAIN) for begin in (True, False))
+    text = order.format(first, second, heme=HEME.format(500), water=WATER.format(601), glutamate=GLUTAMATE, ter=TER,
+                        seqres=SEQRES)  # fmt: skip
+    same(read_text(tmp_path, text), (SEQUENCE, by_loops(PLACES)))
+
+
+def test_modified_residues_and_names_of_force_fields(tmp_path):
+    names = ["ACE", "MSE", "SEP", "HSD", "CYX", "HIE", "TPO", "QQQ", "ZZZ", *NAMES[9:25], "NME"]
+    modres = "MODRES 1ABC ZZZ A    9  TRP  MADE UP\n"
+    found = read_text(tmp_path, modres + pdb_atoms(bonded_chain(names, PLACES), PLAIN, hetero=("MSE", "SEP", "ZZZ")))
+    assert found[0] == "MSHCHTXW" + SEQUENCE[9:25], "of the caps nothing, of an unknown residue an X"
+
+
+def test_modified_residues_at_the_ends_belong_to_the_chain(tmp_path):
+    """Without TER: the first one with a gap behind it, the last one bonded, a free one after it not."""
+    names = ["MSE", *NAMES[1:25], "SEP"]
+    atoms = [x for x in bonded_chain(names, PLACES) if x.index != 1]
+    text = pdb_atoms(atoms, PLAIN, hetero=("MSE", "SEP")) + GLUTAMATE.replace("GLU", "MSE")
+    same(read_text(tmp_path, text), ("MX" + SEQUENCE[2:25] + "S", by_loops(PLACES, missing=(1,))))
+
+
+def test_a_modified_glycine_counts_by_its_c_alpha(tmp_path):
+    names = [*NAMES[:5], "SAR", *NAMES[6:]]
+    atoms = [x for x in bonded_chain(names, PLACES) if (x.index, x.name) != (5, "CB")]
+    alpha = next(x.place for x in atoms if (x.index, x.name) == (5, "CA"))
+    wanted = SEQUENCE[:5] + "G" + SEQUENCE[6:], by_loops([*PLACES[:5], alpha, *PLACES[6:]])
+    same(read_text(tmp_path, pdb_atoms(atoms, PLAIN, hetero=("SAR",))), wanted)
+
+
+def test_dna_beside_a_protein_is_no_protein_chain(tmp_path):
+    seqres = SEQRES + "SEQRES   1 B    3   DA  DC  DG\n"
+    dna = "".join(
+        f"ATOM   9{i:03}  {atom:<3}  {name} B{i:4}      {20 + 6 * i}.000  30.000  {30 + j}.000  1.00 20.00\n"
+        for i, name in enumerate(("DA", "DC", "DG"), 1) for j, atom in enumerate(("P", "C1'", "C4'"))
+    )  # fmt: skip
+    same(read_text(tmp_path, seqres + pdb_atoms(ATOMS, PLAIN) + TER + dna), (SEQUENCE, by_loops(PLACES)))
+
+
+def test_two_proteins_of_one_name_are_refused(tmp_path):
+    text = mmcif_atoms(ATOMS, PLAIN)
+    more = mmcif_atoms(shifted(ATOMS, 0, [0, 0, 90]), [str(i) for i in range(41, 67)]).replace(" B 1 . ", " C 2 . ")
+    with pytest.raises(AmplifyError, match=r"2 proteins are named chain A \(label_asym_id B, C\)"):
+        read_text(tmp_path, text + "".join(x + "\n" for x in more.splitlines() if x.startswith("ATOM")))
+
+
+@st.composite
+def chains(draw):
+    """(atoms, numbers): missing residues, numbers that skip, insertion codes, conformers."""
+    length = draw(st.integers(8, 24))
+    names = draw(st.lists(st.sampled_from(list(THREE.values())), min_size=length, max_size=length))
+    missing = draw(st.sets(st.integers(1, length - 2), max_size=length // 3))
+    numbers, number, code = [], draw(st.integers(-30, 200)), ""
+    for i in range(length):
+        step = draw(st.sampled_from([1, 1, 1, 2, 7, 12, "code", -40]))
+        if isinstance(step, int) and (step > 0 or not {i, i - 1} & missing):
+            number, code = number + step, ""
+        elif {i, i - 1} & missing or code == "F":
+            number, code = number + 1, ""
+        else:
+            code = chr(ord(code or "@") + 1)
+        numbers.append(f"{number}{code}")
+    if len(set(numbers)) < length:  # went back to a number that is taken
+        numbers = [str(i) for i in range(1, length + 1)]
+    atoms = [x for x in bonded_chain(names, hairpin(length)) if x.index not in missing]
+    for index in draw(st.sets(st.integers(0, length - 1), max_size=5)):
+        these = [x for x in atoms if x.index == index]
+        count = draw(st.integers(2, 4))
+        occupancies = draw(st.lists(st.sampled_from([0.1, 0.25, 0.3, 0.33, 0.5]), min_size=count, max_size=count))
+        letters = draw(st.permutations("ABCD"[:count]))
+        split = [
+            x._replace(letter=letter, occupancy=occupancy, place=x.place + [0, 0, 0.4 * j])
+            for j, (letter, occupancy) in enumerate(zip(letters, occupancies)) for x in these
+        ]  # fmt: skip
+        atoms = sorted([x for x in atoms if x.index != index] + split, key=lambda x: x.index)
+    return atoms, numbers
+
+
+@settings(deadline=None)
+@given(chains())
+def test_any_chain_is_what_a_plain_reader_finds(tmp_path_factory, chain):
+    text = pdb_atoms(*chain)
+    folder = tmp_path_factory.mktemp("any")
+    same(read_text(folder, text), expected(text))
+    same(read_text(folder, mmcif_atoms(*chain)), expected(text))
 
 
 CA_ONLY = "\n".join(atom_line("CA", place, name, "A", i) for i, (name, place) in enumerate(zip(NAMES[2:9], PLACES)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from amplify_ds.errors import AmplifyError
 
 # What a model folder may hold that is read here, and what is refused by name. No code of a hub is fetched or run.
-WANTED = ("*.json", "*.safetensors", "*.txt")
+WANTED = ("*.json", "*.safetensors", "*.txt", "config.yaml")
 NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 
 

@@ -16,7 +16,7 @@ import torch
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256
-from amplify_ds.hub import conversion, layouts
+from amplify_ds.hub import conversion, layouts, official
 from amplify_ds.hub.download import download, is_hub_name
 from amplify_ds.hub.tensors import read_json, read_tensors
 from amplify_ds.model import configuration_amplify
@@ -91,6 +91,7 @@ def read_source(source: str | Path) -> Source:
     """
     path, name = locate(source)
     found = find_checkpoint(path)
+    described, told = CONFIG, None
     if found is not None:
         layout, notes = layouts.LAYOUTS["hf"], []
         files = {checkpoint.WEIGHTS: found.state["files"][checkpoint.WEIGHTS]}
@@ -100,12 +101,15 @@ def read_source(source: str | Path) -> Source:
         weights, paths = read_tensors(path)
         layout = conversion.recognise(weights, str(path))
         raw, provenance = read_json(path / CONFIG), read_json(path / PROVENANCE) or {}
+        if raw is None:
+            raw, told = official.read_config(path, FIELDS)
+            described = official.CONFIG
         history = {key: provenance[key] for key in (*HISTORY, EXPORTED_FROM) if key in provenance}
         files = {file.name: sha256(file) for file in paths}
-    _check_vocabulary(path, raw, weights, layout)
-    config, note = _config(path, raw, weights, layout)
+    _check_vocabulary(path / described, raw, weights, layout)
+    config, note = _config(path / described, raw, weights, layout)
     weights, notes = conversion.to_ours(weights, config, layout, str(path))
-    return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [note]), *notes])
+    return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [told, note]), *notes])
 
 
 def load_model(source: str | Path) -> AMPLIFY:
@@ -136,23 +140,25 @@ def say(found: Source) -> None:
         print(f"note: {found.name}: {note}", file=sys.stderr)
 
 
-def _config(path: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AMPLIFYConfig, str | None]:
+def _config(file: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AMPLIFYConfig, str | None]:
+    """file: where `raw` is from."""
     if raw is None:
-        return conversion.config_from_shapes(weights, layout, str(path))
+        return conversion.config_from_shapes(weights, layout, str(file.parent))
     known = {key: value for key, value in raw.items() if key in FIELDS}
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_length"):
         if key in known and (type(known[key]) is not int or known[key] < 1):
-            raise AmplifyError(f"{path / CONFIG}: {key} is {known[key]!r}, expected a whole number above 0")
+            raise AmplifyError(f"{file}: {key} is {known[key]!r}, expected a whole number above 0")
     try:
         return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None
     except (ValueError, TypeError) as error:
-        raise AmplifyError(f"{path / CONFIG}: {error}") from None
+        raise AmplifyError(f"{file}: {error}") from None
 
 
 def _check_vocabulary(
-    path: Path, raw: dict[str, Any] | None, weights: conversion.Weights, layout: layouts.Layout
+    file: Path, raw: dict[str, Any] | None, weights: conversion.Weights, layout: layouts.Layout
 ) -> None:
-    """AmplifyError unless what the folder says of its vocabulary agrees with vocab.py."""
+    """AmplifyError unless what the folder says of its vocabulary agrees with vocab.py. file: where `raw` is from."""
+    path = file.parent
     sizes = (len(TOKENS), layouts.PADDED_VOCABULARY) if layout.padded else (len(TOKENS),)
     rows = layouts.PADDED_VOCABULARY if layout.padded else len(TOKENS)
     embedding = weights.get(layout.theirs("encoder.weight"))
@@ -160,11 +166,11 @@ def _check_vocabulary(
     if embedding is not None and len(embedding) != rows:
         reasons.append(f"{len(embedding)} rows in {layout.theirs('encoder.weight')}, expected {rows}")
     if raw is not None and raw.get("vocab_size", len(TOKENS)) not in sizes:
-        reasons.append(f"{CONFIG}: vocab_size {raw['vocab_size']}, expected {' or '.join(map(str, sizes))}")
+        reasons.append(f"{file.name}: vocab_size {raw['vocab_size']}, expected {' or '.join(map(str, sizes))}")
     for index, token in enumerate(SPECIAL):
         key = f"{token.strip('<>')}_token_id"
         if raw is not None and raw.get(key, index) != index:
-            reasons.append(f"{CONFIG}: {key} {raw[key]}, expected {index}")
+            reasons.append(f"{file.name}: {key} {raw[key]}, expected {index}")
     tokenizer = read_json(path / "tokenizer.json") or {}
     try:
         ids = dict(tokenizer.get("model", {}).get("vocab", {}))

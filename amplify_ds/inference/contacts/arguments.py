@@ -21,7 +21,9 @@ contact where their C-betas are less than 8 A apart; pairs nearer than 6 along t
 
 STRUCTURES = """\
 --structures: PDB or mmCIF, plain or gzip: a folder, FILE, or FILE:CHAIN where a file has several protein chains. The
-sequence is that of the experiment; pairs of residues without coordinates are left out.
+sequence is that of the experiment; pairs of residues without coordinates are left out. Without SEQRES, numbers that
+skip are missing residues only where no peptide bond joins the neighbors. Structures that cannot be used are left out
+and listed at the end; if none is left, this is an error.
 --contacts: a folder with NAME.txt (a line "i j" for each contact, residues from 1) or NAME.npy (a matrix of 1, 0 and
 -1 for unknown) for each protein NAME of the FASTA file --input.
 """

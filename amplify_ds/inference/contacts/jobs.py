@@ -40,9 +40,11 @@ class Fitting(NamedTuple):
 
 
 def fit_head(
-    reader: Reader, model_name: str, targets: Sequence[Target], settings: Fitting, progress: Progress
+    reader: Reader, model_name: str, targets: Sequence[Target], settings: Fitting, progress: Progress,
+    left_out: Sequence[str] = (),
 ) -> Head:  # fmt: skip
-    """The head of a model from proteins whose contacts are known. progress: proteins.
+    """The head of a model from proteins whose contacts are known. progress: proteins. left_out: names of those that
+    were given but could not be used; the head records them.
 
     Memory: 40 bytes for each pair, layer and head. Raises AmplifyError where it is not there.
     """
@@ -65,11 +67,12 @@ def fit_head(
             features[here, layer] = maps[:, torch.from_numpy(i), torch.from_numpy(j)].T.cpu().numpy()
         begin = here.stop
         progress(1)
-    weights, intercept = heads.fit(features.reshape(count, -1), contacts, settings.inverse_strength, settings.seed)
+    features = features.reshape(count, shape[0] * shape[1])
+    weights, intercept = heads.fit(features, contacts, settings.inverse_strength, settings.seed)
     from sklearn import __version__ as sklearn_version
 
     described = {
-        "proteins": {target.name: _digest(target) for target in targets}, "pairs": count,
+        "proteins": {target.name: _digest(target) for target in targets}, "left_out": list(left_out), "pairs": count,
         "contacts": int(contacts.sum()), "minimum_separation": MINIMUM_SEPARATION, "threshold_angstrom": THRESHOLD,
         "penalty": "l1", **settings._asdict(), "scikit_learn": sklearn_version, "version": amplify_ds.__version__,
     }  # fmt: skip

@@ -13,25 +13,48 @@ from amplify_ds.inference.reading import Contents, Fasta, Sequences, check, prot
 Progress = Callable[[int], object]
 
 
-def from_structures(words: Sequence[str], progress: Progress, strict: bool = False) -> tuple[list[Target], Contents]:
-    """Of a folder, files or FILE:CHAIN. progress: structures. Raises AmplifyError, see structures.py."""
+def from_structures(
+    words: Sequence[str], progress: Progress, strict: bool = False, left_out: dict[str, str] | None = None
+) -> tuple[list[Target], Contents]:
+    """Of a folder, files or FILE:CHAIN. progress: structures.
+
+    left_out: {name: why} is added of each that cannot be used (structures.py). Raises AmplifyError, which lists these
+    all, where no other is left, and for any of them without `left_out`.
+    """
     from amplify_ds.inference.contacts import structures
 
     places = structures.find(words)
     counts = Counter(structures.named(*place) for place in places)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise AmplifyError(
-            f"{len(twice):,} structures stand there more than once: {', '.join(twice[:5])}; give each once, and files "
-            "of different names"
+            f"{len(twice):,} structures appear more than once: {', '.join(twice[:5])}; give each once, and files of "
+            "different names"
         )
-    records, contacts = Sequences(), []
+    records, contacts, unusable = Sequences(), [], {}
     for path, chain in places:
-        sequence, matrix = structures.read_structure(path, chain)
-        records.append((structures.named(path, chain), sequence))
-        contacts.append(matrix)
+        name = structures.named(path, chain)
+        try:
+            sequence, matrix = structures.read_structure(path, chain)
+        except AmplifyError as error:
+            unusable[name] = str(error)
+        else:
+            records.append((name, sequence))
+            contacts.append(matrix)
         progress(1)
+    if unusable and (left_out is None or not records):
+        raise AmplifyError(describe_left_out(unusable))
     contents = check(records, strict)
-    return [Target(*protein, matrix) for protein, matrix in zip(proteins(records), contacts)], contents
+    targets = [Target(*protein, matrix) for protein, matrix in zip(proteins(records), contacts)]
+    if left_out is not None:
+        left_out |= unusable
+    return targets, contents
+
+
+def describe_left_out(left_out: dict[str, str]) -> str:
+    """{name: why} of structures that cannot be used, a line each."""
+    if len(left_out) == 1:
+        return next(iter(left_out.values()))
+    return "\n  ".join((f"{len(left_out):,} structures cannot be used:", *left_out.values()))
 
 
 def from_fasta(path: Path, folder: Path | None, progress: Progress, strict: bool = False):
