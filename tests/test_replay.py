@@ -11,8 +11,8 @@ from conftest import losses, python, train
 from reference_amplify import ReferenceAMPLIFY
 from torch.nn import functional as F
 
-from amplify_ds.files import content_digest
 from amplify_ds.data.shards import Shards
+from amplify_ds.files import content_digest
 from amplify_ds.training import checkpoint
 from amplify_ds.training.replay import batch_index
 from amplify_ds.vocab import TOKENS, decode
