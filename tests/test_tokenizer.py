@@ -11,10 +11,8 @@ TOKENIZER = build_tokenizer()
 pieces = st.one_of(
     st.text(alphabet="LAGVSERTIDPKQNFYMHWCBXZUOJ|*-. \n", max_size=40),
     st.text(alphabet="lagvsertidpkqnfymhwcbxzuoj", max_size=10),
-    st.sampled_from(
-        [*SPECIAL, "<MASK>", "<mask", "mask>", "<<mask>>", "<ma sk>", "<ma\xa0sk>", " ", "\t\r\n", "\u3000", "ß", "é",
-         "e\u0301", "İ", "Å", "\U0001f9ec"]
-    ),  # fmt: skip
+    st.sampled_from([*SPECIAL, "<MASK>", "<mask", "mask>", "<<mask>>", "ß", "é", "e\u0301", "İ", "Å", "\U0001f9ec"]),
+    st.sampled_from(["<ma sk>", "<ma\xa0sk>", " ", "\t\r\n", "\u3000"]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
 )
 

@@ -12,9 +12,9 @@ from amplify_ds import vocab
 
 PUBLISHED = "<pad> <unk> <mask> <bos> <eos> | L A G V S E R T I D P K Q N F Y M H W C B".split()
 PIECES = [
-    "<pad>", "<unk>", "<mask>", "<bos>", "<eos>", "<", "<ma", "<MASK>", "<<bos>>", "é", "ſ", "K", "ı", "\ud800", "😀", "|",
-    "B", " ", "\n", "<ma sk>", "<ma\xa0sk>", "\x1f", "\u3000", "\ufeff", "xzuoj", "\x00", "\x82", "acdefghiklmnpqrstvwy",
-    "ACDEFGHIKLMNPQRSTVWY",
+    "<pad>", "<unk>", "<mask>", "<bos>", "<eos>", "<", "<ma", "<MASK>", "<<bos>>", "é", "\u212a", "ı", "\ud800", "😀",
+    "|", "B", "ſ", " ", "\n", "<ma sk>", "<ma\xa0sk>", "\x1f", "\u3000", "\ufeff", "xzuoj", "\x00", "\x82",
+    "acdefghiklmnpqrstvwy", "ACDEFGHIKLMNPQRSTVWY",
 ]  # fmt: skip
 
 

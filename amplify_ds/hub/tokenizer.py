@@ -1,8 +1,8 @@
 """The Hugging Face tokenizer: a fast tokenizer whose ids are those of vocab.encode, for every string.
 
 One token per code point: white space is dropped, ASCII lower case becomes upper case, anything that is no token becomes
-<unk>, the five special tokens are understood where they are written out. A call adds <bos> and <eos>. Decoded tokens are
-separated by blanks, at which AMPLIFY's attribution notebook splits; the text encodes to the same ids again.
+<unk>, the five special tokens are understood where they are written out. A call adds <bos> and <eos>. Decoding puts
+blanks between tokens, where AMPLIFY's attribution notebook splits the text; it encodes to the same ids again.
 """
 
 from __future__ import annotations
