@@ -12,9 +12,22 @@ every exported model folder. Shapes: `…` any, H width of the model, F that of 
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 PIECE = 2**17  # values a thread: 512 KiB in float32, so that what is at work stays near a core
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, the statistics in float32, cast back before the weight is applied."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rms_norm(x, weight, eps):

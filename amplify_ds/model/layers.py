@@ -1,4 +1,4 @@
-"""The layers of AMPLIFY: RMSNorm, SwiGLU, and the block of attention and SwiGLU that is repeated.
+"""The block of AMPLIFY that is repeated: attention, then SwiGLU, each behind a norm and added to its input.
 
 Depends on torch only: this file is part of every exported model folder. Shapes: `…` stands for [B, L], [T] or [1, T],
 H hidden, N heads, L padded length.
@@ -10,19 +10,7 @@ from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .attention import attention, eager_attention
-from .elementwise import rms_norm, swiglu
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight, the statistics in float32, cast back before the weight is applied."""
-
-    def __init__(self, size, eps):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x):
-        return rms_norm(x, self.weight, self.eps)
+from .elementwise import RMSNorm, swiglu
 
 
 class SwiGLU(nn.Module):

@@ -23,10 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+# transformers before 5 copies the files that are imported here, but not those that they import in turn: name them all.
 from .attention import rotary_angles
 from .configuration_amplify import AMPLIFYConfig
+from .elementwise import RMSNorm
 from .inputs import arrange
-from .layers import EncoderBlock, RMSNorm
+from .layers import EncoderBlock
 from .loss import accepts_loss_kwargs, masked_lm_loss
 
 
