@@ -16,6 +16,7 @@ from reference_amplify import ReferenceAMPLIFY, rotate
 from torch.nn import functional as F
 from transformers import DataCollatorWithFlattening
 
+from amplify_ds.model.attention import Segments
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 
 SHAPE = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
@@ -145,6 +146,12 @@ def test_several_rows_of_several_proteins_by_their_positions(model, proteins, al
     close(torch.cat(found[1].split(LENGTHS[::-1])[::-1]), alone)
 
 
+def test_positions_that_follow_from_segments():
+    """Logits hardly show them: attention knows distances only, until positions are too large for float32."""
+    with_empty_ones = torch.tensor([0, *ENDS, TOKENS, TOKENS], dtype=torch.int32)
+    assert torch.equal(Segments(with_empty_ones).positions("cpu"), PLACES)
+
+
 def test_positions_alone_when_compiled(model, proteins, alone):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     close(compiled(torch.cat(proteins)[None], position_ids=PLACES[None]).logits[0], alone)
@@ -163,8 +170,7 @@ def test_positions_that_jump_ahead_stay_in_one_protein(model, proteins):
     gap = torch.arange(30) + 200 * (torch.arange(30) > 12)
     found = model(proteins[2][None], position_ids=gap[None]).logits
     assert (found - model(proteins[2][None]).logits).abs().max() > 1e-3
-    dense = torch.ones(1, 30, 30, dtype=torch.bool)  # everything seen, whatever the positions
-    close(found, model(proteins[2][None], dense, gap[None]).logits)
+    close(found, model(proteins[2][None], position_ids=gap, cu_seqlens=torch.tensor([0, 30])).logits)
 
 
 @pytest.mark.parametrize("how", ["asked for", "configured", "eager"])
