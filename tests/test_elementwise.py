@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from amplify_ds.data.loader import pack
 from amplify_ds.model import elementwise
 from amplify_ds.model.attention import Segments, attention, rotary_angles
-from amplify_ds.model.modeling_amplify import AMPLIFYConfig, EncoderBlock
+from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.layers import EncoderBlock
+from amplify_ds.model.modeling_amplify import AMPLIFY
 
 SIZE, HEADS, EPS = 128, 2, 1e-5
 LENGTHS = (37, 0, 130, 5, 1)
@@ -144,29 +146,52 @@ def test_what_a_block_keeps_for_backward(dtype):
     assert counted <= sum(kept.values()) <= counted + small
 
 
-def test_a_projection_that_somebody_watches_is_called():
-    block, _, inputs = block_and_input()
-    names = [n for n, _ in block.named_parameters()]
-    joined = torch.autograd.grad(block(*inputs).square().sum(), list(block.parameters()))
-    seen = []
-    block.k.register_forward_hook(lambda module, given, out: seen.append(out.shape))
-    apart = torch.autograd.grad(block(*inputs).square().sum(), list(block.parameters()))
-    assert seen == [(sum(LENGTHS), SIZE)]
-    for name, a, b in zip(names, joined, apart):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
+def test_transforms_of_torch_func(name):
+    """Gradients of each sample at once, forward mode and second derivatives, beside those of the plain formula."""
+    from torch.func import grad, hessian, jvp, vmap
+
+    ours, plain, shapes, _ = CASES[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(*(min(n, 6) for n in s), dtype=torch.float64) for s in shapes]
+    if name == "rms_norm":
+
+        def plain(x, weight):
+            return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
+
+    places = tuple(range(len(inputs)))
+
+    def loss(function):
+        return lambda *given: function(*given).sin().sum()
+
+    in_dims = (0, *[None] * (len(inputs) - 1))
+    for transformed in (
+        lambda f: grad(loss(f), argnums=places)(*inputs),
+        lambda f: vmap(grad(loss(f), argnums=places), in_dims=in_dims)(*inputs),
+        lambda f: jvp(f, tuple(inputs), tuple(x.cos() for x in inputs)),
+        lambda f: hessian(loss(f))(*inputs),
+    ):
+        torch.testing.assert_close(transformed(ours), transformed(plain))
 
 
-def test_a_layer_in_the_place_of_a_projection_is_called():
-    """As adapters do: a module that has the weight of the one it stands for, and adds to its product."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_each_protein_of_a_batch_by_torch_func(packed):
+    from torch.func import functional_call, grad, vmap
 
-    class Adapted(torch.nn.Linear):
-        def forward(self, x):
-            return super().forward(x) + 1
+    torch.manual_seed(0)
+    shape = dict(hidden_size=SIZE, num_attention_heads=HEADS, intermediate_size=SIZE, num_hidden_layers=2)
+    model = AMPLIFY(AMPLIFYConfig(**shape))
+    ids = torch.randint(5, 26, (3, 20))
+    more = {"cu_seqlens": torch.tensor([0, 8, 20])} if packed else {}
+    weights = {name: p.detach() for name, p in model.named_parameters()}
 
-    block, _, inputs = block_and_input()
-    x = inputs[0]
-    expected = torch.cat([block.q(x) + 1, block.k(x), block.v(x)], -1)
-    adapted = Adapted(SIZE, SIZE, bias=False)
-    adapted.weight = block.q.weight
-    block.q = adapted
-    torch.testing.assert_close(block.queries_keys_values(x), expected)
+    def loss(weights, row):
+        row = row if packed else row[None]
+        return functional_call(model, weights, (row,), {"labels": row, **more}).loss
+
+    found = vmap(grad(loss), in_dims=(None, 0))(weights, ids)
+    for i, row in enumerate(ids):
+        row = row if packed else row[None]
+        expected = torch.autograd.grad(model(row, labels=row, **more).loss, list(model.parameters()))
+        for (name, of_all), one in zip(found.items(), expected):
+            torch.testing.assert_close(of_all[i], one, atol=1e-6, rtol=1e-4, msg=lambda text: f"{name}: {text}")

@@ -12,6 +12,7 @@ pieces = st.one_of(
     st.text(alphabet="LAGVSERTIDPKQNFYMHWCBXZUOJ|*-. \n", max_size=40),
     st.text(alphabet="lagvsertidpkqnfymhwcbxzuoj", max_size=10),
     st.sampled_from([*SPECIAL, "<MASK>", "<mask", "mask>", "<<mask>>", "ß", "é", "e\u0301", "İ", "Å", "\U0001f9ec"]),
+    st.sampled_from(["<ma sk>", "<ma\xa0sk>", " ", "\t\r\n", "\u3000"]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=10),
 )
 
@@ -26,6 +27,20 @@ def test_same_ids_for_every_string(text):
     assert TOKENIZER.encode(text).ids == [BOS, *expected, EOS]
 
 
+@given(st.lists(pieces, max_size=6).map("".join))
+def test_decoded_text_encodes_to_the_same_ids(text):
+    ids = TOKENIZER.encode(text).ids
+    decoded = TOKENIZER.decode(ids, skip_special_tokens=False)
+    assert TOKENIZER.encode(decoded, add_special_tokens=False).ids == ids
+
+
+def test_offsets_are_places_in_the_text_as_it_was_given():
+    text = " M k\n<mask>\u3000X L"
+    found = TOKENIZER.encode(text, add_special_tokens=False)
+    assert found.ids == encode("MK<mask>XL").tolist()
+    assert [text[a:b] for a, b in found.offsets] == ["M", "k", "<mask>", "X", "L"]
+
+
 def test_the_published_example_through_autotokenizer(tmp_path):
     write_tokenizer(tmp_path, 512)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -34,4 +49,5 @@ def test_the_published_example_through_autotokenizer(tmp_path):
     assert tokenizer(["KAI", "K"], padding=True)["input_ids"] == [[3, 17, 7, 14, 4], [3, 17, 4, 0, 0]]
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (2, 0, 1)
     assert len(tokenizer) == 27 and tokenizer.model_max_length == 512
-    assert tokenizer.decode([17, 7, 2]).replace(" ", "") == "KA<mask>"
+    assert tokenizer.decode([17, 7, 2]) == "K A <mask>"  # AMPLIFY's attribution notebook splits at blanks
+    assert tokenizer("K A\n<mask> ", add_special_tokens=False)["input_ids"] == [17, 7, 2]

@@ -26,7 +26,10 @@ from amplify_ds.model import modeling_amplify
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.training import checkpoint
 
-CODE = ("modeling_amplify.py", "configuration_amplify.py", "attention.py", "elementwise.py")
+CODE = (
+    "modeling_amplify.py", "configuration_amplify.py", "layers.py", "inputs.py", "loss.py", "attention.py",
+    "elementwise.py",
+)  # fmt: skip
 
 
 def layout_config(config: AMPLIFYConfig, dtype: str = "float32", padded: bool = False) -> dict[str, Any]:

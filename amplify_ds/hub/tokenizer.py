@@ -1,7 +1,8 @@
 """The Hugging Face tokenizer: a fast tokenizer whose ids are those of vocab.encode, for every string.
 
-One token a code point: ASCII lower case becomes upper case, anything that is no token becomes <unk>, the five special
-tokens are understood where they are written out. A call adds <bos> and <eos>.
+One token per code point: white space is dropped, ASCII lower case becomes upper case, anything that is no token becomes
+<unk>, the five special tokens are understood where they are written out. A call adds <bos> and <eos>. Decoding puts
+blanks between tokens, where AMPLIFY's attribution notebook splits the text; it encodes to the same ids again.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from string import ascii_lowercase
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from amplify_ds.vocab import BOS, EOS, SPECIAL, TOKENS
+from amplify_ds.vocab import BOS, EOS, SPECIAL, TOKENS, WHITE_SPACE
 
 
 def build_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(c, c.upper()) for c in ascii_lowercase])
+    no_space = normalizers.Replace(Regex(f"[{WHITE_SPACE}]+"), "")
+    upper_case = [normalizers.Replace(c, c.upper()) for c in ascii_lowercase]
+    tokenizer.normalizer = normalizers.Sequence([no_space, *upper_case])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.post_processor = processors.TemplateProcessing(

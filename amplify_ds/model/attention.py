@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from .elementwise import transforming
+
 try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:
@@ -27,14 +29,32 @@ ROPE_BASE = 10_000.0
 class Segments:
     """Where the proteins of a packed batch begin and end: made once a forward, used by every layer.
 
-    cu_seqlens [S + 1] integers from 0 to T, best on the CPU; empty segments are allowed. max_seqlen: the longest
-    segment, or a bound on it.
+    cu_seqlens [S + 1] integers from 0 to T, on the CPU, or the host waits for them; empty segments are allowed.
+    max_seqlen: the longest segment, or a bound on it; None: computed.
     """
 
-    def __init__(self, cu_seqlens, max_seqlen):
+    def __init__(self, cu_seqlens, max_seqlen=None):
         self.cu_seqlens = cu_seqlens
         self.max_seqlen = max_seqlen
-        self._on_device = self._bounds = None
+        self._on_device = self._ends = None
+
+    @torch.compiler.disable  # values decide
+    def check(self, tokens):
+        """Return self. Raises ValueError unless these are segments of `tokens` tokens."""
+        ends = self.ends() if self.cu_seqlens.dim() == 1 else []
+        lengths = [b - a for a, b in zip(ends, ends[1:])]
+        if not lengths or ends[0] != 0 or ends[-1] != tokens or min(lengths) < 0:
+            shown = ", ".join(map(str, ends[:8])) + (", …" if len(ends) > 8 else "")
+            raise ValueError(
+                f"cu_seqlens must have one axis and go from 0 to the number of tokens, {tokens}, without decreasing; "
+                f"found shape {list(self.cu_seqlens.shape)}: {shown}"
+            )
+        longest = max(lengths)
+        if self.max_seqlen is None:
+            self.max_seqlen = longest
+        elif self.max_seqlen < longest:
+            raise ValueError(f"max_seqlen is {self.max_seqlen}, but a segment of cu_seqlens has {longest} tokens")
+        return self
 
     def on_device(self, device):
         """cu_seqlens as the CUDA kernels want it: int32, on the device."""
@@ -42,28 +62,63 @@ class Segments:
             self._on_device = self.cu_seqlens.to(device, torch.int32, non_blocking=True)
         return self._on_device
 
+    def ends(self):
+        """cu_seqlens as a list, for the host."""
+        if self._ends is None:
+            self._ends = self.cu_seqlens.tolist()
+        return self._ends
+
     def bounds(self):
         """(begin, end) of every segment that is not empty, for a loop on the host."""
-        if self._bounds is None:
-            ends = self.cu_seqlens.tolist()
-            self._bounds = [(begin, end) for begin, end in zip(ends, ends[1:]) if end > begin]
-        return self._bounds
+        ends = self.ends()
+        return [(begin, end) for begin, end in zip(ends, ends[1:]) if end > begin]
+
+    def positions(self, device):
+        """[T]: the place of each token in its segment."""
+        ends = torch.tensor(self.ends())
+        starts = torch.repeat_interleave(ends[:-1], ends.diff())
+        return (torch.arange(len(starts)) - starts).to(device)
 
 
 def attention(qkv, rotation, segments=None, mask=None):
     """Bidirectional softmax(q·k / √D)·v with rotary positions, within each segment or under a mask.
 
     qkv […, 3, N, D]: queries, keys and values, not rotated yet; rotation: see `rotary_angles`. With `segments`, … is
-    T; without them it is [B, L], and mask a boolean that broadcasts to [B, N, L, L], True where a key is seen, or
-    None. Returns […, N, D].
+    [T] or [1, T]; without them it is [B, L] or [L], and mask a boolean that broadcasts to [B, N, L, L], True where a
+    key is seen, or None. Returns […, N, D].
     """
-    if segments is not None and qkv.device.type == "cpu":
+    if segments is not None and qkv.dim() == 5:
+        return attention(qkv.squeeze(0), rotation.squeeze(0), segments).unsqueeze(0)
+    if segments is not None and qkv.device.type == "cpu" and not transforming():
         return _on_cpu(qkv, rotation, segments)
     query, key, value = qkv.unbind(-3)
     query, key = rotate(query, rotation), rotate(key, rotation)
     if segments is not None:
         return _on_device(query, key, value, segments)
     return _sdpa(query, key, value, mask)
+
+
+def eager_attention(qkv, rotation, segments=None, mask=None):
+    """The same as two products of matrices with a softmax in float32 between them, for its probabilities.
+
+    Arguments as for `attention`. Returns […, N, D], and the probabilities [B, N, L, L] ([N, L, L] where … is [L]): what
+    each token (rows) sees of each (columns), zero where the mask hides it; None of a packed batch.
+    """
+    if segments is not None and qkv.dim() == 5:
+        return eager_attention(qkv.squeeze(0), rotation.squeeze(0), segments)[0].unsqueeze(0), None
+    if segments is not None:
+        parts = [eager_attention(qkv[a:b], rotation[a:b])[0] for a, b in segments.bounds()]
+        return torch.cat(parts), None
+    query, key, value = qkv.unbind(-3)
+    query, key, value = (x.transpose(-2, -3) for x in (rotate(query, rotation), rotate(key, rotation), value))
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    if mask is not None:  # of a row that sees nothing too
+        probabilities = probabilities.masked_fill(~mask, 0.0)
+    probabilities = probabilities.to(value.dtype)
+    return (probabilities @ value).transpose(-2, -3), probabilities
 
 
 def rotary_angles(position_ids, head_size):

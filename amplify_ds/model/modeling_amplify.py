@@ -11,113 +11,52 @@ with `cu_seqlens`, what the trainer passes: see attention.py). The file that tra
 it depends on torch and transformers only.
 
 Shapes: B batch, L padded length, T packed tokens, H hidden, N heads, D head size (H = N·D), F SwiGLU width,
-M masked positions, V vocabulary; `…` stands for [B, L] or [T].
+M masked positions, V vocabulary; `…` stands for [B, L], [T] or [1, T].
 """
 
 from dataclasses import dataclass
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .attention import Segments, attention, rotary_angles
+# transformers before 5 copies the files that are imported here, but not those that they import in turn: name them all.
+from .attention import rotary_angles
 from .configuration_amplify import AMPLIFYConfig
-from .elementwise import rms_norm, swiglu
+from .elementwise import RMSNorm
+from .inputs import arrange
+from .layers import EncoderBlock
+from .loss import accepts_loss_kwargs, masked_lm_loss
 
 
 @dataclass
 class AMPLIFYOutput(ModelOutput):
     """What AMPLIFY returns.
 
-    loss: mean cross-entropy over labels other than -100, when labels are given. logits […, V], or [M, V] when
-    `masked_positions` are given. last_hidden_state […, H]: after the final norm, what embeddings should be taken
-    from. hidden_states, when asked for: the embedding output, then each layer's, before the final norm.
+    loss: cross-entropy over labels other than -100, when labels are given (see `masked_lm_loss`). logits […, V], or
+    [M, V] when `masked_positions` are given. last_hidden_state […, H]: after the final norm, what embeddings should be
+    taken from. hidden_states, when asked for: the embedding output, then each layer's, before the final norm.
+    attentions, when asked for: the probabilities [B, N, L, L] of each layer (see `eager_attention`).
     """
 
     loss: Optional[torch.Tensor] = None
     logits: Optional[torch.Tensor] = None
     last_hidden_state: Optional[torch.Tensor] = None
     hidden_states: Optional[tuple] = None
+    attentions: Optional[tuple] = None
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight, the statistics in float32, cast back before the weight is applied."""
-
-    def __init__(self, size, eps):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x):
-        return rms_norm(x, self.weight, self.eps)
-
-
-class SwiGLU(nn.Module):
-    """w3(silu(gate) · up), where w12 holds gate and up one above the other."""
-
-    def __init__(self, hidden_size, ffn_size):
-        super().__init__()
-        self.w12 = nn.Linear(hidden_size, 2 * ffn_size, bias=False)
-        self.w3 = nn.Linear(ffn_size, hidden_size, bias=False)
-
-    def forward(self, x):
-        return self.w3(swiglu(self.w12(x)))
-
-
-class EncoderBlock(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        size = config.hidden_size
-        self.head_size = config.head_size
-        self.q = nn.Linear(size, size, bias=False)
-        self.k = nn.Linear(size, size, bias=False)
-        self.v = nn.Linear(size, size, bias=False)
-        self.wo = nn.Linear(size, size, bias=False)
-        self.ffn = SwiGLU(size, config.ffn_size)
-        self.attention_norm = RMSNorm(size, config.norm_eps)
-        self.ffn_norm = RMSNorm(size, config.norm_eps)
-
-    def forward(self, x, rotation, segments, mask):
-        """x […, H]; rotation: see `rotary_angles`; `segments` of a packed batch, or `mask` of a padded one."""
-        qkv = self.queries_keys_values(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_size))
-        x = x + self.wo(attention(qkv, rotation, segments, mask).flatten(-2))
-        return x + self.ffn(self.ffn_norm(x))
-
-    def queries_keys_values(self, x):
-        """x […, H] -> […, 3H], in one product where nothing stands between these modules and their weights: no hook,
-        such as ZeRO 3's and accelerate's that fetch a weight for the call, no adapter, no quantised layer. 8,192 tokens
-        forward and backward on one CPU thread: 58 ms in place of 71 at width 192, 638 of 658 at 640, 1,367 of 1,484 at
-        960; the block keeps the joined weights, 3·H² values, for backward.
-        """
-        projections = (self.q, self.k, self.v)
-        if all(is_plain(f) for f in projections):
-            return F.linear(x, torch.cat([f.weight for f in projections]))
-        return torch.cat([f(x) for f in projections], -1)
-
-
-def is_plain(module):
-    """Calling this module is its matrix product and nothing else."""
-    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-    return type(module) is nn.Linear and not hooks and "forward" not in vars(module)
-
-
-def attention_bias(mask):
-    """Any usual attention mask -> boolean [B, 1 or L, 1 or L, L], True where a key may be seen.
-
-    Accepts boolean, 0/1 (integer or float) and additive (0 to see, negative or -inf to hide) masks of shape [B, L],
-    [B, L, L] or [B, 1, L, L]. A float mask without a positive entry is additive.
-    """
-    while mask.dim() < 4:
-        mask = mask.unsqueeze(1)
-    if mask.dtype == torch.bool:
-        return mask
-    if mask.is_floating_point():
-        return torch.where(mask.amax(-1, keepdim=True) > 0, mask > 0, mask == 0)
-    return mask != 0
+def at_places(x, masked_positions):
+    """x […, H] at places [M] of its flattened tokens -> [M, H]."""
+    if masked_positions.dim() != 1 or masked_positions.dtype == torch.bool:
+        raise ValueError(
+            "masked_positions must be integers [M], places in the flattened tokens, found "
+            f"{masked_positions.dtype} {list(masked_positions.shape)}"
+        )
+    return x.flatten(0, -2)[masked_positions]
 
 
 class AMPLIFY(PreTrainedModel):
@@ -159,9 +98,14 @@ class AMPLIFY(PreTrainedModel):
     def set_output_embeddings(self, value):
         self.decoder = value
 
+    @property
+    def accepts_loss_kwargs(self):
+        """What Trainer asks to learn that the loss can be divided by `num_items_in_batch`."""
+        return accepts_loss_kwargs(self)
+
     def forward(
         self,
-        input_ids,
+        input_ids=None,
         attention_mask=None,
         position_ids=None,
         labels=None,
@@ -170,35 +114,72 @@ class AMPLIFY(PreTrainedModel):
         cu_seqlens=None,
         max_seqlen=None,
         masked_positions=None,
-        **kwargs,
+        inputs_embeds=None,
+        output_attentions=None,
+        num_items_in_batch=None,
+        pad_mask=None,
+        cu_seq_lens_q=None,
+        cu_seq_lens_k=None,
+        max_length_q=None,
+        max_length_k=None,
     ):
-        """input_ids [B, L] with `attention_mask` (see `attention_bias`), or packed [T] with `position_ids` [T],
-        `cu_seqlens` [S + 1] and `max_seqlen` (see attention.py). `masked_positions` [M], packed batches only: logits
-        and loss there alone. labels: […], or [M] with `masked_positions`; -100 is ignored. Returns AMPLIFYOutput.
+        """Padded: input_ids [B, L] with `attention_mask` (see `attention_bias`), or the additive `pad_mask` of the
+        official code. Packed: input_ids [T] or [1, T] with `cu_seqlens` [S + 1] and `max_seqlen` (see `Segments`), or
+        under the names of Hugging Face's collator, `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`.
+
+        position_ids: […] or [L]; from 0 in each protein when left out. Without cu_seqlens, a position that is not
+        above the one before it begins another protein. inputs_embeds […, H], in place of input_ids.
+        masked_positions [M]: logits and loss at these places of the flattened tokens alone. labels: […], or [M] with
+        `masked_positions`; -100 is ignored. num_items_in_batch: see `masked_lm_loss`. output_attentions: of padded
+        batches; computed without a fused kernel then. Returns AMPLIFYOutput, or a tuple without `return_dict`.
+
+        Raises ValueError for arguments that contradict each other.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if return_dict is None:
             return_dict = self.config.return_dict
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        position_ids, segments, mask = arrange(
+            tokens.shape, tokens.device, attention_mask, pad_mask, position_ids, cu_seqlens, max_seqlen,
+            cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k,
+        )  # fmt: skip
         rotation = rotary_angles(position_ids, self.config.head_size)
-        segments = None if cu_seqlens is None else Segments(cu_seqlens, max_seqlen)
-        mask = None if attention_mask is None else attention_bias(attention_mask)
+        eager = self._is_eager(output_attentions, segments)
 
-        x = self.encoder(input_ids)  # […, H]
-        hidden_states = [x]
+        x = self.encoder(input_ids) if inputs_embeds is None else inputs_embeds  # […, H]
+        hidden_states, attentions = [x], []
         for block in self.transformer_encoder:
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, segments, mask, use_reentrant=False)
+                x = checkpoint(block, x, rotation, segments, mask, eager, use_reentrant=False)
             else:
-                x = block(x, rotation, segments, mask)
+                x = block(x, rotation, segments, mask, eager)
+            if eager:
+                x, probabilities = x
+            if output_attentions:
+                attentions.append(probabilities)
             if output_hidden_states:
                 hidden_states.append(x)
         x = self.layer_norm_2(x)
-        logits = self.decoder(x if masked_positions is None else x[masked_positions])
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
-        output = AMPLIFYOutput(loss, logits, x, tuple(hidden_states) if output_hidden_states else None)
+        logits = self.decoder(x if masked_positions is None else at_places(x, masked_positions))
+        output = AMPLIFYOutput(
+            None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch),
+            logits,
+            x,
+            tuple(hidden_states) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
         return output if return_dict else output.to_tuple()
+
+    def _is_eager(self, output_attentions, segments):
+        """Whether attention is computed without a fused kernel. ValueError for what cannot be done."""
+        implementation = self.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise ValueError(f'AMPLIFY supports attn_implementation "sdpa" and "eager", found {implementation!r}')
+        if output_attentions and segments is not None:
+            raise ValueError("output_attentions is not supported for packed batches: pass padded ones, [B, L]")
+        return output_attentions or implementation == "eager"
