@@ -18,7 +18,7 @@ from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals,
 from amplify_ds.cluster.variables import CARRIED
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.errors import report as say
-from amplify_ds.processes import free_port
+from amplify_ds.network import LOOPBACK, free_port
 
 MOST_RANKS = 8  # of this machine, without GPUs, when nobody says how many
 NOT_PASSED_ON = ("-i", "--include", "-e", "--exclude", "--num_nodes", "--num_gpus", "--num_accelerators")
@@ -134,7 +134,7 @@ def main(signals: Signals) -> int:
         signals.pause(SECONDS_BEFORE_RESTART)
     if code == KILLED and signals.kill:
         say(f"killed by the second signal; the same command continues from the newest checkpoint in {run}")
-    elif code not in (0, SAVED, STALLED):
+    elif code not in (0, SAVED, STALLED) and (supervisor.began or code != 1):  # else a rank has refused, and said why
         say(f"error: training ended before its last step (launcher's code {code}); the same command continues it")
     return code
 
@@ -148,9 +148,7 @@ def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch,
         here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
         own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
         if launch.node is None and not launch.by_ssh:
-            meeting = Meeting(options.master_addr or "127.0.0.1", options.master_port or free_port())
-            if not _gpus():
-                own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+            meeting = Meeting(options.master_addr or LOOPBACK, options.master_port or free_port())
         else:
             port = machines[0].free_port if machines else PORT_WITHOUT_SSH
             meeting = Meeting(options.master_addr or launch.hosts[0].name, options.master_port or port)
