@@ -37,9 +37,12 @@ ADVICE = {
     errno.EMFILE: "The limit is {files} (ulimit -n): raise it, as with `ulimit -n 4096`, and run the command again.",
     errno.ENFILE: "All processes of this machine together have too many: end some, and run the command again.",
     errno.ENOMEM: "{memory}",
+    "shm": "Workers pass batches on in /dev/shm: enlarge it (docker: --shm-size=8g), or set --data.workers 0.",
 }
 # C++ libraries have no types of error for these; part of the text -> what it means.
 TEXTS = {
+    "unable to allocate shared memory": "shm",
+    "out of shared memory": "shm",
     "Too many open files": errno.EMFILE,
     "No space left on device": errno.ENOSPC,
     "annot allocate memory": errno.ENOMEM,
@@ -84,17 +87,23 @@ def explain(error: BaseException) -> str | None:
 
     A missing file without a name is not: which one it was is for a traceback to say.
     """
-    number, what, where = None, str(error).splitlines()[:1], ""
+    cause, what, where = None, str(error), ""
     if isinstance(error, OSError) and error.errno is not None:
-        number, what = error.errno, [error.strerror]
+        cause, what = error.errno, error.strerror
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     elif isinstance(error, MemoryError):
-        number, what = errno.ENOMEM, what or ["out of memory"]
+        cause, what = errno.ENOMEM, what or "out of memory"
     elif isinstance(error, (ImportError, RuntimeError, OSError)):
-        number = next((number for text, number in TEXTS.items() if text in str(error)), None)
-    if number not in ADVICE or (number == errno.ENOENT and not where):
+        found = ((line, cause) for text, cause in TEXTS.items() for line in what.splitlines() if text in line)
+        what, cause = next(found, (what, None))
+    if cause not in ADVICE or (cause == errno.ENOENT and not where):
         return None
-    return f"{where}{''.join(what)}. {ADVICE[number].format(user=_user(), files=_open_files(), memory=_memory())}"
+    return f"{where}{what.rstrip('.')}. {advice(cause)}"
+
+
+def advice(cause: int | str | None) -> str:
+    """Return what to do about an errno, a sentence or nothing."""
+    return ADVICE.get(cause, "").format(user=_user(), files=_open_files(), memory=_memory())
 
 
 def report(message: str) -> None:

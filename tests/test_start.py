@@ -136,6 +136,16 @@ def test_a_deleted_working_directory_is_one_message(tmp_path, words):
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), "can't allocate memory", "room"),
         (ImportError("x.so: failed to map segment from shared object"), "x.so: failed to map", "room"),
         (MemoryError(), "out of memory", "room"),
+        # As a DataLoader's worker in a container with a /dev/shm of 1 MiB had it, with its traceback.
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device "
+                "(28)\n"
+            ),
+            "/dev/shm: enlarge it",
+            "Traceback",
+        ),
     ],
 )
 def test_what_the_system_refuses_has_its_own_advice(error, expected, absent):
