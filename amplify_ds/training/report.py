@@ -17,7 +17,7 @@ from amplify_ds.data.loader import BatchPlan
 from amplify_ds.data.mixture import Mixture
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
-from amplify_ds.training import checkpoint, engine, guards, runs
+from amplify_ds.training import checkpoint, engine, event_files, guards, runs
 from amplify_ds.training.evaluate import perplexity
 from amplify_ds.training.metrics import Interval, Totals, model_flops
 from amplify_ds.training.progress import Progress
@@ -110,6 +110,7 @@ class Report:
         if not self.leader:
             return _NoEvents()
         replaced_from = step + 1 if step else 0
+        event_files.put_before_now(self.output / runs.EVENTS)
         writer = SummaryWriter(self.output / runs.EVENTS, purge_step=replaced_from)
         writer.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", step)
         return writer
