@@ -9,6 +9,13 @@
 They are imported when first used (the commands of the same names are run, not imported).
 """
 
+import sys
+
+from amplify_ds import start
+
+if start.is_command(sys.argv, sys.orig_argv):
+    start.begin()
+
 __version__ = "0.1.0"
 
 _PLACES = {"embed": "api", "score": "api", "mutation_effects": "api", "contacts": "api", "load": "model"}

@@ -1,23 +1,56 @@
-"""How bad input ends: one clear message on standard error, a non-zero exit code, no traceback.
+"""How a failure ends: one clear message on standard error, a non-zero exit code, no traceback.
 
-`AmplifyError` says what is wrong, where, what was expected and how to mend it. Code that finds bad input raises it;
-`command` is the only place that prints it. Anything else that escapes is a bug of ours and keeps its traceback.
+`AmplifyError` says what is wrong, where, what was expected and how to fix it. Code that finds bad input raises it.
+`explain` has the messages for what the system refuses: a full disk, a missing permission, too little memory. `command`
+prints both. Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import errno
+import getpass
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import TextIO
 
-# Failures of a path or a disk that the user gave us; any other OSError is a bug of ours.
-OF_THE_USER = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
-    errno.EISDIR, errno.ENAMETOOLONG,
-)  # fmt: skip
+from amplify_ds import start
 
+# What the system may refuse because of a path, a disk or a limit of the user's, and what to do about it.
+ADVICE = {
+    errno.ENOSPC: "Make room or choose another place, and run the command again.",
+    errno.EDQUOT: "Your quota is used up: make room or choose another place, and run the command again.",
+    errno.EFBIG: "The file system or ulimit -f allows no file of that size: choose another place or raise the limit.",
+    errno.EACCES: "User {user} lacks the permission: ask the owner of that path, or choose another one.",
+    errno.EPERM: "User {user} lacks the permission: ask the owner of that path, or choose another one.",
+    errno.EROFS: "Choose a place that can be written to.",
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "A part of that path is a file: check the path.",
+    errno.EISDIR: "A file is expected there: check the path.",
+    errno.EEXIST: "Choose another path, or remove what is there.",
+    errno.ENOTEMPTY: "Choose another path, or remove what is there.",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+    errno.ELOOP: "Its symbolic links lead in a circle: check the path.",
+    errno.ESTALE: "It was replaced or removed on the file server meanwhile: run the command again.",
+    errno.EIO: "The disk or the file server failed: see the system's log (dmesg).",
+    errno.EMFILE: "The limit is {files} (ulimit -n): raise it, as with `ulimit -n 4096`, and run the command again.",
+    errno.ENFILE: "All processes of this machine together have too many: end some, and run the command again.",
+    errno.ENOMEM: "{memory}",
+    "shm": "Workers pass batches on in /dev/shm: enlarge it (docker: --shm-size=8g), or set --data.workers 0.",
+}
+# C++ libraries have no types of error for these; part of the text -> what it means.
+TEXTS = {
+    "unable to allocate shared memory": "shm",
+    "out of shared memory": "shm",
+    "Too many open files": errno.EMFILE,
+    "No space left on device": errno.ENOSPC,
+    "annot allocate memory": errno.ENOMEM,
+    "can't allocate memory": errno.ENOMEM,
+    "failed to map segment from shared object": errno.ENOMEM,
+    "bad_alloc": errno.ENOMEM,
+    "can't start new thread": errno.ENOMEM,
+}
 
 prefix = ""  # of messages of this process: which rank it is, where there are several
 console: TextIO | None = None  # where errors are shown besides, when standard error is a log
@@ -28,23 +61,49 @@ class AmplifyError(Exception):
 
 
 def command(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and end the process with its exit code (1 for an `AmplifyError` or a full disk)."""
+    """Run a command's `main` and end the process with its exit code: 1 for a failure that is explained, 130 for Ctrl-C.
+    """
+    start.begin()
     try:
         code = main() or 0
         sys.stdout.flush()
     except AmplifyError as error:
         code = _report(f"error: {error}")
     except KeyboardInterrupt:
-        code = _report("interrupted", code=130)
+        code = _report("interrupted", start.INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:
-        if error.errno not in OF_THE_USER:
+    except Exception as error:
+        if (text := explain(error)) is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        code = _report(f"error: {where}{error.strerror}. Make room or choose another place, and run the command again.")
+        code = _report(f"error: {text}")
+    start.ending()
     sys.exit(code)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return what the system refused and what to do about it, for a user; None for an error that is not of that kind.
+
+    A missing file without a name is not: which one it was is for a traceback to say.
+    """
+    cause, what, where = None, str(error), ""
+    if isinstance(error, OSError) and error.errno is not None:
+        cause, what = error.errno, error.strerror
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    elif isinstance(error, MemoryError):
+        cause, what = errno.ENOMEM, what or "out of memory"
+    elif isinstance(error, (ImportError, RuntimeError, OSError)):
+        found = ((line, cause) for text, cause in TEXTS.items() for line in what.splitlines() if text in line)
+        what, cause = next(found, (what, None))
+    if cause not in ADVICE or (cause == errno.ENOENT and not where):
+        return None
+    return f"{where}{what.rstrip('.')}. {advice(cause)}"
+
+
+def advice(cause: int | str | None) -> str:
+    """Return what to do about an errno, a sentence or nothing."""
+    return ADVICE.get(cause, "").format(user=_user(), files=_open_files(), memory=_memory())
 
 
 def report(message: str) -> None:
@@ -60,3 +119,21 @@ def report(message: str) -> None:
 def _report(message: str, code: int = 1) -> int:
     report(message)
     return code
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a number without a name, as in some containers
+        return str(os.getuid())
+
+
+def _open_files() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _memory() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return "Memory ran out: end other programs or work on less at a time, and run the command again."
+    return f"Memory is limited to {limit / 2**30:.1f} GiB (ulimit -v): raise the limit, and run the command again."

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from amplify_ds.cluster.attempt import Attempt
 from amplify_ds.cluster.hostfile import read_hostfile
-from amplify_ds.cluster.launcher import PORT_WITHOUT_SSH, Launch, Meeting
+from amplify_ds.cluster.launcher import PORT_WITHOUT_SSH, Launch, Meeting, MemoryFiles
 from amplify_ds.cluster.machines import SECONDS_FOR_HOSTS, remaining, that_take_part
 from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals, Supervisor
 from amplify_ds.cluster.variables import CARRIED
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.errors import report as say
-from amplify_ds.processes import free_port
+from amplify_ds.network import LOOPBACK, free_port
 
 MOST_RANKS = 8  # of this machine, without GPUs, when nobody says how many
 NOT_PASSED_ON = ("-i", "--include", "-e", "--exclude", "--num_nodes", "--num_gpus", "--num_accelerators")
@@ -134,30 +133,27 @@ def main(signals: Signals) -> int:
         signals.pause(SECONDS_BEFORE_RESTART)
     if code == KILLED and signals.kill:
         say(f"killed by the second signal; the same command continues from the newest checkpoint in {run}")
-    elif code not in (0, SAVED, STALLED):
+    elif code not in (0, SAVED, STALLED) and (supervisor.began or code != 1):  # else a rank has refused, and said why
         say(f"error: training ended before its last step (launcher's code {code}); the same command continues it")
     return code
 
 
 def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch, attempt: int) -> int:
-    with tempfile.TemporaryDirectory(prefix="amplify-launch-") as folder:
-        machines = list(that_take_part(launch.hosts).values()) if launch.by_ssh else []
-        name = os.environ.get("AMPLIFY_LAUNCH") or uuid.uuid4().hex[:12]
-        own = {"AMPLIFY_LAUNCH": name, "AMPLIFY_ATTEMPT": str(attempt)}
-        cores = min((machine.cores for machine in machines), default=len(os.sched_getaffinity(0)))
-        here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
-        own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
-        if launch.node is None and not launch.by_ssh:
-            meeting = Meeting(options.master_addr or "127.0.0.1", options.master_port or free_port())
-            if not _gpus():
-                own["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-        else:
-            port = machines[0].free_port if machines else PORT_WITHOUT_SSH
-            meeting = Meeting(options.master_addr or launch.hosts[0].name, options.master_port or port)
-            if any(machine.gpus for machine in machines) and not any(host.is_here for host in launch.hosts):
-                os.environ.pop("DS_ACCELERATOR", None)  # "cpu" was meant for this machine, which takes no part
-        folder = Path(folder)
-        words, environment = launch.words(meeting, folder), launch.environment(folder, own)
+    machines = list(that_take_part(launch.hosts).values()) if launch.by_ssh else []
+    name = os.environ.get("AMPLIFY_LAUNCH") or uuid.uuid4().hex[:12]
+    own = {"AMPLIFY_LAUNCH": name, "AMPLIFY_ATTEMPT": str(attempt)}
+    cores = min((machine.cores for machine in machines), default=len(os.sched_getaffinity(0)))
+    here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
+    own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
+    if launch.node is None and not launch.by_ssh:
+        meeting = Meeting(options.master_addr or LOOPBACK, options.master_port or free_port())
+    else:
+        port = machines[0].free_port if machines else PORT_WITHOUT_SSH
+        meeting = Meeting(options.master_addr or launch.hosts[0].name, options.master_port or port)
+        if any(machine.gpus for machine in machines) and not any(host.is_here for host in launch.hosts):
+            os.environ.pop("DS_ACCELERATOR", None)  # "cpu" was meant for this machine, which takes no part
+    with MemoryFiles() as files:
+        words, environment = launch.words(meeting, files), launch.environment(files, own)
         return supervisor.watch(lambda: Attempt(words, environment), name, launch.hosts)
 
 

@@ -1,5 +1,5 @@
-"""Processes: workers that end with the command that started them, a SIGTERM that ends it as Ctrl-C does, a free port,
-memory that is kept.
+"""Processes: workers that end with the command that started them, a SIGTERM that ends it as Ctrl-C does, memory
+that is kept.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -65,13 +64,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**30)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    """Return a TCP port that nothing holds at the moment; "" asks for all interfaces."""
-    with socket.socket() as found:
-        found.bind((address, 0))
-        return found.getsockname()[1]
 
 
 def _enter(parent: int, enter: Callable[..., object] | None, arguments: tuple) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from amplify_ds import config, errors
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.training import failures, orphans, stopping
 
+SECONDS_FOR_RANK_0 = 5.0
 DESCRIPTION = """\
 Pretrain AMPLIFY by masked-language modelling on packed shards.
 
@@ -91,39 +93,41 @@ def main() -> int:
         errors.prefix = f"[rank {rank} on {socket.gethostname()}] "
     try:
         return pretrain(*parse(sys.argv[1:]))
-    except AmplifyError:
-        if rank:  # rank 0 has the same to say; the launcher ends this one when 0 has ended
-            time.sleep(5)
+    except Exception as error:
+        if rank:  # rank 0 may have the same to say, and then ends this one
+            time.sleep(SECONDS_FOR_RANK_0)
+        failures.announce(str(error))
         raise
 
 
 def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     if arguments.dry_run:
         return dry_run(arguments, run)
-    from amplify_ds.training import orphans, stopping
-
     stopping.listen()
     orphans.end_with_launcher()
     from amplify_ds.training import ds_config, engine, logs, runs  # seconds to import, so only now
 
+    failures.watch(engine.meet())
     output = Path(arguments.output)
     zero = ds_config.read(arguments.deepspeed_config)
     from amplify_ds.hub.folder import initial_weights
     from amplify_ds.training.trainer import Trainer
 
-    trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows)
-    done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
+    trainer = None
     try:
+        trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows)
+        done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
         if gone := orphans.lost():
-            raise AmplifyError(_lost(gone, output)) from None
+            raise AmplifyError(_lost(gone, trainer.watch.place if trainer else "before training")) from None
         if engine.is_broken_connection(error):
             raise AmplifyError(
                 f"the connection to another rank has broken ({str(error).splitlines()[0]:.200}). Look for what that "
                 f"one says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
             ) from None
         raise
+    failures.stop()
     if result is None:
         engine.stop_ranks()
         return stopping.SAVED
@@ -139,17 +143,12 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     return 0
 
 
-def _lost(gone: dict[int, int], output: Path) -> str:
-    from amplify_ds.training import watchdog
-
-    ranks = "; ".join(
-        f"rank {rank} on {socket.gethostname()} (process {pid}) has ended, last seen at "
-        f"{watchdog.last_seen(output, rank)}"
-        for pid, rank in gone.items()
-    )
+def _lost(gone: dict[int, int], place: str) -> str:
+    """place: of this rank, of which the lost one was at most a step ahead or behind."""
+    ranks = ", ".join(f"rank {rank} (process {pid})" for pid, rank in gone.items())
     return (
-        f"{ranks}. Its own message stands above; without one it was killed, perhaps for want of memory. The same "
-        "command continues from the newest checkpoint."
+        f"{ranks} on {socket.gethostname()} has ended; this rank was at {place}. A message of its own is above; without "
+        "one it was killed, perhaps because memory ran out. The same command continues from the newest checkpoint."
     )
 
 

@@ -8,6 +8,11 @@ and reports. The options are in `build_options.py`.
 
 from __future__ import annotations
 
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path

@@ -7,6 +7,11 @@ copies the second into the manifest. --check searches finished shards in the sam
 
 from __future__ import annotations
 
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
 import argparse
 import os
 import shutil

@@ -10,6 +10,11 @@ continues a broken connection where it ended, but keeps no half of a file from o
 
 from __future__ import annotations
 
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
 import argparse
 import os
 import shlex

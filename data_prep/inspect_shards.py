@@ -5,6 +5,11 @@ python data_prep/inspect_shards.py data/train --verify --show 0
 
 from __future__ import annotations
 
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -11,7 +11,7 @@ from fasta import Batch, Malformed, read_fasta
 from streams import Progress, open_section, open_stream
 from tables import Columns, Header, read_arrow, read_csv, read_dataset, read_parquet
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, explain
 
 FASTA_NAMES, CSV_NAMES = (".fasta", ".fa", ".faa", ".fas"), (".csv", ".tsv")
 COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz")
@@ -84,7 +84,7 @@ def refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
         raise AmplifyError(f"{place}{line}: {error.message}.{hint}") from error
     except _BROKEN as error:
         raise AmplifyError(
-            f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
+            explain(error) or f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
         ) from error
 
 

@@ -1,5 +1,10 @@
 """The table at the end of the quick start: `python launch/summary.py PLACE SECONDS`."""
 
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
 import argparse
 import json
 from pathlib import Path

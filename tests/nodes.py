@@ -47,8 +47,7 @@ class Nodes:
             + f"Host *\n  IdentityFile {place}/user_key\n  IdentitiesOnly yes\n  BatchMode yes\n  LogLevel ERROR\n"
             "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
         )
-        self.interface = {"GLOO_SOCKET_IFNAME": interface}
-        self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", NAME: f"{place}/launch", **self.interface}
+        self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", NAME: f"{place}/launch"}
         # The runner's own ssh, to check and to find an address, knows nothing of PDSH_SSH_ARGS_APPEND.
         self.launcher = ["--hostfile", str(self.hostfile), "--no_ssh_check", "--master_addr", addresses[0]]
         self.launcher += ["--master_port", str(_free_port("127.0.0.1"))]
@@ -73,7 +72,7 @@ class Nodes:
         key, file = self.place / f"host_key_{node}", self.place / f"sshd_config_{node}"
         _keygen(key)
         of_all = {NAME: self._name(node), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        of_all |= self.interface | variables
+        of_all |= variables
         file.write_text(
             f"ListenAddress {self.addresses[node]}\nPort {self.ports[node]}\nHostKey {key}\nPidFile none\n"
             f"AuthorizedKeysFile {self.place}/user_key.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, before_path, environment, launch_words, run
 from host_syncs import FIRST, STEPS
 
-from amplify_ds.processes import free_port
+from amplify_ds.network import free_port
 from amplify_ds.training import engine
 from amplify_ds.training.agreement import Agreement
 

@@ -13,8 +13,8 @@ from conftest import ROOT, python
 from amplify_ds import launch
 from amplify_ds.cluster import variables
 from amplify_ds.cluster.attempt import Attempt
-from amplify_ds.cluster.hostfile import Host, read_hostfile, write_hostfile
-from amplify_ds.cluster.launcher import Launch, Meeting, for_pdsh
+from amplify_ds.cluster.hostfile import Host, hostfile_text, read_hostfile
+from amplify_ds.cluster.launcher import Launch, Meeting, MemoryFiles, for_pdsh
 from amplify_ds.cluster.machines import that_take_part
 from amplify_ds.errors import AmplifyError
 
@@ -26,10 +26,10 @@ def test_hostfile_is_read_as_deepspeed_reads_it(tmp_path):
     file.write_text("# two\nnode-1 slots=8\n\n10.0.0.2   slots=8  # the second\n")
     hosts = read_hostfile(file)
     assert hosts == [Host("node-1", 8), Host("10.0.0.2", 8)]
-    assert list(fetch_hostfile(str(write_hostfile(tmp_path / "written", hosts))).items()) == [
-        ("node-1", 8),
-        ("10.0.0.2", 8),
-    ]
+    with MemoryFiles() as files:
+        written = files.add("hostfile", hostfile_text(hosts))
+        assert list(fetch_hostfile(written).items()) == [("node-1", 8), ("10.0.0.2", 8)]
+    assert not os.path.exists(written)
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,15 @@ def test_variables_are_carried_from_the_environment_and_the_users_own_files(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\nMINE=1\n\n")
     before = (tmp_path / ".deepspeed_env").read_bytes()
-    (tmp_path / "job").mkdir()
     environment = {"NCCL_DEBUG": "WARN", "HOME": "x", "PATH": "/a b:/c", "SECRET": "s", "AMPLIFY_LAUNCHER_PID": "1"}
-    file = variables.write(tmp_path / "job", environment, {"OMP_NUM_THREADS": "4"})
-    assert variables.read(file) == {"NCCL_DEBUG": "WARN", "MINE": "1", "PATH": "/a b:/c", "OMP_NUM_THREADS": "4"}
+    (tmp_path / "written").write_text(variables.file_text(environment, {"OMP_NUM_THREADS": "4"}))
+    assert variables.read(tmp_path / "written") == {"NCCL_DEBUG": "WARN", "MINE": "1", "PATH": "/a b:/c", "OMP_NUM_THREADS": "4"}
     assert (tmp_path / ".deepspeed_env").read_bytes() == before
     with pytest.raises(AmplifyError, match="NCCL_DEBUG"):
-        variables.write(tmp_path / "job", {"NCCL_DEBUG": "$(date)"}, {})
+        variables.file_text({"NCCL_DEBUG": "$(date)"}, {})
     (tmp_path / ".deepspeed_env").write_text("export A\n")
     with pytest.raises(AmplifyError, match="line 1: expected NAME=VALUE"):
-        variables.write(tmp_path / "job", {}, {})
+        variables.file_text({}, {})
 
 
 WORDS = [
@@ -123,10 +122,10 @@ def test_words_survive_deepspeeds_runner_and_the_remote_shell(monkeypatch, tmp_p
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     made = Launch(["--output", *WORDS], [], [Host("node-1", 1), Host("node-2", 1)])
-    environment = made.environment(tmp_path, {"AMPLIFY_LAUNCH": "x"})
-    said = subprocess.run(
-        made.words(Meeting("node-1", 1234), tmp_path), env=environment, text=True, capture_output=True
-    )
+    with MemoryFiles() as files:
+        environment = made.environment(files, {"AMPLIFY_LAUNCH": "x"})
+        words = made.words(Meeting("node-1", 1234), files)
+        said = subprocess.run(words, env=environment, text=True, capture_output=True)
     assert said.returncode == 0, said.stderr
     given = eval(said.stdout.splitlines()[-1])
     assert given[given.index("-w") + 1] == "node-1,node-2" and "-N" in given
@@ -138,10 +137,10 @@ def test_words_survive_deepspeeds_runner_and_the_remote_shell(monkeypatch, tmp_p
         for_pdsh("a\nb")
 
 
-def test_one_machine_of_the_hostfile_is_never_another_one(tmp_path):
+def test_one_machine_of_the_hostfile_is_never_another_one():
     here, there = (Launch([], [], [Host(name, 2)]) for name in ("localhost", "node-7"))
     assert not here.by_ssh and there.by_ssh
-    assert "--num_accelerators" in here.words(Meeting("127.0.0.1", 1), tmp_path)
+    assert "--num_accelerators" in here.words(Meeting("127.0.0.1", 1), MemoryFiles())
 
 
 def test_a_dry_run_of_many_machines_asks_none_of_them(shards, tmp_path):
@@ -244,3 +243,23 @@ def test_a_machine_that_does_not_exist_is_one_message_and_nothing_is_written(tmp
     result = python("-m", "amplify_ds.launch", *words)
     assert result.returncode == 1 and "no-such-host.invalid" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+KILLED = """
+import os, sys
+from amplify_ds import launch
+from amplify_ds.cluster.supervisor import Signals
+launch.Supervisor.watch = lambda self, start, *rest: start() and os.kill(os.getpid(), 9)
+sys.argv = ["launch", *sys.argv[1:]]
+launch.main(Signals())
+"""
+
+
+def test_a_launch_that_is_killed_leaves_nothing_in_the_temporary_directory(tmp_path):
+    (tmp_path / "hostfile").write_text("node-7 slots=1\n")
+    (temporary := tmp_path / "temporary").mkdir()
+    words = ["--hostfile", tmp_path / "hostfile", "--no_ssh", "--node_rank", 0, "--", "--output", tmp_path / "run"]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    result = python("-c", KILLED, *words, env=environment)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert not list(temporary.iterdir())

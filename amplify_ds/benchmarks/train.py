@@ -31,7 +31,7 @@ import numpy as np
 from amplify_ds.benchmarks import common, prep
 from amplify_ds.config import RunConfig, recipes, resolve
 from amplify_ds.errors import AmplifyError
-from amplify_ds.processes import free_port
+from amplify_ds.network import free_port
 
 # Step time in seconds as NVIDIA published it for its port: (GPUs, sequences of 512 a GPU, seconds).
 PUBLISHED = {"120M": (16, 256, 0.461), "350M": (32, 128, 0.525)}

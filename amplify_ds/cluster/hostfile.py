@@ -61,7 +61,6 @@ def read_hostfile(path: Path) -> list[Host]:
     return list(hosts.values())
 
 
-def write_hostfile(path: Path, hosts: list[Host]) -> Path:
-    """Write what DeepSpeed reads: comments and blanks are gone, so is what it would misread."""
-    path.write_text("".join(f"{host.name} slots={host.slots}\n" for host in hosts))
-    return path
+def hostfile_text(hosts: list[Host]) -> str:
+    """Return what DeepSpeed reads: comments and blanks are gone, so is what it would misread."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amplify_ds.cluster import variables
-from amplify_ds.cluster.hostfile import Host, write_hostfile
+from amplify_ds.cluster.hostfile import Host, hostfile_text
 from amplify_ds.cluster.remote import OPTIONS
 from amplify_ds.errors import AmplifyError
 
@@ -21,6 +21,31 @@ QUIET = ("--launcher_args=-N", "--enable_each_rank_log=None --log_level=critical
 
 
 PORT_WITHOUT_SSH = 29500  # where the ranks meet when nodes are started one by one: all must know it beforehand
+
+
+class MemoryFiles:
+    """Files in memory that processes of the same user can open by their paths while this process holds them.
+
+    They are gone with this process however it ends: a file in the temporary directory would outlive a SIGKILL.
+    """
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+
+    def __enter__(self) -> MemoryFiles:
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def add(self, name: str, text: str) -> str:
+        """Return the path of a new file. name: for people who look at the process."""
+        descriptor = os.memfd_create(name)
+        self._descriptors.append(descriptor)
+        with open(descriptor, "w", closefd=False) as file:
+            file.write(text)
+        return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 @dataclass(frozen=True)
@@ -45,12 +70,12 @@ class Launch:
     def by_ssh(self) -> bool:
         return bool(self.hosts) and self.node is None and not (len(self.hosts) == 1 and self.hosts[0].is_here)
 
-    def words(self, meeting: Meeting, folder: Path) -> list[str]:
-        """Return the command; what it reads is written into `folder`, which lives as long as it runs."""
+    def words(self, meeting: Meeting, files: MemoryFiles) -> list[str]:
+        """Return the command; what it reads is put into `files`, which must be open as long as it runs."""
         words = [_deepspeed(), "--log_level", "critical", "--master_addr", meeting.address]
         words += ["--master_port", str(meeting.port)]
         if self.node is not None:
-            words += ["--hostfile", str(write_hostfile(folder / "hostfile", self.hosts))]
+            words += ["--hostfile", files.add("hostfile", hostfile_text(self.hosts))]
             words += ["--no_ssh", "--node_rank", str(self.node)]
         elif self.by_ssh:
             if not shutil.which("pdsh"):
@@ -58,18 +83,18 @@ class Launch:
             for path in (str(Path.cwd()), sys.executable):  # the runner writes them as they are into a remote command
                 if shlex.quote(path) != path:
                     raise AmplifyError(f"{path}: the path must have no blanks or signs that a shell reads; move it")
-            words += ["--hostfile", str(write_hostfile(folder / "hostfile", self.hosts))]
+            words += ["--hostfile", files.add("hostfile", hostfile_text(self.hosts))]
             words += ["--no_ssh_check", "--force_multi", *QUIET]
         else:
             words += self._devices()
         training = [for_pdsh(word) for word in self.training] if self.by_ssh else self.training
         return [*words, *self.options, "--no_local_rank", "--module", "amplify_ds.train", *training]
 
-    def environment(self, folder: Path, own: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, files: MemoryFiles, own: Mapping[str, str]) -> dict[str, str]:
         """Return the launcher's environment. own: what every rank of this launch gets besides."""
         environment = {**os.environ, **own}
         if self.by_ssh:
-            environment["DS_ENV_FILE"] = str(variables.write(folder, environment, own))
+            environment["DS_ENV_FILE"] = files.add("deepspeed_env", variables.file_text(environment, own))
             given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")  # ssh takes the first of two
             environment["PDSH_SSH_ARGS_APPEND"] = f"{given} {shlex.join(OPTIONS)}".strip()
         else:

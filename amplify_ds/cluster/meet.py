@@ -9,7 +9,6 @@ Besides, each looks for the files that the others wrote into the output director
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 import threading
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from amplify_ds import network
 from amplify_ds.cluster.question import answer
 
 MARGIN = 2.0  # seconds of the time for starting and reporting
@@ -39,7 +39,7 @@ def report(question: dict[str, Any]) -> dict[str, Any]:
 def _be_first(question: dict[str, Any], deadline: float) -> dict[str, Any]:
     """{"listening": error or None, "back": {name: error or None}}"""
     try:
-        listener = socket.create_server(_bound_to(question["address"], question["port"]))
+        listener = network.listener(question["address"], question["port"])  # as rank 0 will
     except OSError as error:
         return {"listening": error.strerror, "back": {}}
     back: dict[str, str | None] = {}
@@ -89,14 +89,6 @@ def _come(question: dict[str, Any], deadline: float) -> dict[str, Any]:
             error = caught.strerror or str(caught)
             time.sleep(min(0.3, max(0.0, _left(deadline))))
     return {"to_first": error or "no time was left"}
-
-
-def _bound_to(address: str, port: int) -> tuple[str, int]:
-    """All interfaces, as torch's own meeting place is; loopback alone where only that is meant."""
-    try:
-        return (address if ipaddress.ip_address(address).is_loopback else "", port)
-    except ValueError:
-        return ("127.0.0.1" if address == "localhost" else "", port)
 
 
 def _accept(listener: socket.socket, deadline: float) -> tuple[socket.socket, str] | None:

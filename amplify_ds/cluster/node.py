@@ -21,7 +21,7 @@ from typing import Any
 import amplify_ds
 from amplify_ds.cluster.question import answer
 from amplify_ds.errors import AmplifyError
-from amplify_ds.processes import free_port
+from amplify_ds.network import free_port
 
 PACKAGE = Path(amplify_ds.__file__).parent
 

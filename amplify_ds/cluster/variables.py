@@ -1,8 +1,8 @@
 """Environment variables that every rank needs, on every machine.
 
 ssh starts a command with hardly any environment, and pdsh passes on little. What stands in CARRIED, and is set where
-the job is started, goes into RUN/.deepspeed_env, which DeepSpeed's runner reads (DS_ENV_FILE names it): so nothing has
-to be put back afterwards, and two jobs do not disturb each other. Lines of ~/.deepspeed_env and ./.deepspeed_env, which
+the job is started, goes into a file in memory, which DeepSpeed's runner reads (DS_ENV_FILE names it): so nothing has to
+be put back afterwards, and two jobs do not disturb each other. Lines of ~/.deepspeed_env and ./.deepspeed_env, which
 the runner would read without that, are taken over; what is set where the job is started comes first.
 """
 
@@ -60,15 +60,13 @@ def to_carry(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def write(folder: Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> Path:
-    """Write the variables for all ranks of a job; return the file, for DS_ENV_FILE."""
+def file_text(environment: Mapping[str, str], extra: Mapping[str, str]) -> str:
+    """Return the variables for all ranks of a job as NAME=VALUE lines, for the file that DS_ENV_FILE names."""
     lines: dict[str, str] = {}
     for place in (Path.home(), Path.cwd()):  # in the order in which the runner reads them
         lines |= read(place / FILE)
     lines |= to_carry(environment) | dict(extra)
-    file = folder / FILE
-    file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
-    return file.resolve()
+    return "".join(f"{name}={value}\n" for name, value in lines.items())
 
 
 def read(file: Path) -> dict[str, str]:

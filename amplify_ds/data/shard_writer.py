@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from amplify_ds.data.shards import DIGEST, MANIFEST, manifest_digest
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, advice
 from amplify_ds.files import sha256, sync
 
 _LOCK = "lock"
@@ -150,8 +150,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AmplifyError(
-            f"cannot write {path}: {error.strerror}. What is complete is kept; make room or choose "
-            "another place, and run the same command again."
+            f"cannot write {path}: {error.strerror}. {advice(error.errno)} What is complete is kept: the same command "
+            "continues."
         ) from error
 
 

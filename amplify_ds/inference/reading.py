@@ -19,7 +19,7 @@ import dnaio
 import numpy as np
 import xxhash
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, explain
 from amplify_ds.vocab import TOKENS, encode_bytes
 
 _LETTERS = {token for token in TOKENS if len(token) == 1}
@@ -60,7 +60,8 @@ class Fasta:
                     yield record.id, record.sequence
         except (dnaio.FileFormatError, OSError, EOFError, ValueError) as error:
             raise AmplifyError(
-                f'{self.path}: cannot be read as FASTA, which has lines such as ">name" and "MKV…": {error}'
+                explain(error)
+                or f'{self.path}: cannot be read as FASTA, which has lines such as ">name" and "MKV…": {error}'
             ) from None
 
 

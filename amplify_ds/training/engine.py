@@ -21,6 +21,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 import deepspeed
 import deepspeed.ops
 from deepspeed import comm
+from deepspeed.constants import default_pg_timeout
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import (
     logger,
@@ -32,10 +33,11 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
+from amplify_ds import network
 from amplify_ds.config import Optimizer, RunConfig
 from amplify_ds.errors import AmplifyError
-from amplify_ds.processes import free_port, keep_freed_memory
-from amplify_ds.training import ds_config, fp8
+from amplify_ds.processes import keep_freed_memory
+from amplify_ds.training import ds_config, fp8, rendezvous
 from amplify_ds.training.normuon import NorMuon
 from amplify_ds.training.orthogonal import Piece
 
@@ -45,25 +47,27 @@ logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls, not ours
 
 
-def start_ranks() -> torch.device:
-    """Join the other ranks and return this rank's device. Without a launcher the process is its own single rank."""
-    accelerator = deepspeed.accelerator.get_accelerator()
+def meet() -> torch.distributed.Store:
+    """Find the other ranks; return the store that they share. Without a launcher the process is its own single rank.
+
+    Raises AmplifyError when they cannot be found.
+    """
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=network.LOOPBACK, MASTER_PORT="0")
+    return rendezvous.meet(default_pg_timeout)
+
+
+def start_ranks() -> torch.device:
+    """Join the other ranks and return this rank's device."""
+    accelerator = deepspeed.accelerator.get_accelerator()
+    meet()
+    rendezvous.choose_interfaces()
     if accelerator.device_name() == "cpu":
         keep_freed_memory()
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    try:
-        deepspeed.init_distributed()
-    except torch.distributed.DistError as error:
-        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise AmplifyError(
-            f"the ranks could not meet at {meeting}: {str(error).splitlines()[0]}. If another job holds it, give "
-            "the launcher another one with --master_port"
-        ) from None
+    deepspeed.init_distributed(init_method=rendezvous.URL)
     return torch.device(accelerator.current_device_name())
 
 

@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import TextIO
 
 from amplify_ds import errors
+from amplify_ds.training import visibility
 
 FOLDER = "logs"
 
 
 def open_log(run: Path, rank: int) -> None:
     """From now on this rank's words go into its log, too (rank 0) or only (the others)."""
+    visibility.wait_for(run)  # rank 0 has made it
     path = run / FOLDER / f"rank-{rank:05d}.log"
     path.parent.mkdir(exist_ok=True)
-    log = open(path, "a", buffering=1)
+    log = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     log.write(f"== {began}, rank {rank} on {socket.gethostname()}, process {os.getpid()}\n")
     if rank == 0:
         sys.stdout, sys.stderr = _Both(sys.stdout, log), _Both(sys.stderr, log)
         return
-    console = open(os.dup(2), "w", buffering=1)
+    console = open(os.dup(2), "w", buffering=1, errors="backslashreplace")
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     errors.console = console

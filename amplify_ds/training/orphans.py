@@ -25,6 +25,7 @@ SECONDS_FOR_LAUNCHER = 3.0  # it shall see the lost rank's exit code before ours
 ENDED_WITH_LAUNCHER = 143  # what a shell reports for SIGTERM
 
 _signalled = threading.Event()  # a signal has asked for a checkpoint
+_met = threading.Event()
 _finished = threading.Event()
 _watch: _Watch | None = None
 
@@ -35,6 +36,11 @@ def end_with_launcher() -> None:
     if "LOCAL_RANK" in os.environ:
         _watch = _Watch()
         threading.Thread(target=_watch.look_on, daemon=True).start()
+
+
+def met() -> None:
+    """This rank has found the others. One that ended before that has said why itself, or the launcher does."""
+    _met.set()
 
 
 def finished() -> None:
@@ -84,7 +90,7 @@ class _Watch:
         return {pid: rank for pid, rank in self.ranks.items() if pid not in here} if here else {}
 
     def _say_which(self) -> None:
-        if int(os.environ["RANK"]) == min(ranks_below(self.launcher).values(), default=-1):
+        if _met.is_set() and int(os.environ["RANK"]) == min(ranks_below(self.launcher).values(), default=-1):
             gone = ", ".join(f"rank {rank} (process {pid})" for pid, rank in self.lost_ranks().items())
             report(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it")
 

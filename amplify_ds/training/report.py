@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from amplify_ds.data.loader import BatchPlan
 from amplify_ds.data.mixture import Mixture
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
-from amplify_ds.training import checkpoint, engine, guards, runs
+from amplify_ds.training import checkpoint, engine, event_files, guards, runs
 from amplify_ds.training.evaluate import perplexity
 from amplify_ds.training.events import Events, NoEvents
 from amplify_ds.training.metrics import Interval, Totals, model_flops
@@ -117,7 +117,10 @@ class Report:
         """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
         if not self.leader:
             return NoEvents()
-        events = Events(self.output / runs.EVENTS, step + 1 if step else 0, say)
+        folder = self.output / runs.EVENTS
+        with suppress(OSError):  # then points may be drawn in the wrong order, no more
+            event_files.put_before_now(folder)
+        events = Events(folder, step + 1 if step else 0, say)
         events.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", step)
         return events
 

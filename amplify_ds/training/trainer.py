@@ -29,7 +29,7 @@ from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, runs, stopping
+from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, runs, stopping, visibility
 from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.metrics import Interval, device_flops
@@ -129,6 +129,8 @@ class Trainer:
             found = runs.choose_checkpoint(self.checkpoints, resume, self.binding, self.run.training.steps)
             path = "" if found is None else str(found.path)
         path = engine.from_leader(path)
+        if path:
+            visibility.wait_for(Path(path) / checkpoint.STATE)
         return checkpoint.open_checkpoint(Path(path)) if path else None
 
     def pretrain(self) -> dict[str, Any] | None:

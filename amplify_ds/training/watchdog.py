@@ -102,6 +102,11 @@ class Watchdog:
             self._moves += 1
         self._turns += 1
 
+    @property
+    def place(self) -> str:
+        """Where the loop is now. What it has written of itself may be a beat old."""
+        return "step {}, {}".format(*self._place)
+
     def close(self) -> None:
         """The loop has ended: this rank is no longer waited for."""
         self.at(self._place[0], FINISHED)
@@ -198,7 +203,7 @@ class Watchdog:
                 f"rank {rank} on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}: "
                 f"{verdict.why}{'; it is ' + states[rank] if verdict.silent and states[rank] else ''}"
             )
-            lines.append(f"its stack{', as last written' if verdict.silent else ''}, innermost last:")
+            lines.append(f"its stack{', like its step as last written' if verdict.silent else ''}, innermost last:")
             lines += [f"    {_with_source(frame)}" for frame in record["stack"][-8:]]
         if more := verdict.ranks[4:]:
             lines.append(f"and the ranks {', '.join(map(str, more))}")
@@ -223,12 +228,6 @@ class Watchdog:
                     os.kill(record["pid"], signal.SIGKILL)
                 except OSError:
                     pass
-
-
-def last_seen(run: Path, rank: int) -> str:
-    """Where a rank that has ended was last."""
-    record = _read(run / FOLDER / f"rank-{rank:05d}.json")
-    return f"step {record['step']}, {record['phase']}" if record else "before training"
 
 
 def forget_earlier(run: Path) -> None:

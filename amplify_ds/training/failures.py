@@ -1,0 +1,79 @@
+"""When one rank fails, it alone says why, and all ranks end.
+
+A rank that fails would otherwise take the others down with errors of their own, of broken connections, that hide what
+was wrong. So it first writes that it failed into the store that the ranks share (rendezvous.py). On every other rank a
+thread looks for that and ends the process, silently and whatever the rest of it waits for: the store, a collective, a
+step. This works from the moment when the ranks have found the store, before they have opened a run or joined a group.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from amplify_ds import errors
+from amplify_ds.training import orphans
+
+if TYPE_CHECKING:  # this is imported before anything that takes seconds
+    from torch.distributed import Store
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_BE_SEEN = 5.0
+FAILED, SEEN, DONE = "amplify_ds/failed", "amplify_ds/seen", "amplify_ds/done"
+
+_store: Store | None = None
+_stopped = threading.Event()
+
+
+def watch(store: Store) -> None:
+    """End this process when another rank fails, until `stop` is called. A run of one rank has nothing to watch."""
+    global _store
+    orphans.met()
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        _store = store.clone()  # a connection of its own: one that waits for a key holds up all who use it
+        threading.Thread(target=_look_on, daemon=True).start()
+
+
+def stop() -> None:
+    """From now on other ranks may end before this one."""
+    _stopped.set()
+
+
+def announce(reason: str) -> None:
+    """Tell the other ranks that this one has failed, and wait until they have heard it. It says why by itself."""
+    stop()
+    orphans.finished()  # the others end before this one
+    if _store is None:
+        return
+    try:
+        _store.set(FAILED, f"rank {os.environ['RANK']} on {socket.gethostname()} has failed: {reason}")
+        deadline = time.monotonic() + SECONDS_TO_BE_SEEN
+        while _store.add(SEEN, 0) < int(os.environ["WORLD_SIZE"]) - 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        _store.set(DONE, "")
+    except RuntimeError:  # rank 0 and its store are gone
+        pass
+
+
+def _look_on() -> None:
+    try:
+        while not _stopped.wait(SECONDS_BETWEEN_LOOKS):
+            if _store.check([FAILED]):
+                reason = _store.get(FAILED).decode()
+                _store.add(SEEN, 1)
+                if os.environ["RANK"] == "0":  # whose store the one that has failed still asks
+                    _store.wait([DONE], timedelta(seconds=SECONDS_TO_BE_SEEN))
+                _end(reason)
+    except RuntimeError:  # the store is gone with rank 0; what that means is for orphans.py
+        pass
+
+
+def _end(reason: str) -> None:
+    if errors.console is not None:  # standard error is this rank's log
+        print(reason, file=sys.stderr, flush=True)
+    os._exit(1)
