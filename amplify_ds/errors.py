@@ -45,6 +45,7 @@ TEXTS = {
     "out of shared memory": "shm",
     "Too many open files": errno.EMFILE,
     "No space left on device": errno.ENOSPC,
+    "File too large": errno.EFBIG,
     "annot allocate memory": errno.ENOMEM,
     "can't allocate memory": errno.ENOMEM,
     "failed to map segment from shared object": errno.ENOMEM,
@@ -93,7 +94,7 @@ def explain(error: BaseException) -> str | None:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     elif isinstance(error, MemoryError):
         cause, what = errno.ENOMEM, what or "out of memory"
-    elif isinstance(error, (ImportError, RuntimeError, OSError)):
+    elif not isinstance(error, AmplifyError):
         found = ((line, cause) for text, cause in TEXTS.items() for line in what.splitlines() if text in line)
         what, cause = next(found, (what, None))
     if cause not in ADVICE or (cause == errno.ENOENT and not where):

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from typing_extensions import TypedDict
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, advice, explain
 from amplify_ds.files import content_digest, forget_cached, sha256, sync, usual_permissions
 from amplify_ds.training.progress import Progress
 
@@ -215,8 +215,8 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise AmplifyError(
-                f"{error.filename or path}: cannot be read: {error.strerror}. This says nothing about the checkpoint: "
-                "make it readable, and run the same command again."
+                f"{error.filename or path}: cannot be read: {error.strerror}. {advice(error.errno)} This says nothing "
+                "about the checkpoint itself."
             ) from None
         raise _damaged(path, f"{error.filename or path}: {error.strerror}") from None
     except RecursionError:
@@ -263,8 +263,9 @@ def write(run: Path, named_state: Iterable[tuple[str, torch.Tensor, dict]], stat
         sync(final.parent)
     except (OSError, SafetensorError, AmplifyError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        why = explain(error) or str(error).rstrip(".") + "."
         raise AmplifyError(
-            f"{final}: the checkpoint could not be written ({error}). Older checkpoints are untouched; make room and "
-            "start the same command again: it continues from the newest one."
+            f"{final}: the checkpoint could not be written: {why} Older checkpoints are untouched: the same command "
+            "continues from the newest one."
         ) from None
     return replace(found, path=final)
