@@ -109,7 +109,7 @@ class Training(Section):
     global_batch_tokens: int = setting(
         "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0
     )
-    micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
+    micro_batch_rows: int = setting("most rows a device computes at once; as many as its memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
         "auto: bf16 on GPUs, fp32 on CPUs; fp8: bf16 with the blocks' products in FP8, needs TransformerEngine"
     )

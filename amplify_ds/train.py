@@ -170,6 +170,8 @@ def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     memory = plan.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
     rows = f"{cut.global_rows} rows of {mixture.row_tokens:,}"
     share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
+    if padding := cut.computed_rows - cut.global_rows:
+        share += f", {padding} of them padding"
     epochs = mixture.epochs(run.training.steps * cut.global_rows, run.training.seed)
     of_each = {}
     for source, weight in zip(mixture.sources, mixture.weights.tolist()):

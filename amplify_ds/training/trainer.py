@@ -215,7 +215,7 @@ class Trainer:
             logits = self.engine.forward(**batch.model_inputs()).logits
             loss, row_losses = masked_language_loss(logits, batch.labels, self.plan.micro_rows)
             interval.add(batch, row_losses, logits, waited)
-            yield loss
+            yield loss * (self.plan.computed_rows / self.plan.global_rows)  # the mean over the batch: no padding
 
     def _log(self, interval: Interval) -> None:
         """Collective."""
@@ -229,7 +229,8 @@ class Trainer:
         for number in spikes:
             batch, own = interval.row_losses(number)
             row_losses = torch.zeros(self.plan.global_rows, dtype=torch.float64, device=self.device)
-            row_losses[self.plan.rank * len(own) :][: len(own)] = own.double() / self.batches.slots
+            share = self.plan.share
+            row_losses[share.start : share.stop] = own[: len(share)].double() / self.batches.slots
             step = self.progress.step - interval.steps + 1 + number
             row_losses = engine.sum_over_ranks(row_losses).tolist()
             self.report.jumped(step, found.step_losses[number], self._rows_of(batch), row_losses)
