@@ -1,8 +1,9 @@
 """The table at the end of the quick start: `python launch/summary.py PLACE SECONDS`."""
 
 import argparse
-import json
 from pathlib import Path
+
+from amplify_ds.structured import read_json
 
 
 def main():
@@ -12,8 +13,8 @@ def main():
     arguments = parser.parse_args()
     place = arguments.place
     run = place / "run"
-    train, validation = (json.loads((place / name / "manifest.json").read_text()) for name in ("train", "validation"))
-    result = json.loads((run / "result.json").read_text())
+    train, validation = (read_json(place / name / "manifest.json") for name in ("train", "validation"))
+    result = read_json(run / "result.json")
     scores = {(score["step"], score["protocol"]): score for score in result["evaluations"]}
 
     def perplexity(protocol):

@@ -66,7 +66,7 @@ def test_bad_input_is_one_message(shards, tmp_path, extra, text):
 
 
 LAYERS = [
-    "errors files processes vocab config",
+    "errors files processes structured shell vocab config",
     "data model",
     "training",
     "hub cluster",

@@ -78,7 +78,7 @@ def test_bad_settings_are_named_with_their_source(tmp_path):
     file.write_text("model:\n")
     refused("model must hold settings", file=str(file))
     file.write_text("optimizer: {lr: [\n")
-    refused("not valid YAML", file=str(file))
+    refused("cannot be read as YAML", file=str(file))
     file.write_text("just text\n")
     refused("expected sections", file=str(file))
     refused("no such configuration file", file=str(tmp_path / "absent.yaml"))
@@ -161,7 +161,7 @@ def test_deepspeed_files_that_are_refused(tmp_path, content, text):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     file = tmp_path / "ds.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}')
-    with pytest.raises(AmplifyError, match="zero_optimization stands there twice"):
+    with pytest.raises(AmplifyError, match="zero_optimization appears twice"):
         ds_config.read(str(file))
 
 

@@ -6,13 +6,14 @@ perplexity is exp of such a mean.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from amplify_ds.structured import read_json
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Curve:
 
 def read(run: Path) -> Curve:
     """Of one complete run."""
-    scores = json.loads((run / "result.json").read_text())["evaluations"]
+    scores = read_json(run / "result.json")["evaluations"]
     found = [score for score in scores if score["protocol"] == "mask_only"]
     steps, seconds, residues, losses = (
         np.array([score[key] for score in found]) for key in ("step", "seconds", "residues", "loss")

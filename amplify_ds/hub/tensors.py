@@ -6,7 +6,6 @@ can hold any program.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from amplify_ds import structured
 from amplify_ds.errors import AmplifyError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -70,12 +70,10 @@ def _nothing_to_read(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file."""
-    if not path.exists():
-        return None
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise AmplifyError(f"{path}: cannot be read as JSON ({error})") from None
+        content = structured.read_json(path)
+    except FileNotFoundError:
+        return None
     if not isinstance(content, dict):
         raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
