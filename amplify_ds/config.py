@@ -53,7 +53,9 @@ class Model(Section):
     hidden_size: int = setting("width H of the encoder", gt=0, le=LARGEST_SIZE)
     num_hidden_layers: int = setting("encoder blocks", gt=0, le=LARGEST_SIZE)
     num_attention_heads: int = setting("heads; the published models have H / 64 of them", gt=0, le=LARGEST_SIZE)
-    intermediate_size: int = setting("nominal feed-forward width; the SwiGLU built from it is 2/3 as wide", gt=0, le=LARGEST_SIZE)
+    intermediate_size: int = setting(
+        "nominal feed-forward width; the SwiGLU built from it is 2/3 as wide", gt=0, le=LARGEST_SIZE
+    )
     norm_eps: float = setting("epsilon of RMSNorm", gt=0)
 
 

@@ -1,7 +1,7 @@
 """Read JSON and YAML files that may hold anything: either their content or one clear message, within a second.
 
-Refused are a key that appears twice, an integer beyond 64 bits, nesting deeper than 64 levels, a file larger than any of
-its kind, and in YAML anchors and aliases: a few lines of them stand for billions of values.
+Refused are a key that appears twice, an integer beyond 64 bits, nesting deeper than 64 levels, a file larger than any
+of its kind, and in YAML anchors and aliases: a few lines of them stand for billions of values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_json(path: Path, advice: str = "", largest: int = LARGEST_JSON) -> Any:
-    """The content of a JSON file. Raises FileNotFoundError where there is none, else AmplifyError, ending in `advice`."""
+    """The content of a JSON file. Raises FileNotFoundError where there is none, else AmplifyError with `advice` behind
+    it.
+    """
     try:
         return parse_json(_read(path, largest))
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from amplify_ds import config, errors
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.shell import next_commands
 
 DESCRIPTION = """\
 Pretrain AMPLIFY by masked-language modelling on packed shards.
@@ -132,8 +133,11 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
             f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
             f"residues at {result['residues_per_second']:,.0f} a second\n"
             f"checkpoint: {result['checkpoint']}\n"
-            f"next: python -m amplify_ds.plot {output}   |   python -m amplify_ds.export {output} FOLDER   |   "
-            f"tensorboard --logdir {output}"
+            + next_commands(
+                ("python", "-m", "amplify_ds.plot", output),
+                ("python", "-m", "amplify_ds.export", output, "FOLDER"),
+                ("tensorboard", "--logdir", output),
+            )
         )
     engine.stop_ranks()
     return 0

@@ -31,6 +31,7 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
 from amplify_ds.processes import sigterm_interrupts
+from amplify_ds.shell import next_commands
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
 DESCRIPTION = """\
@@ -60,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         with sigterm_interrupts():
             return _check(options.check, held_out, criteria, options.threads)
-    _find(find_sources(options.train), held_out, options.output.resolve(), criteria, options.threads)
+    output = options.output.resolve()
+    _find(find_sources(options.train), held_out, output, criteria, options.threads)
+    words = ["python", "data_prep/build_shards.py", "--input", *options.train, "--exclude", *options.validation, output]
+    print(next_commands((*words, "--output", "SHARDS")))
     return 0
 
 
@@ -105,7 +109,6 @@ def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, cri
             found.rename(output)
             sync(output.parent)
     print(f"{counts['similar']:,} of {counts['searched']:,} sequences are similar to one of {count:,}: {output}")
-    print(f"next: python data_prep/build_shards.py --input … --exclude … {output}")
 
 
 def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem: Path, progress: Progress) -> dict:

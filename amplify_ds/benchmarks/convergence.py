@@ -31,6 +31,7 @@ from amplify_ds.benchmarks.prep import DATA_PREP
 from amplify_ds.config import RunConfig, resolve
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import sigterm_interrupts
+from amplify_ds.shell import next_commands
 
 RECIPE = "tiny"
 OURS: dict[str, Any] = {  # what differs from the recipe
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
     if options.markdown:
         options.markdown.write_text(text + "\n")
         print(f"wrote {options.markdown}")
-    print(f"wrote {picture}\nruns: {options.directory}\nnext: tensorboard --logdir {options.directory}")
+    print(f"wrote {picture}\nruns: {options.directory}")
+    print(next_commands(("tensorboard", "--logdir", options.directory)))
 
 
 def _train(options: argparse.Namespace) -> dict[str, curves.Curve]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from amplify_ds import structured
 from amplify_ds.errors import AmplifyError
+from amplify_ds.shell import command_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -51,10 +52,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
 
 def _nothing_to_read(path: Path) -> str:
     found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    command = command_line("python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", path)
     if parts := [name for name in found if name.endswith(".distcp")]:
         return (
             f"{path}: holds a distributed checkpoint ({parts[0]} …), which is read by way of pickle, and is refused. "
-            f"Where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt; "
+            f"Where you trust it: {command} weights.pt; "
             "then save its model weights with safetensors.torch.save_file as model.safetensors"
         )
     if pickled := [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".nemo"))]:
