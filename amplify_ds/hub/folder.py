@@ -18,7 +18,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256
 from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.download import download, is_hub_name
-from amplify_ds.hub.tensors import read_json, read_tensors
+from amplify_ds.hub.tensors import check_finite, read_json, read_tensors
 from amplify_ds.model import configuration_amplify
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.model.modeling_amplify import AMPLIFY
@@ -106,7 +106,7 @@ def read_source(source: str | Path) -> Source:
     _check_vocabulary(path, raw, weights, layout)
     config, note = _config(path, raw, weights, layout)
     weights, notes = conversion.to_ours(weights, config, layout, str(path))
-    _check_finite(path, weights)
+    check_finite(path, weights)
     return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [note]), *notes])
 
 
@@ -151,17 +151,6 @@ def _config(path: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AM
         return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None
     except (ValueError, TypeError) as error:
         raise AmplifyError(f"{path / CONFIG}: {error}") from None
-
-
-def _check_finite(path: Path, weights: conversion.Weights) -> None:
-    """AmplifyError that names the first tensor with a number that is not finite."""
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor.sum(dtype=torch.float64)):  # one pass; float64 holds any sum of finite numbers
-            wrong = int((~torch.isfinite(tensor)).sum())
-            raise AmplifyError(
-                f"{path}: {name} holds {wrong:,} values that are not finite, of {tensor.numel():,}: the model has "
-                "diverged or its file was damaged. Take an earlier checkpoint or another copy"
-            )
 
 
 def _check_vocabulary(

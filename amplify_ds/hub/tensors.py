@@ -6,11 +6,12 @@ can hold any program.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from amplify_ds import structured
@@ -48,6 +49,28 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
             )
         tensors |= found
     return tensors, [path / name for name in names]
+
+
+def count_tensors(path: Path) -> int:
+    """How many tensors the folder holds, from its headers. Raises AmplifyError where they cannot be read."""
+    if (index := read_json(path / INDEX)) is not None:
+        return len(index.get("weight_map") or ())
+    try:
+        with safe_open(path / WEIGHTS, "pt") as file:
+            return len(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise AmplifyError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from None
+
+
+def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """AmplifyError that names the first tensor with a number that is not finite."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)):  # one pass; float64 holds any sum of finite numbers
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise AmplifyError(
+                f"{path}: {name} holds {wrong:,} values that are not finite, of {tensor.numel():,}: the model has "
+                "diverged or its file was damaged. Take an earlier checkpoint or another copy"
+            )
 
 
 def _nothing_to_read(path: Path) -> str:
