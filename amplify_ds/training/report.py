@@ -88,10 +88,11 @@ class Report:
             f"{self.output / guards.SKIPPED}"
         )
         if in_a_row >= limit:
+            saved = checkpoint.complete(self.output)
+            newest = f"The newest checkpoint is {saved[-1]}" if saved else "No checkpoint was saved before"
             raise AmplifyError(
                 f"step {step}: {limit} batches in a row gave a gradient that is not finite (guards.skipped_in_a_row); "
-                "training has diverged. Start again with a lower --optimizer.lr in another --output; checkpoints from "
-                f"before it are in {checkpoint.folder(self.output)}"
+                f"training has diverged. Start again with a lower --optimizer.lr in another --output. {newest}"
             )
 
     def jumped(self, step: int, loss: float, rows: list[dict[str, Any]], row_losses: list[float]) -> None:
