@@ -133,6 +133,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
             f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
             f"residues at {result['residues_per_second']:,.0f} a second\n"
             f"checkpoint: {result['checkpoint']}\n"
+            + "".join(f"warning: {text}\n" for text in result["warnings"])
             + next_commands(
                 ("python", "-m", "amplify_ds.plot", output),
                 ("python", "-m", "amplify_ds.export", output, "FOLDER"),
@@ -158,7 +159,7 @@ def _lost(gone: dict[int, int], output: Path) -> str:
 
 
 def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
-    from amplify_ds.training import ds_config, plan
+    from amplify_ds.training import ds_config, overlap, plan
 
     if int(os.environ.get("RANK", 0)):
         return 0
@@ -196,6 +197,8 @@ def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     print(run.to_yaml())
     for name, text in lines.items():
         print(f"{name:<44}{text}")
+    for text in overlap.warnings(mixture, sets):
+        print(f"warning: {text}", file=sys.stderr)
     return 0
 
 

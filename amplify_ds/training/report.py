@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,13 @@ class Report:
         self._last_line = time.perf_counter()
         with self._writer(step) as self.events, self._bar(step) as self.bar:
             yield
+
+    def warn(self, warnings: Sequence[str], step: int) -> None:
+        """Show what is to be known of this run, and keep it among its events."""
+        for text in warnings:
+            say(f"warning: {text}")
+        if warnings:
+            self.events.add_text("warnings", "\n\n".join(warnings), step)
 
     def log(self, progress: Progress, found: Totals, interval: Interval) -> None:
         """A point of TensorBoard, and a line now and then where there is no terminal for the bar."""

@@ -28,7 +28,7 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, runs, stopping
+from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, overlap, runs, stopping
 from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.metrics import Interval, device_flops
@@ -81,6 +81,7 @@ class Trainer:
                 if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
+        self.warnings = overlap.warnings(self.sources, self.validation) if self.leader else []
         self.device = engine.start_ranks()
         # Also a barrier: the run directory exists and is ours.
         drawn = torch.tensor([secrets.randbits(48) if self.leader else 0], dtype=torch.int64, device=self.device)
@@ -135,6 +136,7 @@ class Trainer:
         if self.leader and progress.step < run.training.steps:
             (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
         with self.report.open(progress.step):
+            self.report.warn(self.warnings, progress.step)
             if progress.step == 0:
                 self._evaluate()
             interval, in_a_row = Interval(self.device), 0
@@ -311,6 +313,7 @@ class Trainer:
             "packing_efficiency": self.sources.packing_efficiency(),
             "checkpoint": str(checkpoint.complete(self.output)[-1]) if self.leader else None,
             "evaluations": progress.history,
+            "warnings": self.warnings,
         }
         if self.leader:
             write_json(self.output / runs.RESULT, result)
