@@ -325,7 +325,10 @@ def test_names_lead_nowhere_when_the_archive_is_unpacked(model, fitted, tmp_path
     assert sorted(x.name for x in tmp_path.iterdir()) == ["c.npz", "deep", "p.fasta", "p.png"]
 
 
-@given(st.lists(st.text(max_size=8) | st.sampled_from([*NAMES, "n\x00l", "a_b-2", "..", ".", "é" * 200, "é" * 199]), unique=True))
+MORE = [*NAMES, "n\x00l", "a_b-2", "..", ".", "é" * 200, "é" * 199]
+
+
+@given(st.lists(st.text(max_size=8) | st.sampled_from(MORE), unique=True))
 def test_file_names_are_distinct_and_safe(names):
     found = file_names(names)
     assert len(found) == len(set(found)) == len(names)

@@ -238,7 +238,9 @@ def test_absurd_sizes_are_one_message_within_a_second(model, layout, key, value,
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("layout, dtype", [*((name, "float32") for name in PLAIN), ("hf", "bfloat16"), ("hf", "float16")])
+@pytest.mark.parametrize(
+    "layout, dtype", [*((name, "float32") for name in PLAIN), ("hf", "bfloat16"), ("hf", "float16")]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(model, layout, dtype, value, tmp_path):
     name = "transformer_encoder.1.wo.weight"
