@@ -23,6 +23,7 @@ from amplify_ds.structured import parse_yaml, read_yaml
 
 
 LARGEST_SIZE = 2**16  # of a model, in any direction: no model that one device computes is nearly as large
+MOST_STEPS = 2**30  # of at most 2^32 tokens each: places in the stream of rows are integers of 64 bits
 
 
 def setting(description: str, operational: bool = False, **checks) -> Any:
@@ -66,7 +67,7 @@ class Data(Section):
         operational=True,
     )
     validation: list[str] = setting("validation shards, each [NAME=]DIR, evaluated on their own", operational=True)
-    workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0)
+    workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0, le=1024)
 
     @field_validator("train", "validation", mode="before")
     @classmethod
@@ -118,9 +119,9 @@ class Optimizer(Section):
 
 
 class Training(Section):
-    steps: int = setting("optimizer steps in all", operational=True, gt=0)
+    steps: int = setting("optimizer steps in all", operational=True, gt=0, le=MOST_STEPS)
     global_batch_tokens: int = setting(
-        "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0
+        "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0, le=2**32
     )
     micro_batch_rows: int = setting("most rows a device computes at once; as many as its memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
@@ -161,7 +162,7 @@ class Log(Section):
 class Watchdog(Section):
     seconds: float = setting(
         "a rank that has not moved for so long is named and the job ended; must be longer than the longest step or "
-        "checkpoint; 0: never", True, ge=0,
+        "checkpoint; 0: never", True, ge=0, le=1e9,
     )  # fmt: skip
 
 

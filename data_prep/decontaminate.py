@@ -8,6 +8,7 @@ copies the second into the manifest. --check searches finished shards in the sam
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
-from amplify_ds.processes import sigterm_interrupts
+from amplify_ds.processes import check_workers, sigterm_interrupts
 from amplify_ds.shell import next_commands
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if not 0 < options.identity <= 1:
         raise AmplifyError(f"--identity is {options.identity}, expected a share above 0 and up to 1, such as 0.9.")
+    if not 0 <= options.min_bits < math.inf:
+        raise AmplifyError(f"--min-bits is {options.min_bits}, expected a finite number of 0 or more.")
+    check_workers("--threads", options.threads)
     criteria = Criteria(options.identity, options.min_bits)
     version()
     held_out = find_sources(options.validation)

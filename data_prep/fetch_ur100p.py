@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import working, writing
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.processes import check_workers
 from amplify_ds.shell import command_line, next_commands
 
 DESCRIPTION = f"""\
@@ -344,8 +345,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     instead.add_argument("--dry-run", action="store_true", help="print what would be fetched, and how much it is")
     instead.add_argument("--check", action="store_true", help=f"compare DIR with its {FETCHED}, without a network")
     options = parser.parse_args(arguments)
-    if options.workers < 1:
-        raise AmplifyError(f"--workers is {options.workers}, expected 1 or more.")
+    check_workers("--workers", options.workers)
     return options
 
 

@@ -111,6 +111,15 @@ def test_sizes_of_a_model_have_a_limit(name):
         config.resolve("tiny", None, {f"model.{name}": "1000000000"})
 
 
+@pytest.mark.parametrize(
+    "name, most", [("training.steps", 2**30), ("training.global_batch_tokens", 2**32), ("data.workers", 1024)]
+)
+def test_numbers_with_which_nothing_can_start_are_refused(name, most):
+    assert config.resolve("tiny", None, {name: str(most)})
+    with pytest.raises(AmplifyError, match=f"{name} .*less than or equal to {most}"):
+        config.resolve("tiny", None, {name: str(most + 1)})
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text() | st.integers(-(2**63), 2**64 - 1),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
