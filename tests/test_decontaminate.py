@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import python
 from needs import needs_mmseqs
 from test_data_prep import STANDARD, build, windows, write_fasta
 
