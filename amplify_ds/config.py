@@ -19,6 +19,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.structured import parse_yaml, read_yaml
+
+
+LARGEST_SIZE = 2**16  # of a model, in any direction: no model that one device computes is nearly as large
+MOST_STEPS = 2**30  # of at most 2^32 tokens each: places in the stream of rows are integers of 64 bits
 
 
 def setting(description: str, operational: bool = False, **checks) -> Any:
@@ -37,12 +42,21 @@ class Section(BaseModel):
                 raise ValueError(f"{name} must not be true or false")
         return values
 
+    @model_validator(mode="after")
+    def _integers_of_64_bits(self):
+        for name, value in self:
+            if isinstance(value, int) and value >= 2**63:
+                raise ValueError(f"{name} must be below 2^63, found {value:.3g}")
+        return self
+
 
 class Model(Section):
-    hidden_size: int = setting("width H of the encoder", gt=0)
-    num_hidden_layers: int = setting("encoder blocks", gt=0)
-    num_attention_heads: int = setting("heads; the published models have H / 64 of them", gt=0)
-    intermediate_size: int = setting("nominal feed-forward width; the SwiGLU built from it is 2/3 as wide", gt=0)
+    hidden_size: int = setting("width H of the encoder", gt=0, le=LARGEST_SIZE)
+    num_hidden_layers: int = setting("encoder blocks", gt=0, le=LARGEST_SIZE)
+    num_attention_heads: int = setting("heads; the published models have H / 64 of them", gt=0, le=LARGEST_SIZE)
+    intermediate_size: int = setting(
+        "nominal feed-forward width; the SwiGLU built from it is 2/3 as wide", gt=0, le=LARGEST_SIZE
+    )
     norm_eps: float = setting("epsilon of RMSNorm", gt=0)
 
 
@@ -53,7 +67,7 @@ class Data(Section):
         operational=True,
     )
     validation: list[str] = setting("validation shards, each [NAME=]DIR, evaluated on their own", operational=True)
-    workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0)
+    workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0, le=1024)
 
     @field_validator("train", "validation", mode="before")
     @classmethod
@@ -105,11 +119,11 @@ class Optimizer(Section):
 
 
 class Training(Section):
-    steps: int = setting("optimizer steps in all", operational=True, gt=0)
+    steps: int = setting("optimizer steps in all", operational=True, gt=0, le=MOST_STEPS)
     global_batch_tokens: int = setting(
-        "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0
+        "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0, le=2**32
     )
-    micro_batch_rows: int = setting("rows a device computes at once; as many as its memory holds", True, gt=0)
+    micro_batch_rows: int = setting("most rows a device computes at once; as many as its memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
         "auto: bf16 on GPUs, fp32 on CPUs; fp8: bf16 with the blocks' products in FP8, needs TransformerEngine"
     )
@@ -148,7 +162,7 @@ class Log(Section):
 class Watchdog(Section):
     seconds: float = setting(
         "a rank that has not moved for so long is named and the job ended; must be longer than the longest step or "
-        "checkpoint; 0: never", True, ge=0,
+        "checkpoint; 0: never", True, ge=0, le=1e9,
     )  # fmt: skip
 
 
@@ -222,9 +236,10 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
     Raises AmplifyError listing every setting that is unknown (with the nearest valid name) or has a bad value, and
     where each came from.
     """
-    layers = [(f"recipe {recipe}", _flat(_read_yaml(resources.files("amplify_ds.recipes") / f"{recipe}.yaml"), recipe))]
+    complete = parse_yaml((resources.files("amplify_ds.recipes") / f"{recipe}.yaml").read_text())
+    layers = [(f"recipe {recipe}", _flat(complete, recipe))]
     if config_file is not None:
-        layers.append((config_file, _flat(_read_yaml(Path(config_file)), config_file)))
+        layers.append((config_file, _flat(_read_file(config_file), config_file)))
     layers.append(("command line", flags))
 
     known = [f"{section}.{name}" for section, name, _ in fields()]
@@ -245,9 +260,9 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
             for item in error.errors():
                 key = ".".join(str(part) for part in item["loc"][:2])
                 message = item["msg"].removeprefix("Value error, ")
-                found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r}"
+                found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r:.80}"
                 problems.append(f"{key} ({origin.get(key, 'several settings')}): {message}{found}")
-    raise AmplifyError("the configuration does not hold:\n  " + "\n  ".join(problems))
+    raise AmplifyError("invalid configuration:\n  " + "\n  ".join(problems))
 
 
 def unknown_setting(key: str, known: list[str]) -> str:
@@ -266,15 +281,11 @@ def unknown_setting(key: str, known: list[str]) -> str:
     return f"no such setting; {hint}"
 
 
-def _read_yaml(path) -> dict[str, Any]:
+def _read_file(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(Path(path))
     except FileNotFoundError:
         raise AmplifyError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AmplifyError(f"{path}: cannot be read as a configuration file: {error}") from None
-    except yaml.YAMLError as error:
-        raise AmplifyError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise AmplifyError(f"{path}: expected sections ({', '.join(RunConfig.model_fields)}), found {content!r:.60}")
     return content
@@ -285,9 +296,14 @@ def _flat(content: dict[str, Any], source: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, values in content.items():
         if isinstance(values, dict):
-            flat.update({f"{section}.{name}": value for name, value in values.items()})
+            settings = {f"{section}.{name}": value for name, value in values.items()}
+            if repeated := sorted(flat.keys() & settings):
+                raise AmplifyError(f"{source}: {repeated[0]} appears twice")
+            flat.update(settings)
         elif section in RunConfig.model_fields:
             raise AmplifyError(f"{source}: {section} must hold settings, as in `{section}: {{name: value}}`")
+        elif str(section) in flat:
+            raise AmplifyError(f"{source}: {section} appears twice")
         else:
             flat[str(section)] = values
     return flat

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.shell import next_commands
 from amplify_ds.inference.contacts.arguments import parse
+
+EVALUATE = ("python", "-m", "amplify_ds.contacts", "evaluate")
 
 
 def main() -> int:
@@ -41,7 +44,7 @@ def _fit(arguments, left_out: dict[str, str]) -> list[str]:
         *([] if used else [none]),
         f"wrote {arguments.output}: {used:,} of {len(head.weights) * len(head.weights[0]):,} heads are used, fitted on "
         f"{len(targets):,} proteins, {head.fit['contacts']:,} contacts among {head.fit['pairs']:,} pairs",
-        f"next: python -m amplify_ds.contacts evaluate --head {arguments.output} --structures OTHER_PROTEINS",
+        next_commands((*EVALUATE, "--head", arguments.output, "--structures", "OTHER_PROTEINS")),
     ]
 
 
@@ -83,9 +86,13 @@ def _predict(arguments, left_out: dict[str, str]) -> list[str]:
     lines = []
     if arguments.output:
         with _bar(len(targets), "proteins") as bar:
-            jobs.predict_file(reader, head, targets, contents.sha256, arguments.output, bar.update)
+            names = jobs.predict_file(reader, head, targets, contents.sha256, arguments.output, bar.update)
+        if changed := [(old.name, new) for old, new in zip(targets, names) if old.name != new]:
+            some = ", ".join(f"{old!r:.60} is {new!r:.60}" for old, new in changed[:5])
+            more = " …" if len(changed) > 5 else ""
+            lines.append(f"note: {len(changed):,} names cannot be file names and were changed: {some}{more}")
         lines.append(f"wrote {arguments.output}: probabilities of contact of {len(targets):,} proteins, float16")
-        lines.append(f'next: numpy.load("{arguments.output}")["{targets[0].name}"]: residue × residue, from 0')
+        lines.append(f"next: numpy.load({str(arguments.output)!r})[{names[0]!r}]: residue × residue, from 0")
     if drawn:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
         picture.draw(arguments.plot, drawn, jobs.predict(reader, head, drawn.tokens))

@@ -66,9 +66,9 @@ def main() -> int:
 
 def _how_to_read(output: Path) -> str:
     return {
-        ".h5": f'h5py.File("{output}"): names, lengths, and the arrays above in the order of the input',
-        ".npz": f'numpy.load("{output}"): names, lengths, and the arrays above in the order of the input',
-        ".parquet": f'pyarrow.parquet.read_table("{output}"): a row for each protein',
+        ".h5": f'h5py.File({str(output)!r}): names, lengths, and the arrays above in the order of the input',
+        ".npz": f'numpy.load({str(output)!r}): names, lengths, and the arrays above in the order of the input',
+        ".parquet": f'pyarrow.parquet.read_table({str(output)!r}): a row for each protein',
     }[output.suffix]
 
 

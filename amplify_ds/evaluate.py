@@ -88,6 +88,8 @@ def main() -> int:
 
 def _device(torch, name: str | None):
     try:
+        if name == "meta":
+            raise RuntimeError("the meta device computes nothing")
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from amplify_ds.errors import command
+from amplify_ds.shell import next_commands
 
 DESCRIPTION = """\
 Write a model as a folder that others can use, with tokenizer, model card and provenance. SOURCE is a run (its newest
@@ -47,8 +48,8 @@ def main() -> int:
     if arguments.layout == "hf":
         print(f"next: AutoModelForMaskedLM.from_pretrained({str(arguments.target)!r}, trust_remote_code=True)")
     else:
-        print(f"next: load {arguments.target}/model.safetensors into the model of that layout, or: python -m "
-              f"amplify_ds.evaluate --model {arguments.target} --data SHARDS")  # fmt: skip
+        print(f"{arguments.target / 'model.safetensors'} is for the model of that layout")
+        print(next_commands(("python", "-m", "amplify_ds.evaluate", "--model", arguments.target, "--data", "SHARDS")))
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.shell import next_commands
 
 DESCRIPTION = """\
 Draw training_loss.png, validation_loss.png and validation_ppl.png from the TensorBoard events of a run.
@@ -41,7 +42,8 @@ def draw(run: Path, output: Path) -> list[Path]:
     if "train/loss" not in scalars:
         raise AmplifyError(f"{run}: its events hold no training loss yet")
     style = {
-        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "grid.alpha": 0.25,
         "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
     }  # fmt: skip
     with plt.rc_context(style):
@@ -101,7 +103,7 @@ def main() -> int:
     arguments = parser.parse_args()
     for path in draw(arguments.run, arguments.output or arguments.run / "plots"):
         print(f"wrote {path}")
-    print(f"next: tensorboard --logdir {arguments.run}")
+    print(next_commands(("tensorboard", "--logdir", arguments.run)))
     return 0
 
 

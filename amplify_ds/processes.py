@@ -20,6 +20,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _PR_SET_PDEATHSIG = 1
 
 
+MOST_WORKERS = 1024  # processes that a command starts at most
+
+
+def check_workers(option: str, count: int) -> None:
+    """AmplifyError unless this many processes can be asked for."""
+    if not 1 <= count <= MOST_WORKERS:
+        raise AmplifyError(f"{option} is {count}, expected 1 to {MOST_WORKERS}.")
+
+
 @contextmanager
 def process_pool(
     count: int, enter: Callable[..., object] | None = None, arguments: tuple = ()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from amplify_ds import config, errors
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.shell import next_commands
 from amplify_ds.training import failures, orphans, stopping
 
 SECONDS_FOR_RANK_0 = 5.0
@@ -138,8 +139,12 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
             f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
             f"residues at {result['residues_per_second']:,.0f} a second\n"
             f"checkpoint: {result['checkpoint']}\n"
-            f"next: python -m amplify_ds.plot {output}   |   python -m amplify_ds.export {output} FOLDER   |   "
-            f"tensorboard --logdir {output}"
+            + "".join(f"warning: {text}\n" for text in result["warnings"])
+            + next_commands(
+                ("python", "-m", "amplify_ds.plot", output),
+                ("python", "-m", "amplify_ds.export", output, "FOLDER"),
+                ("tensorboard", "--logdir", output),
+            )
         )
     engine.stop_ranks()
     return 0
@@ -155,7 +160,7 @@ def _lost(gone: dict[int, int], place: str) -> str:
 
 
 def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
-    from amplify_ds.training import ds_config, plan
+    from amplify_ds.training import ds_config, overlap, plan
 
     if int(os.environ.get("RANK", 0)):
         return 0
@@ -171,6 +176,8 @@ def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     memory = plan.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
     rows = f"{cut.global_rows} rows of {mixture.row_tokens:,}"
     share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
+    if padding := cut.computed_rows - cut.global_rows:
+        share += f", {padding} of them padding"
     epochs = mixture.epochs(run.training.steps * cut.global_rows, run.training.seed)
     of_each = {}
     for source, weight in zip(mixture.sources, mixture.weights.tolist()):
@@ -191,6 +198,8 @@ def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     print(run.to_yaml())
     for name, text in lines.items():
         print(f"{name:<44}{text}")
+    for text in overlap.warnings(mixture, sets):
+        print(f"warning: {text}", file=sys.stderr)
     return 0
 
 

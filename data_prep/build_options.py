@@ -12,6 +12,7 @@ from clean import LEVELS, MODES, Rules
 from tables import Columns
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.processes import check_workers
 
 DESCRIPTION = """\
 Turn protein sequences into shards: the directory of packed, memory-mapped rows that
@@ -46,6 +47,7 @@ UR100P from the hub, on every machine of a hostfile (a file system that all shar
   deepspeed --hostfile hostfile --no_local_rank data_prep/build_shards.py --workers 8 \\
     --input chandar-lab/UR100P:UniProt/train --output data/uniprot"""
 
+LARGEST_ROW = 2**24  # tokens
 LONGEST_WINDOW = 2**16 - 1  # window lengths are stored as uint16
 
 
@@ -96,12 +98,13 @@ def _check(settings: dict, options: argparse.Namespace) -> None:
             f"--row-tokens is {row_tokens}, less than --max-length, {max_length}: a window would not "
             "fit into a row. Rows fill best at 4 times --max-length or more."
         )
+    if row_tokens > LARGEST_ROW:
+        raise AmplifyError(f"--row-tokens is {row_tokens}, expected at most {LARGEST_ROW}.")
     if not 0 <= seed < 2**63:
         raise AmplifyError(f"--seed is {seed}, expected 0 to 2^63 - 1.")
     if not 1 <= options.shard_megabytes <= 4000:
         raise AmplifyError(f"--shard-megabytes is {options.shard_megabytes}, expected 1 to 4000.")
-    if options.workers < 1:
-        raise AmplifyError(f"--workers is {options.workers}, expected 1 or more.")
+    check_workers("--workers", options.workers)
     if not 0 <= options.validation_fraction < 1 or (options.validation_fraction > 0) != bool(options.validation_output):
         raise AmplifyError(
             f"--validation-fraction is {options.validation_fraction} and --validation-output "
@@ -110,10 +113,11 @@ def _check(settings: dict, options: argparse.Namespace) -> None:
     outputs = [path.resolve() for path in (options.output, options.validation_output) if path]
     if any(one.is_relative_to(other) for one, other in permutations(outputs, 2)):
         raise AmplifyError(f"{outputs[0]} and {outputs[1]} are the same or one within the other; they must be two.")
-    if options.shortest < 1 or (options.longest is not None and options.longest < options.shortest):
+    longest = options.shortest if options.longest is None else options.longest
+    if not 1 <= options.shortest <= longest < 2**63:
         raise AmplifyError(
-            f"--min-residues is {options.shortest} and --max-residues {options.longest}; expected 1 or more, and the "
-            "second not below the first."
+            f"--min-residues is {options.shortest} and --max-residues {options.longest}; expected 1 or more, below "
+            "2^63, and the second not below the first."
         )
 
 

@@ -30,6 +30,7 @@ from amplify_ds.data.shards import MANIFEST, Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256
+from amplify_ds.shell import next_commands
 from amplify_ds.training.orphans import end_with_launcher
 
 
@@ -60,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             remove_leftovers(output)
             print(f"{output} is complete, of the same sequences and settings: reused")
-    for output in asked.outputs.values():
-        print(f"next: python data_prep/inspect_shards.py {output} --verify")
+    checks = [("python", "data_prep/inspect_shards.py", output, "--verify") for output in asked.outputs.values()]
+    print(next_commands(*checks))
 
 
 def _build(

@@ -13,6 +13,7 @@ if __name__ == "__main__":
     start.begin()
 
 import argparse
+import math
 import os
 import shutil
 import tempfile
@@ -35,7 +36,8 @@ from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
-from amplify_ds.processes import sigterm_interrupts
+from amplify_ds.processes import check_workers, sigterm_interrupts
+from amplify_ds.shell import next_commands
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
 DESCRIPTION = """\
@@ -59,13 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if not 0 < options.identity <= 1:
         raise AmplifyError(f"--identity is {options.identity}, expected a share above 0 and up to 1, such as 0.9.")
+    if not 0 <= options.min_bits < math.inf:
+        raise AmplifyError(f"--min-bits is {options.min_bits}, expected a finite number of 0 or more.")
+    check_workers("--threads", options.threads)
     criteria = Criteria(options.identity, options.min_bits)
     version()
     held_out = find_sources(options.validation)
     if options.check:
         with sigterm_interrupts():
             return _check(options.check, held_out, criteria, options.threads)
-    _find(find_sources(options.train), held_out, options.output.resolve(), criteria, options.threads)
+    output = options.output.resolve()
+    _find(find_sources(options.train), held_out, output, criteria, options.threads)
+    words = ["python", "data_prep/build_shards.py", "--input", *options.train, "--exclude", *options.validation, output]
+    print(next_commands((*words, "--output", "SHARDS")))
     return 0
 
 
@@ -110,7 +118,6 @@ def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, cri
             found.rename(output)
             sync(output.parent)
     print(f"{counts['similar']:,} of {counts['searched']:,} sequences are similar to one of {count:,}: {output}")
-    print(f"next: python data_prep/build_shards.py --input … --exclude … {output}")
 
 
 def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem: Path, progress: Progress) -> dict:

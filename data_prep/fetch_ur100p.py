@@ -17,7 +17,6 @@ if __name__ == "__main__":
 
 import argparse
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -46,6 +45,8 @@ from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import working, writing
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.processes import check_workers
+from amplify_ds.shell import command_line, next_commands
 
 DESCRIPTION = f"""\
 Download UR100P ({REPOSITORY} on the Hugging Face hub, {LICENCE}): the folders
@@ -294,14 +295,14 @@ def _without_a_network(output: Path, parts: Sequence[str]) -> str:
 If this machine has no network, run on one that has:
   {_words(*fetch, *(["--part", *parts] if parts else []))}
 or, which --check cannot check:
-  {shlex.join(by_hand)}
+  {command_line(*by_hand)}
 Copy the folder here, with the {FETCHED} in it, then run here:
   {_words(*fetch, "--check")}
   {_words("build_shards.py", "--input", source, "--output", "shards/train")}"""
 
 
 def _words(script: str, *words: object) -> str:
-    return shlex.join(["python", f"data_prep/{script}", *map(str, words)])
+    return command_line("python", f"data_prep/{script}", *words)
 
 
 def _print_plan(output: Path, listing: Listing, files: Mapping[str, File]) -> None:
@@ -326,7 +327,7 @@ def _print_next(output: Path, splits: Iterable[str]) -> None:
     for split in sorted(splits, key=lambda split: (not split.endswith("test"), split)):
         exclude = ["--exclude", *tests] if tests and not split.endswith("test") else []
         words = ["--input", f"{output}:{split}", *exclude, "--output", f"shards/{split.replace('/', '-')}"]
-        print(f"next: {_words('build_shards.py', *words)}")
+        print(next_commands(("python", "data_prep/build_shards.py", *words)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -349,8 +350,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     instead.add_argument("--dry-run", action="store_true", help="print what would be fetched, and how much it is")
     instead.add_argument("--check", action="store_true", help=f"compare DIR with its {FETCHED}, without a network")
     options = parser.parse_args(arguments)
-    if options.workers < 1:
-        raise AmplifyError(f"--workers is {options.workers}, expected 1 or more.")
+    check_workers("--workers", options.workers)
     return options
 
 

@@ -19,10 +19,12 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
+from amplify_ds.structured import read_json
 
 REPOSITORY = "chandar-lab/UR100P"
 LICENCE = "CC-BY-4.0"
 FETCHED = "fetched.json"
+_AGAIN = "Delete it; the next fetch checks the files against the hub and writes it again."
 _DATA_FILE = r"^[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*\.csv$"  # below the folder, nothing hidden
 _BLOCK = 2**20
 
@@ -68,14 +70,14 @@ def split_names(files: Iterable[str]) -> list[str]:
 def read_listing(folder: Path) -> Listing | None:
     """Return what `folder` says of itself; None if it says nothing."""
     try:
-        return Listing.model_validate_json((folder / FETCHED).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        return Listing.model_validate(read_json(folder / FETCHED, f". {_AGAIN}"))
+    except FileNotFoundError:
         return None
     except ValidationError as error:
         first = error.errors()[0]
         raise AmplifyError(
             f"{folder / FETCHED} is damaged, or of another dataset: {'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}. Delete it; the next fetch checks the files against the hub and writes it again."
+            f"{first['msg']}. {_AGAIN}"
         ) from None
 
 

@@ -23,6 +23,7 @@ from amplify_ds.data.shard_writer import writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.processes import check_workers
 from amplify_ds.vocab import BOS, EOS, decode
 
 DESCRIPTION = """\
@@ -60,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """AmplifyError for what could not be done once the files are read."""
-    if options.workers < 1:
-        raise AmplifyError(f"--workers is {options.workers}, expected 1 or more.")
+    check_workers("--workers", options.workers)
     if options.fasta and options.fasta.exists():
         raise AmplifyError(f"{options.fasta} exists; choose another --fasta, or delete it.")
     if options.plot and options.plot.suffix not in PICTURES:

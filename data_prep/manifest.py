@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from sources import Source
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
 from amplify_ds.errors import AmplifyError
+from amplify_ds.structured import parse_json
 from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
 
 NOT_IN = {"train": ("validation", "in the validation set"), "validation": ("train", "in the training set")}
@@ -98,12 +98,12 @@ def proof_path(path: Path) -> Path:
 def _read_proof(proof: Path, digest: str) -> dict:
     """Return what decontaminate.py says of the file whose checksum this is; AmplifyError if it speaks of another."""
     try:
-        content = json.loads(proof.read_bytes())
+        content = parse_json(proof.read_bytes())
         if content["sha256"] == digest:
             return content
         problem = f"belongs to a file with sha256 {content['sha256']}; the one beside it has {digest}"
-    except (ValueError, TypeError, KeyError):
-        problem = "is damaged: it is no JSON with a sha256"
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"is damaged: it is no JSON with a sha256 ({error!r:.200})"
     raise AmplifyError(
         f"{proof} {problem}. Run decontaminate.py again, or delete {proof.name} to go without what it says."
     )

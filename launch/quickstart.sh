@@ -35,6 +35,7 @@ if ((share == 0)); then share=1; fi
 echo "$ranks ranks"
 AMPLIFY_LAUNCHER_PID=$$ bash launch/train.sh --ranks "$ranks" -- --recipe tiny --deepspeed_config ds_configs/zero1.json \
   --training.micro_batch_rows $share --training.global_batch_tokens $((512 * share * ranks)) \
+  --training.steps 1000 --optimizer.decay_steps 1000 --evaluation.every 100 \
   --data.train "$place"/train --data.validation "$place"/validation --output "$place"/run "$@"
 
 stage "4/7 validation of the last checkpoint, in a process of its own"

@@ -6,8 +6,10 @@ if __name__ == "__main__":
     start.begin()
 
 import argparse
-import json
 from pathlib import Path
+
+from amplify_ds.shell import command_line
+from amplify_ds.structured import read_json
 
 
 def main():
@@ -17,8 +19,8 @@ def main():
     arguments = parser.parse_args()
     place = arguments.place
     run = place / "run"
-    train, validation = (json.loads((place / name / "manifest.json").read_text()) for name in ("train", "validation"))
-    result = json.loads((run / "result.json").read_text())
+    train, validation = (read_json(place / name / "manifest.json") for name in ("train", "validation"))
+    result = read_json(run / "result.json")
     scores = {(score["step"], score["protocol"]): score for score in result["evaluations"]}
 
     def perplexity(protocol):
@@ -45,20 +47,21 @@ def main():
         ("perplexity, 80/10/10", perplexity("published")),
         ("took", f"{arguments.seconds // 60} min {arguments.seconds % 60} s"),
     ]
+    evaluate = ("python", "-m", "amplify_ds.evaluate")
     commands = [
-        ("shards", place / "train", f"python data_prep/inspect_shards.py {place}/train --verify"),
-        ("checkpoint", result["checkpoint"], f"python -m amplify_ds.evaluate --model {run} --data {place}/validation"),
-        ("events", run / "events", f"tensorboard --logdir {run}"),
-        ("plots", run / "plots", f"python -m amplify_ds.plot {run}"),
-        ("export", place / "export", f"python launch/try_export.py {place}/export"),
+        ("shards", place / "train", ("python", "data_prep/inspect_shards.py", place / "train", "--verify")),
+        ("checkpoint", result["checkpoint"], (*evaluate, "--model", run, "--data", place / "validation")),
+        ("events", run / "events", ("tensorboard", "--logdir", run)),
+        ("plots", run / "plots", ("python", "-m", "amplify_ds.plot", run)),
+        ("export", place / "export", ("python", "launch/try_export.py", place / "export")),
     ]
     print("\n== done")
     for name, value in rows:
         print(f"{name:<24}{value}")
     width = max(len(str(path)) for _, path, _ in commands) + 2
     print(f"\n{'what':<12}{'where':<{width}}next (after `. .venv/bin/activate`)")
-    for name, path, command in commands:
-        print(f"{name:<12}{str(path):<{width}}{command}")
+    for name, path, words in commands:
+        print(f"{name:<12}{str(path):<{width}}{command_line(*words)}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_dry_run_of_a_mixture_says_how_often_each_source_is_read(shards, tmp_pat
 @pytest.mark.parametrize(
     "extra, text",
     [
-        (["--training.global_batch_tokens", "1000"], "is not a whole number of rows"),
+        (["--training.global_batch_tokens", "1000"], "such as --training.global_batch_tokens 1024"),
         (["--deepspeed_config", "absent.json"], "no such DeepSpeed file"),
         (["--data.train", "absent"], "there is no directory absent"),
         (["--model.num_attention_heads", "7"], "hidden_size 640"),
@@ -68,7 +68,7 @@ def test_bad_input_is_one_message(shards, tmp_path, extra, text):
 
 
 LAYERS = [
-    "start errors files network processes vocab config",
+    "start errors files network processes structured shell vocab config",
     "data model",
     "training",
     "hub cluster",

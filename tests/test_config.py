@@ -1,10 +1,12 @@
 """The run configuration and DeepSpeed's file: what is merged, what is refused, and how."""
 
 import json
+import sys
 from importlib import resources
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from amplify_ds import config
 from amplify_ds.errors import AmplifyError
@@ -76,7 +78,7 @@ def test_bad_settings_are_named_with_their_source(tmp_path):
     file.write_text("model:\n")
     refused("model must hold settings", file=str(file))
     file.write_text("optimizer: {lr: [\n")
-    refused("not valid YAML", file=str(file))
+    refused("cannot be read as YAML", file=str(file))
     file.write_text("just text\n")
     refused("expected sections", file=str(file))
     refused("no such configuration file", file=str(tmp_path / "absent.yaml"))
@@ -98,18 +100,41 @@ def test_bad_command_lines(words, text):
     assert text in str(error.value)
 
 
-def test_batches_that_do_not_divide_say_what_would():
+def default_row_tokens():
+    sys.path.insert(0, str(ROOT / "data_prep"))
+    from build_options import parse
+
+    return parse(["--input", "in.fasta", "--output", "out"]).settings["row_tokens"]
+
+
+@pytest.mark.parametrize("recipe", config.recipes())
+def test_every_recipe_and_the_default_shards_fit_on_up_to_eight_devices(recipe):
+    run, row_tokens = config.resolve(recipe, None, {}), default_row_tokens()
+    for world_size in range(1, 9):
+        cuts = [plan.batch_plan(run, row_tokens, rank, world_size) for rank in range(world_size)]
+        assert [row for cut in cuts for row in cut.share] == list(
+            range(run.training.global_batch_tokens // row_tokens)
+        ), "each row is one device's"
+        for cut in cuts:
+            assert len(cut.share) and cut.micro_rows <= run.training.micro_batch_rows
+            assert cut.micro_rows * cut.accumulation >= len(cut.share)
+            assert cut.computed_rows < 1.25 * cut.global_rows or cut.global_rows < 16, "few rows of padding"
+
+
+def test_a_batch_is_shared_by_any_number_of_devices_or_one_message_says_which_would_be():
     def cut(world_size, **flags):
         flags = {key.replace("__", "."): value for key, value in flags.items()}
         return plan.batch_plan(config.resolve("120M", None, flags), 8192, 0, world_size)
 
-    assert (cut(16).accumulation, cut(8).accumulation) == (1, 2)
-    with pytest.raises(AmplifyError, match="nearest that is: 999424"):
-        cut(1, training__global_batch_tokens="1000000")
-    with pytest.raises(AmplifyError, match="does not divide over 12 devices; it does over 1, 2, 4, 5, 8"):
-        cut(12)
-    with pytest.raises(AmplifyError, match="choose one of 1, 2, 4, 5, 10, 20"):
-        cut(8, training__micro_batch_rows="3")
+    assert (cut(16).accumulation, cut(8).accumulation, cut(16).micro_rows) == (1, 2, 10)
+    assert (cut(12).micro_rows, cut(12).accumulation) == (7, 2), "13 or 14 of 160 rows each"
+    assert cut(8, training__micro_batch_rows="3").micro_rows == 3 and cut(160).micro_rows == 1
+    for world_size, tokens in ((1, 1_000_000), (2, 4096), (3, 8192), (161, 160 * 8192), (7, 7 * 8192 + 1)):
+        with pytest.raises(AmplifyError, match=f"is {tokens:,}, but rows .* 8,192 tokens") as error:
+            cut(world_size, training__global_batch_tokens=str(tokens))
+        advised = str(error.value).rpartition(" ")[2]
+        found = cut(world_size, training__global_batch_tokens=advised)
+        assert len(found.share) * world_size == found.global_rows, "what is advised is shared evenly"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +161,7 @@ def test_deepspeed_files_that_are_refused(tmp_path, content, text):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     file = tmp_path / "ds.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}')
-    with pytest.raises(AmplifyError, match="zero_optimization stands there twice"):
+    with pytest.raises(AmplifyError, match="zero_optimization appears twice"):
         ds_config.read(str(file))
 
 

@@ -4,12 +4,16 @@ import csv
 import json
 import math
 import shutil
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import small_model
 import torch
 from conftest import ROOT, python
+from hypothesis import given
+from hypothesis import strategies as st
 from reference_amplify import HEAD_SIZE, rotate
 from small_model import ids_of, killed_and_continued, make_folder
 from structure_files import THREE, hairpin, hairpin_contacts, pdb
@@ -21,6 +25,7 @@ from amplify_ds.inference.contacts import jobs, picture
 from amplify_ds.inference.contacts.attention_maps import average_product_corrected, contact_features
 from amplify_ds.inference.contacts.precision import precisions, summary, table
 from amplify_ds.inference.contacts.targets import Target
+from amplify_ds.inference.names import file_names
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 LAYERS, HEADS = 2, 2
@@ -353,6 +358,41 @@ def test_killed_anywhere_it_continues_to_the_same_bytes(fitted, tmp_path):
     fasta.write_text("".join(f">p{i}\n{sequence(10 + i, i)}\n" for i in range(7)))
     words = ["predict", "--head", str(fitted[1]), "--input", str(fasta)]
     killed_and_continued("amplify_ds.contacts", words, tmp_path / "whole.npz", tmp_path / "killed.npz")
+
+
+NAMES = ["../../x", "/etc/passwd", "a/b", "a_b", "..\\y", "$x^{", "sp|P1|A", "1abc:A", ".hidden", "l" * 300, "l" * 301]
+
+
+def test_names_lead_nowhere_when_the_archive_is_unpacked(model, fitted, tmp_path):
+    fasta, output = tmp_path / "p.fasta", tmp_path / "c.npz"
+    fasta.write_text("".join(f">{name}\n{sequence(12 + i, i)}\n" for i, name in enumerate(NAMES)))
+    result = run("predict", "--head", fitted[1], "--input", fasta, "--output", output, "--plot", tmp_path / "p.png",
+                 "--protein", "$x^{")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "7 names cannot be file names and were changed: '../../x' is '_._.._x', " in result.stdout
+    assert f"numpy.load({str(output)!r})['_._.._x']" in result.stdout
+    found = np.load(output)
+    assert len(set(found.files)) == len(NAMES)
+    for i, (name, there) in enumerate(zip(NAMES, found.files)):  # in the order of the input
+        assert found[there].shape == (12 + i, 12 + i)
+        assert there == name or name not in ("a_b", "sp|P1|A", "1abc:A"), "a name that is safe stays"
+    with zipfile.ZipFile(output) as archive:
+        archive.extractall(tmp_path / "deep/er/unpacked")
+        assert {x.name for x in (tmp_path / "deep/er/unpacked").iterdir()} == set(archive.namelist())
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["c.npz", "deep", "p.fasta", "p.png"]
+
+
+MORE = [*NAMES, "n\x00l", "a_b-2", "..", ".", "é" * 200, "é" * 199]
+
+
+@given(st.lists(st.text(max_size=8) | st.sampled_from(MORE), unique=True))
+def test_file_names_are_distinct_and_safe(names):
+    found = file_names(names)
+    assert len(found) == len(set(found)) == len(names)
+    for name, there in zip(names, found):
+        assert Path(there).name == there and 0 < len(there.encode()) <= 250 and there.encode()
+        assert not set(there) & set("/\\\0\n") and not there.startswith(".")
+    assert file_names(found) == found
 
 
 def test_a_head_is_for_its_own_model(model, fitted, tmp_path):

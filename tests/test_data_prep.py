@@ -249,6 +249,10 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
     [
         (["--max-length", 2], "--max-length is 2"),
         (["--max-length", 65536, "--row-tokens", 100_000], "--max-length is 65536"),
+        (["--row-tokens", 10**18], f"--row-tokens is {10**18}, expected at most {2**24}"),
+        (["--workers", 10**30], f"--workers is {10**30}, expected 1 to 1024"),
+        (["--max-residues", 10**30], f"--max-residues {10**30}; expected 1 or more, below 2^63"),
+        (["--max-residues", 0], "--max-residues 0; expected 1 or more"),
         (["--max-length", 300, "--row-tokens", 299], "--row-tokens is 299"),
         (["--seed", -1], "--seed is -1"),
         (["--exclude", "nowhere.fasta"], "there is no file nowhere.fasta"),

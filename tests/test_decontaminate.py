@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import python
 from needs import needs_mmseqs
 from test_data_prep import STANDARD, build, windows, write_fasta
 
@@ -117,3 +118,12 @@ def test_options_that_do_not_go_together(words):
     with pytest.raises(SystemExit):
         decontaminate.main(["--validation", "valid.fasta", *words])
     assert sys.stderr
+
+
+@pytest.mark.parametrize(
+    "option, value", [("--threads", 10**6), ("--threads", 0), ("--min-bits", "nan"), ("--min-bits", -1)]
+)
+def test_numbers_that_mean_nothing_are_refused(tmp_path, option, value):
+    words = ["--train", "a.fasta", "--validation", "b.fasta", "--output", tmp_path / "out.fasta", option, value]
+    result = python("data_prep/decontaminate.py", *words)
+    assert result.returncode == 1 and result.stderr.startswith(f"error: {option} is {value}"), result.stderr

@@ -199,6 +199,7 @@ def test_bad_settings_are_refused(model):
     refused(folder, some, "dtype must be of", dtype="int8")
     refused(folder, some, "precision must be one of", precision="fp8")
     refused(folder, some, "device nonsense", device="nonsense")
+    refused(folder, some, "device meta: the meta device computes nothing", device="meta")
     for length in (4, LIMIT + 1):
         refused(folder, some, f"8 to {LIMIT} tokens .* found {length}", max_length=length)
     refused(amplify_ds.load(folder), some, "give them to load", row_tokens=9)

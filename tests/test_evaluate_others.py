@@ -1,11 +1,13 @@
 """ESM-2 beside ours on the same masked residues, against its own tokenizer and one protein at a time."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import python
+from safetensors.torch import load_file, save_file
 from test_layouts import SMALL, reference, write
 from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer
 
@@ -59,6 +61,20 @@ def expected(esm, shards, protocol, rows):
                 scores = logits[place - first + 1, allowed].log_softmax(-1)
                 losses.append(-scores[allowed.index(ESM_TOKENS.index(OURS[label]))].item())
     return losses
+
+
+def test_a_diverged_model_and_absurd_sizes_are_one_message(esm, tmp_path):
+    folder = shutil.copytree(esm[0], tmp_path / "esm")
+    weights = load_file(folder / "model.safetensors")
+    name = "esm.encoder.layer.1.output.dense.weight"
+    weights[name][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AmplifyError, match=f"{name} holds 1 values that are not finite"):
+        scorable(str(folder)).load(torch.device("cpu"))
+    sizes = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(sizes | {"num_hidden_layers": 10**9}))
+    with pytest.raises(AmplifyError, match=f"num_hidden_layers is 1000000000, but there are {len(weights)} tensors"):
+        scorable(str(folder))
 
 
 def test_the_same_residues_are_scored_for_every_model(esm, shards, tmp_path):

@@ -429,7 +429,7 @@ def test_a_damaged_description_is_refused(hub, tmp_path, change, text):
     for words in ([], ["--check"]):
         refuses(fetch(output, *words), "fetched.json is damaged, or of another dataset", text)
     (output / "fetched.json").write_bytes(gzip.compress(b"{}"))
-    refuses(fetch(output, "--check"), "fetched.json is damaged")
+    refuses(fetch(output, "--check"), "fetched.json: cannot be read as JSON", "Delete it")
 
 
 def test_the_bar_is_one_for_the_whole(hub, tmp_path):

@@ -13,7 +13,7 @@ from test_training import plain_training
 from amplify_ds.data.order import rows_at
 from amplify_ds.data.shards import Shards
 from amplify_ds.plot import read_scalars
-from amplify_ds.training import guards
+from amplify_ds.training import checkpoint, guards
 
 ROWS = SMALL["training.global_batch_tokens"] // 1024
 
@@ -74,13 +74,18 @@ def test_a_gradient_that_is_not_finite_changes_nothing(shards, tmp_path, stage, 
     assert losses(output) == before
 
 
-def test_too_many_in_a_row_end_the_run(shards, tmp_path):
+@pytest.mark.parametrize("every", [2, 0])
+def test_too_many_in_a_row_end_the_run(shards, tmp_path, every):
     faults = {"nan": [[batch, 0] for batch in (2, 4, 5, 6)]}
     result = train_with_faults(
-        faults, 2, tmp_path / "run", shards, guards__skipped_in_a_row=3, training__micro_batch_rows=2
-    )
+        faults, 2, tmp_path / "run", shards, guards__skipped_in_a_row=3, training__micro_batch_rows=2,
+        checkpoint__every=every,
+    )  # fmt: skip
     assert result.returncode != 0 and "3 batches in a row gave a gradient that is not finite" in result.stderr
     assert "step 4" in result.stderr and "Traceback" not in result.stderr
+    assert [path.name for path in checkpoint.listing(tmp_path / "run")] == (["step-00000002"] if every else [])
+    named = f"newest checkpoint is {tmp_path}/run/checkpoints/step-00000002" if every else "No checkpoint was saved"
+    assert named in result.stderr
 
 
 def test_a_jump_of_the_loss_names_the_row(shards, tmp_path):

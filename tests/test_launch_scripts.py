@@ -130,7 +130,7 @@ def test_the_350m_made_small_under_slurm_saves_requeues_and_resumes(copy, shards
     words = ["350m", *small(shards, output, 4000), "--checkpoint.every", "10"]
     with open(tmp_path / "log", "w") as log:
         job = subprocess.Popen(["bash", script, *words], env=environment(copy, **slurm), stdout=log, stderr=log)
-        while not checkpoint.complete(output) and job.poll() is None:
+        while not checkpoint.listing(output) and job.poll() is None:
             time.sleep(0.1)
         job.send_signal(signal.SIGUSR1)
         code = job.wait()
@@ -143,7 +143,7 @@ def test_the_350m_made_small_under_slurm_saves_requeues_and_resumes(copy, shards
     done = json.loads((output / "stopped.json").read_text())["step"]
     assert 10 <= done < 4000
 
-    last = checkpoint.complete(output)[-1].name
+    last = checkpoint.listing(output)[-1].name
     again = bash(copy, script, *words, "--training.steps", done + 1, **slurm, SLURM_RESTART_COUNT="1")
     assert again.returncode == 0 and f"continuing from {output}/checkpoints/{last}" in again.stderr, again.stderr
     assert json.loads((output / "result.json").read_text())["steps"] == done + 1

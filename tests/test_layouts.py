@@ -1,6 +1,8 @@
 """Import and export of every layout, against checkpoints that plain_layouts.py makes on its own."""
 
+import copy
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -212,7 +214,7 @@ def test_keys_and_shapes_that_do_not_fit_are_named(model, layout, what, words, t
         ({"vocab_size": 33}, "another vocabulary.*vocab_size 33"),
         ({"mask_token_id": 32}, "another vocabulary.*mask_token_id 32, expected 2"),
         ({"rms_norm": False}, "rms_norm must be True"),
-        ({"num_attention_heads": 0}, "num_attention_heads is 0, expected a whole number above 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, expected a whole number from 1 to 1,048,576"),
         ({"num_hidden_layers": "three"}, "num_hidden_layers is 'three'"),
         ([], "expected a JSON object"),
     ],
@@ -222,6 +224,41 @@ def test_a_configuration_that_is_not_amplify_s_is_refused(model, config, words, 
     (source / "config.json").write_text(json.dumps({**SMALL, **config} if config else config))
     with pytest.raises(AmplifyError, match=words):
         read_source(source)
+
+
+@pytest.mark.parametrize("layout", PLAIN)
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"])
+@pytest.mark.parametrize("value", [10**9, 2**62, -1, 10**300, 1e9, "9" * 10**5])
+def test_absurd_sizes_are_one_message_within_a_second(model, layout, key, value, tmp_path):
+    folder = write(tmp_path / "m", plain(model, layout), {**SMALL, key: value})
+    began = time.process_time()
+    with pytest.raises(AmplifyError, match="config.json: ") as error:
+        read_source(folder)
+    assert time.process_time() - began < 1 and key in str(error.value) or value == 10**300, error.value
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "layout, dtype", [*((name, "float32") for name in PLAIN), ("hf", "bfloat16"), ("hf", "float16")]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(model, layout, dtype, value, tmp_path):
+    name = "transformer_encoder.1.wo.weight"
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_parameter(name)[3, 4:6] = value
+    weights = {key: tensor.to(getattr(torch, dtype)) for key, tensor in plain(broken, layout).items()}
+    folder = write(tmp_path / "m", weights)
+    for read in (read_source, load_model, initial_weights, lambda path: export(path, tmp_path / "out")):
+        with pytest.raises(AmplifyError, match=f"m: {name} holds 2 values that are not finite, of 16,384"):
+            read(folder)
+    assert [x.name for x in tmp_path.iterdir()] == ["m"]
+
+
+def test_large_but_finite_weights_are_read(model, tmp_path):
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    weights["encoder.weight"][:] = 65504.0  # their sum is not finite in half precision
+    assert read_source(write(tmp_path / "m", weights)).weights["encoder.weight"].max() == 65504
 
 
 def test_another_vocabulary_is_refused(model, folders, tmp_path):

@@ -33,8 +33,11 @@ def mixed(shards, opened):
 
 
 def global_batch(mixture, step, world_size, micro_rows, skips=()):
-    """All that the ranks read at a step, in stream order: (input_ids, labels by place in the batch)."""
-    accumulation = GLOBAL_ROWS // world_size // micro_rows
+    """All that the ranks read at a step, in stream order: (input_ids, labels by place in the batch).
+
+    What follows a rank's rows is padding, and asserted to be: no token, no target.
+    """
+    accumulation = -(-GLOBAL_ROWS // (world_size * micro_rows))
     tokens, labels = [], []
     for rank in range(world_size):
         plan = BatchPlan(GLOBAL_ROWS, micro_rows, accumulation, rank, world_size)
@@ -44,8 +47,11 @@ def global_batch(mixture, step, world_size, micro_rows, skips=()):
             there = torch.full_like(batch.input_ids, IGNORED)
             used = batch.labels != IGNORED
             there[batch.masked_positions[used]] = batch.labels[used]
-            tokens.append(batch.input_ids)
-            labels.append(there)
+            end = min(micro_rows, max(0, len(plan.share) - part * micro_rows)) * mixture.row_tokens
+            assert not batch.input_ids[end:].any() and (there[end:] == IGNORED).all()
+            assert batch.tokens == (torch.where(there == IGNORED, batch.input_ids, there) != PAD).sum()
+            tokens.append(batch.input_ids[:end])
+            labels.append(there[:end])
     return torch.cat(tokens), torch.cat(labels)
 
 
@@ -66,7 +72,7 @@ def test_the_global_batch_does_not_depend_on_how_it_is_cut(request, kind, step):
             {"source": mixture.names[found.sources[i]], "row": int(found.rows[i]), "from": step - i} for i in (0, 3)
         ]
     expected = global_batch(mixture, step, 1, GLOBAL_ROWS, skips)
-    for world_size, micro_rows in ((1, 1), (2, 4), (2, 1), (4, 2), (8, 1)):
+    for world_size, micro_rows in ((1, 1), (2, 4), (2, 1), (4, 2), (8, 1), (3, 3), (3, 2), (5, 1), (6, 2), (7, 1)):
         found = global_batch(mixture, step, world_size, micro_rows, skips)
         assert all(torch.equal(a, b) for a, b in zip(found, expected))
     if skips:

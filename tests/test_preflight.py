@@ -158,14 +158,14 @@ def test_a_machine_that_hangs_ends_in_time_and_nothing_stays_there(tmp_path):
     assert took < 40
 
 
-def test_ranks_that_cannot_meet_and_a_batch_that_does_not_divide(shards, tmp_path):
+def test_ranks_that_cannot_meet_and_a_batch_of_too_few_rows(shards, tmp_path):
     (tmp_path / "hostfile").write_text("localhost slots=2\n")
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "absent0", "OMP_NUM_THREADS": "1"}
     words = [*training_words(tmp_path / "run", shards), "--training.global_batch_tokens", 1024]
     result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words, env=environment)
     assert result.returncode == 1
     assert failed(result) == {("localhost", "shards"), ("localhost", "all-reduce")}, result.stdout + result.stderr
-    assert "does not divide over 2 devices" in result.stderr
+    assert "set it to a multiple of 1,024 from 2,048 on" in result.stderr
     assert "absent0" in result.stderr and "GLOO_SOCKET_IFNAME" in result.stderr
     assert cells(result)["localhost", "step"] == "-"
 

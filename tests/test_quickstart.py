@@ -25,7 +25,7 @@ def test_killed_started_again_and_reused(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(words(place), stdout=log, stderr=log, env=environment)
-        while not checkpoint.complete(place / "run") and process.poll() is None:
+        while not checkpoint.listing(place / "run") and process.poll() is None:
             time.sleep(0.05)
         assert process.poll() is None, (tmp_path / "log").read_text()
         os.kill(process.pid, signal.SIGKILL)  # the script alone: what it started must end by itself

@@ -179,7 +179,7 @@ def test_refuses_what_is_no_directory_of_shards(tmp_path):
     refused(tmp_path / "nowhere", "nowhere", "build_shards.py")
     refused(tmp_path, "manifest.json", "build_shards.py")
     (tmp_path / "manifest.json").write_text('{"format": ')
-    refused(tmp_path, "manifest.json", "not valid JSON")
+    refused(tmp_path, "manifest.json", "cannot be read as JSON")
     (tmp_path / "manifest.json").write_text("[]")
     refused(tmp_path, "manifest.json", "format")
 

@@ -71,6 +71,8 @@ def plain(shards):
         (1, 1, {"data__workers": 2}),
         ("2_offload", 2, {}),
         ("3_offload", 2, {}),
+        (2, 3, {}),  # 4 rows: two ranks with a row and one of padding, one with two rows
+        (1, 3, {"training__micro_batch_rows": 8}),
         pytest.param(1, 2, {"training__compile": "true", "training__micro_batch_rows": 2}, marks=needs_compiler),
     ],
 )

@@ -31,6 +31,7 @@ from amplify_ds.benchmarks.prep import DATA_PREP
 from amplify_ds.config import RunConfig, resolve
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import sigterm_interrupts
+from amplify_ds.shell import next_commands
 
 RECIPE = "tiny"
 OURS: dict[str, Any] = {  # what differs from the recipe
@@ -58,7 +59,7 @@ class Contestant(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seeds", type=int, default=3, metavar="N", help="runs of each contestant (default: 3)")
-    add("--steps", type=int, metavar="N", help="optimizer steps; all schedules end there (default: the recipe's)")
+    add("--steps", type=int, default=1000, metavar="N", help="optimizer steps; all schedules end there (default: 1000)")
     add("--every", type=int, default=50, metavar="N", help="steps between evaluations (default: 50)")
     add(
         "--contestant", action="append", default=[], metavar="NAME=FILE.yaml",
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if min(options.seeds, options.steps or 2, options.every, options.ranks or 1) < 1 or options.steps == 1:
+    if min(options.seeds, options.steps, options.every, options.ranks or 1) < 1 or options.steps == 1:
         raise AmplifyError("--seeds, --every and --ranks must be at least 1, --steps at least 2")
     for file in filter(None, (options.picture, options.markdown)):
         if file.exists():
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
     if options.markdown:
         options.markdown.write_text(text + "\n")
         print(f"wrote {options.markdown}")
-    print(f"wrote {picture}\nruns: {options.directory}\nnext: tensorboard --logdir {options.directory}")
+    print(f"wrote {picture}\nruns: {options.directory}")
+    print(next_commands(("tensorboard", "--logdir", options.directory)))
 
 
 def _train(options: argparse.Namespace) -> dict[str, curves.Curve]:
@@ -141,7 +143,7 @@ def _contestants(options: argparse.Namespace) -> list[Contestant]:
 
 
 def _config(contestant: Contestant, options: argparse.Namespace, ranks: int, place: Path, seed: int) -> RunConfig:
-    steps = int((options.steps or resolve(RECIPE, None, {}).training.steps) * contestant.share)
+    steps = int(options.steps * contestant.share)
     rows = max(1, (ROWS + ranks // 2) // ranks)  # of a rank, as launch/quickstart.sh shares them out
     fixed = {
         "data.train": [str(place / "train")], "data.validation": [str(place / "validation")],

@@ -6,13 +6,14 @@ perplexity is exp of such a mean.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from amplify_ds.structured import read_json
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Curve:
 
 def read(run: Path) -> Curve:
     """Of one complete run."""
-    scores = json.loads((run / "result.json").read_text())["evaluations"]
+    scores = read_json(run / "result.json")["evaluations"]
     found = [score for score in scores if score["protocol"] == "mask_only"]
     steps, seconds, residues, losses = (
         np.array([score[key] for score in found]) for key in ("step", "seconds", "residues", "loss")
@@ -116,7 +117,8 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     style = {
-        "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "grid.alpha": 0.25,
         "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
     }  # fmt: skip
     first = next(iter(curves))

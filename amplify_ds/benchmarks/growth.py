@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     if options.markdown:
         options.markdown.write_text("\n\n".join(texts) + "\n")
         print(f"wrote {options.markdown}")
-    print("next: python -m amplify_ds.benchmark train, the same step beside the padded way")
+    print("python -m amplify_ds.benchmark train puts the same step beside the padded way")
 
 
 def by_length(place: Path, lengths: Sequence[int], turns: int) -> str:

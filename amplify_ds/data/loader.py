@@ -1,8 +1,9 @@
 """From shards to batches: what the model reads at each step is a pure function of (seed, step).
 
 The training order is endless: position p of the stream is a row of one of the sources, given by mixture.py. Batch b of
-the run (that of optimizer step b + 1) reads the positions [b·G, (b + 1)·G), a global batch of G rows; rank r takes an
-equal, contiguous share of them, in micro batches. So the state of the stream is one integer, and the stream is the same
+the run (that of optimizer step b + 1) reads the positions [b·G, (b + 1)·G), a global batch of G rows; rank r of W takes
+[r·G // W, (r + 1)·G // W) of them, in micro batches. All ranks compute equally many rows: where W does not divide G,
+some compute rows of padding, which have no targets. So the state of the stream is one integer, and it is the same
 for every number of ranks, of loader workers and of rows a micro batch. Rows that a run leaves out from some batch on
 are replaced by others (skips.py). A row's mask is keyed by (seed, epoch, row) and its source.
 
@@ -23,7 +24,7 @@ from amplify_ds.data.mixture import Mixture, Places
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.skips import Skips
 from amplify_ds.errors import AmplifyError
-from amplify_ds.vocab import EOS
+from amplify_ds.vocab import EOS, PAD
 
 _AHEAD = 64  # micro batches whose rows are looked up at once: as quick as for one
 SEGMENT_MULTIPLE = 64  # cu_seqlens is filled up with empty segments, so that its size hardly ever changes
@@ -100,12 +101,30 @@ class BatchPlan:
     rank: int
     world_size: int
 
+    @property
+    def share(self) -> range:
+        """The rows of the global batch that are this rank's."""
+        return range(
+            self.rank * self.global_rows // self.world_size, (self.rank + 1) * self.global_rows // self.world_size
+        )
+
+    @property
+    def computed_rows(self) -> int:
+        """Rows that all ranks compute in a step: the global batch, and the padding where it does not divide."""
+        return self.world_size * self.accumulation * self.micro_rows
+
+    def rows(self, index: int) -> int:
+        """How many of the rows of micro batch `index` are of the batch; those after them are padding."""
+        return max(0, min(self.micro_rows, len(self.share) - index % self.accumulation * self.micro_rows))
+
     def positions(self, index: int) -> np.ndarray:
-        """Stream positions of this rank's micro batch `index`, counted over all steps."""
+        """Stream positions [micro_rows] of this rank's micro batch `index`, counted over all steps. Padding repeats the
+        last position of the rank's share.
+        """
         step, part = divmod(index, self.accumulation)
-        share = self.accumulation * self.micro_rows
-        begin = step * self.global_rows + self.rank * share + part * self.micro_rows
-        return np.arange(begin, begin + self.micro_rows)
+        begin = self.share.start + part * self.micro_rows
+        within = np.minimum(np.arange(begin, begin + self.micro_rows), self.share.stop - 1)
+        return step * self.global_rows + within
 
 
 class TrainingBatches(Dataset):
@@ -147,8 +166,12 @@ class TrainingBatches(Dataset):
     def __getitem__(self, index: int) -> PackedBatch:
         content, masks = [], []
         sources, _, epochs, rows = self.places(index)
-        for source, epoch, row in zip(sources.tolist(), epochs.tolist(), rows.tolist()):
-            tokens, lengths = self.mixture.sources[source].shards.row(row)
+        used = self.plan.rows(index)
+        for number, (source, epoch, row) in enumerate(zip(sources.tolist(), epochs.tolist(), rows.tolist())):
+            if number < used:
+                tokens, lengths = self.mixture.sources[source].shards.row(row)
+            else:
+                tokens, lengths = np.full(self.mixture.row_tokens, PAD, np.uint8), np.zeros(0, np.uint16)
             key = (self.seed, epoch, row, source) if source else (self.seed, epoch, row)
             content.append((tokens, lengths))
             masks.append(masking.mask_row(tokens, key, self.slots, *self.shares))

@@ -28,6 +28,7 @@ import numpy as np
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import content_digest
+from amplify_ds.structured import read_json
 from amplify_ds.vocab import PAD, TOKENS, VOCABULARY_SHA256
 
 FORMAT = "amplify_ds.shards"
@@ -172,14 +173,12 @@ def _read_manifest(path: Path) -> dict:
         )
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = read_json(file, f". {REBUILD}")
     except FileNotFoundError:
         raise AmplifyError(
             f"{path} holds no {MANIFEST}, so it is no directory of shards. Give one that "
             "data_prep/build_shards.py wrote."
         ) from None
-    except ValueError as error:
-        raise AmplifyError(f"{file} is not valid JSON ({error}). {REBUILD}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise AmplifyError(
             f'{file} is not of the format "{FORMAT}". Give a directory that data_prep/build_shards.py wrote.'

@@ -22,6 +22,7 @@ import numpy as np
 from amplify_ds.data.mixture import Mixture, Places
 from amplify_ds.data.order import permute
 from amplify_ds.errors import AmplifyError
+from amplify_ds.structured import parse_json
 
 _REPLACEMENT = 2**33  # in a key: orders that are those of no source
 
@@ -65,7 +66,7 @@ def read_skip_rows(file: Path, mixture: Mixture) -> list[dict]:
             continue
         where = f"{file}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             raise AmplifyError(f"{where}: not valid JSON ({error}); {_EXPECTED}") from None
         _find(mixture, entry, where)

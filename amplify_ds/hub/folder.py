@@ -18,7 +18,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256
 from amplify_ds.hub import conversion, layouts, official
 from amplify_ds.hub.download import download, is_hub_name
-from amplify_ds.hub.tensors import read_json, read_tensors
+from amplify_ds.hub.tensors import check_finite, read_json, read_tensors
 from amplify_ds.model import configuration_amplify
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.model.modeling_amplify import AMPLIFY
@@ -26,6 +26,7 @@ from amplify_ds.training import checkpoint, runs
 from amplify_ds.vocab import SPECIAL, TOKENS
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+LARGEST = 2**20  # of any size in config.json
 # Fields that a configuration of ours has; those of another layout may have more.
 FIELDS = {*inspect.signature(AMPLIFYConfig.__init__).parameters, *configuration_amplify.FIXED} - {"self", "kwargs"}
 # What a run tells about itself, in a checkpoint's state.json or an export's provenance.json.
@@ -86,8 +87,8 @@ def locate(source: str | Path) -> tuple[Path, str]:
 def read_source(source: str | Path) -> Source:
     """The model of a checkpoint, a run (its newest), a model folder in any layout, or a hub name (NAME@REVISION).
 
-    Raises AmplifyError when `source` is none of these, when its tensors are not those of its configuration, and when
-    its vocabulary is another one.
+    Raises AmplifyError when `source` is none of these, when its tensors are not those of its configuration or not
+    finite, and when its vocabulary is another one.
     """
     path, name = locate(source)
     found = find_checkpoint(path)
@@ -109,6 +110,7 @@ def read_source(source: str | Path) -> Source:
     _check_vocabulary(path / described, raw, weights, layout)
     config, note = _config(path / described, raw, weights, layout)
     weights, notes = conversion.to_ours(weights, config, layout, str(path))
+    check_finite(path, weights)
     return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [told, note]), *notes])
 
 
@@ -145,9 +147,15 @@ def _config(file: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AM
     if raw is None:
         return conversion.config_from_shapes(weights, layout, str(file.parent))
     known = {key: value for key, value in raw.items() if key in FIELDS}
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_length"):
-        if key in known and (type(known[key]) is not int or known[key] < 1):
-            raise AmplifyError(f"{file}: {key} is {known[key]!r}, expected a whole number above 0")
+    sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size", "max_length"), LARGEST)
+    sizes |= {"num_hidden_layers": len(weights)}  # what is built of it takes time for each layer
+    for key, largest in sizes.items():
+        if key in known and (type(known[key]) is not int or not 1 <= known[key] <= largest):
+            of_the_weights = f" (there are {len(weights)} tensors)" if key == "num_hidden_layers" else ""
+            raise AmplifyError(
+                f"{file}: {key} is {known[key]!r:.40}, expected a whole number from 1 to "
+                f"{largest:,}{of_the_weights}"
+            )
     try:
         return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None
     except (ValueError, TypeError) as error:

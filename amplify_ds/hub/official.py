@@ -11,14 +11,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from amplify_ds.errors import AmplifyError
+from amplify_ds.structured import read_yaml
 from amplify_ds.vocab import TOKENS
 
 CONFIG = "config.yaml"
 MAX_LENGTH = 2048  # of the official code, where the configuration has none
-_LARGEST = 2**20  # bytes; the official ones have some 3,000
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _FLOATS = ("norm_eps", "embedding_init_range", "decoder_init_range")
 _FIXED = {"_name_": "AMPLIFY", "normalized_transformer": False}  # of the model that is built here
@@ -31,9 +29,12 @@ def read_config(path: Path, fields: Collection[str]) -> tuple[dict[str, Any] | N
     is no such configuration, lacks a size of the model, or describes another model or vocabulary.
     """
     file = path / CONFIG
-    if not file.exists():
+    try:
+        content = read_yaml(file)
+    except FileNotFoundError:
         return None, None
-    content = _read_yaml(file)
+    if not isinstance(content, dict):
+        raise AmplifyError(f"{file}: expected sections such as `model` and `tokenizer`, found {type(content).__name__}")
     model, tokenizer = content.get("model"), content.get("tokenizer", {})
     if not isinstance(model, dict) or not isinstance(tokenizer, dict):
         lacking = "tokenizer" if isinstance(model, dict) else "model"
@@ -65,21 +66,6 @@ def read_config(path: Path, fields: Collection[str]) -> tuple[dict[str, Any] | N
     return found | {"max_length": MAX_LENGTH}, (
         f"{CONFIG} gives no max_length for the model: {MAX_LENGTH} is taken, as in the official code"
     )
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > _LARGEST:
-        raise AmplifyError(f"{file}: has {file.stat().st_size:,} bytes, expected a configuration of some kilobytes")
-    try:
-        text = file.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # they can grow without bounds
-            raise AmplifyError(f"{file}: has YAML aliases (*name), which are not supported; write out their values")
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise AmplifyError(f"{file}: cannot be read as YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise AmplifyError(f"{file}: expected sections such as `model` and `tokenizer`, found {type(content).__name__}")
-    return content
 
 
 def _number(file: Path, key: str, value: Any) -> float:

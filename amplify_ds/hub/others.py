@@ -23,7 +23,7 @@ import torch
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.folder import CONFIG, find_checkpoint, load_model, locate
-from amplify_ds.hub.tensors import read_json
+from amplify_ds.hub.tensors import check_finite, count_tensors, read_json
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
 Logits = Callable[..., torch.Tensor]  # inputs of PackedBatch.model_inputs -> [M, 27]
@@ -49,6 +49,9 @@ def scorable(source: str) -> Scorable:
     config = {} if found else read_json(path / CONFIG) or {}
     if not _is_of_transformers(config.get("model_type")):
         return Scorable(source, found and found.step, np.ones(len(TOKENS), bool), lambda device: _own(source, device))
+    layers = config.get("num_hidden_layers", 0)
+    if type(layers) is int and layers > (tensors := count_tensors(path)):  # transformers would build them first
+        raise AmplifyError(f"{path / CONFIG}: num_hidden_layers is {layers}, but there are {tensors} tensors")
     return _other(source, path)
 
 
@@ -87,6 +90,7 @@ def _other(source: str, path: Path) -> Scorable:
             ) from None
         if missing := sorted(name for name in report["missing_keys"] if "position_ids" not in name):
             raise AmplifyError(f"{source}: holds no masked language model; it lacks {', '.join(missing[:8])}")
+        check_finite(path, dict(model.named_parameters()))
         return _Framed(
             model.to(device).eval(), ids.to(device), torch.from_numpy(known), before, after, tokenizer.pad_token_id
         )

@@ -6,15 +6,17 @@ can hold any program.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from amplify_ds import structured
 from amplify_ds.errors import AmplifyError
+from amplify_ds.shell import command_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -49,12 +51,35 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
     return tensors, [path / name for name in names]
 
 
+def count_tensors(path: Path) -> int:
+    """How many tensors the folder holds, from its headers. Raises AmplifyError where they cannot be read."""
+    if (index := read_json(path / INDEX)) is not None:
+        return len(index.get("weight_map") or ())
+    try:
+        with safe_open(path / WEIGHTS, "pt") as file:
+            return len(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise AmplifyError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from None
+
+
+def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """AmplifyError that names the first tensor with a number that is not finite."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)):  # one pass; float64 holds any sum of finite numbers
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise AmplifyError(
+                f"{path}: {name} holds {wrong:,} values that are not finite, of {tensor.numel():,}: the model has "
+                "diverged or its file was damaged. Take an earlier checkpoint or another copy"
+            )
+
+
 def _nothing_to_read(path: Path) -> str:
     found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    command = command_line("python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", path)
     if parts := [name for name in found if name.endswith(".distcp")]:
         return (
             f"{path}: holds a distributed checkpoint ({parts[0]} …), which is read by way of pickle, and is refused. "
-            f"Where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt; "
+            f"Where you trust it: {command} weights.pt; "
             "then save its model weights with safetensors.torch.save_file as model.safetensors"
         )
     if pickled := [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".nemo"))]:
@@ -70,12 +95,10 @@ def _nothing_to_read(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file."""
-    if not path.exists():
-        return None
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise AmplifyError(f"{path}: cannot be read as JSON ({error})") from None
+        content = structured.read_json(path)
+    except FileNotFoundError:
+        return None
     if not isinstance(content, dict):
         raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

@@ -33,7 +33,7 @@ def draw(path: Path, name: str, tokens: np.ndarray, log_p: np.ndarray, one_pass:
     lines = -(-count // _MOST_ACROSS)
     across = -(-count // lines)
     method = "wild-type-marginal, one pass" if one_pass else "masked-marginal"
-    with plt.rc_context({"font.size": 9, "savefig.dpi": 150}):
+    with plt.rc_context({"font.size": 9, "savefig.dpi": 150, "text.parse_math": False}):
         size = (1.9 + 0.115 * max(across, 45), 0.9 + 3.0 * lines)
         figure, panels = plt.subplots(lines, 1, figsize=size, squeeze=False, layout="constrained")
         colours = plt.get_cmap("RdBu").with_extremes(bad="0.85")

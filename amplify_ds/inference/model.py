@@ -97,6 +97,8 @@ def load(
         raise AmplifyError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}")
     model = load_model(name)
     try:
+        if device == "meta":
+            raise RuntimeError("the meta device computes nothing")
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         half = precision == "bf16" or (precision == "auto" and place.type == "cuda")
         model.to(place, torch.bfloat16 if half else torch.float32)

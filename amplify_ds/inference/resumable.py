@@ -22,6 +22,7 @@ import numpy as np
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sync, write_json
+from amplify_ds.structured import read_json
 
 
 class Chunks:
@@ -85,13 +86,11 @@ def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> Non
 def _same_job(folder: Path, job: dict[str, Any]) -> None:
     path = folder / "job.json"
     job = json.loads(json.dumps(job))
-    if not path.exists():
+    try:
+        begun = read_json(path, f". Remove {folder} to begin anew")
+    except FileNotFoundError:
         write_json(path, job)
         return
-    try:
-        begun = json.loads(path.read_text())
-    except ValueError as error:
-        raise AmplifyError(f"{path}: cannot be read: {error}. Remove {folder} to begin anew") from None
     if differing := sorted(key for key in begun.keys() | job.keys() if begun.get(key) != job.get(key)):
         changes = ", ".join(f"{key} (was {begun.get(key)}, now {job.get(key)})" for key in differing)
         raise AmplifyError(

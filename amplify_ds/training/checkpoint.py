@@ -31,6 +31,7 @@ from typing_extensions import TypedDict
 
 from amplify_ds.errors import AmplifyError, advice, explain
 from amplify_ds.files import content_digest, forget_cached, sha256, sync, usual_permissions
+from amplify_ds.structured import parse_json
 from amplify_ds.training.progress import Progress
 
 FORMAT = 3
@@ -146,7 +147,7 @@ def open_checkpoint(path: Path) -> CheckpointFile:
 
 def _checked(path: Path, text: bytes) -> dict[str, Any]:
     """The content of state.json, if it is what was written."""
-    state = json.loads(text)
+    state = parse_json(text)
     if not isinstance(state, dict):
         raise ValueError(f"{STATE} holds no JSON object")
     if DIGEST in state and state[DIGEST] != content_digest(state, DIGEST):
@@ -219,8 +220,6 @@ def _reading(path: Path) -> Iterator[None]:
                 "about the checkpoint itself."
             ) from None
         raise _damaged(path, f"{error.filename or path}: {error.strerror}") from None
-    except RecursionError:
-        raise _damaged(path, f"{STATE} is nested too deeply") from None
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, " ".join(str(error).split("\n    For further")[0].split())) from None
 

@@ -7,12 +7,12 @@ DeepSpeed ignores unknown top-level keys without a word, so the file is checked 
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
+from amplify_ds.structured import read_json
 
 ALLOWED = (
     "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
@@ -39,11 +39,9 @@ OWNED_BY_RUN = {
 def read(path: str) -> dict[str, Any]:
     """The checked content of the file. Raises AmplifyError naming file and key."""
     try:
-        content = json.loads(Path(path).read_text(), object_pairs_hook=_without_repeats)
+        content = read_json(Path(path))
     except FileNotFoundError:
         raise AmplifyError(f"{path}: no such DeepSpeed file; ds_configs/ has zero0.json to zero3.json") from None
-    except (OSError, ValueError) as error:
-        raise AmplifyError(f"{path}: cannot be read as a DeepSpeed JSON file: {error}") from None
     if not isinstance(content, dict):
         raise AmplifyError(f"{path}: expected a JSON object, found {type(content).__name__}")
     for key in content:
@@ -67,14 +65,6 @@ def read(path: str) -> dict[str, Any]:
     if type(stage(content)) is not int or stage(content) not in (0, 1, 2, 3):
         raise AmplifyError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {stage(content)!r}")
     return content
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key} stands there twice")
-    return dict(pairs)
 
 
 def stage(content: dict[str, Any]) -> int:

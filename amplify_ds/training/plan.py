@@ -18,32 +18,25 @@ from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 
 
 def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> BatchPlan:
-    """Cut the global batch into rows, ranks and micro batches. Raises AmplifyError saying what would divide."""
-    tokens, micro_rows = run.training.global_batch_tokens, run.training.micro_batch_rows
-    if tokens % row_tokens:
-        nearest = max(1, round(tokens / row_tokens)) * row_tokens
-        raise AmplifyError(
-            f"training.global_batch_tokens {tokens} is not a whole number of rows: a row of the training shards "
-            f"has {row_tokens} tokens. The nearest that is: {nearest}"
-        )
-    rows = tokens // row_tokens
-    if rows % world_size:
-        raise AmplifyError(
-            f"the global batch of {rows} rows ({tokens} tokens) does not divide over {world_size} devices; it does "
-            f"over {_divisors(rows)}. Change training.global_batch_tokens (multiples of "
-            f"{row_tokens * world_size}) or the number of devices"
-        )
-    share = rows // world_size
-    if share % micro_rows:
-        raise AmplifyError(
-            f"the {share} rows of each device ({rows} rows over {world_size} devices) are no multiple of "
-            f"training.micro_batch_rows {micro_rows}; choose one of {_divisors(share)}"
-        )
-    return BatchPlan(rows, micro_rows, share // micro_rows, rank, world_size)
+    """Cut the global batch into rows, ranks and micro batches.
 
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+    Any number of devices up to the number of rows shares a batch, and a micro batch has at most
+    training.micro_batch_rows rows. Raises AmplifyError, with a batch that suits rows and devices, unless the batch is a
+    whole number of rows and gives each device at least one.
+    """
+    tokens = run.training.global_batch_tokens
+    rows, rest = divmod(tokens, row_tokens)
+    if rest or rows < world_size:
+        even = row_tokens * world_size
+        devices = "1 device" if world_size == 1 else f"{world_size} devices"
+        raise AmplifyError(
+            f"training.global_batch_tokens is {tokens:,}, but rows of the training shards have {row_tokens:,} tokens, "
+            f"and {devices} must get whole rows, each at least one: set it to a multiple of {row_tokens:,} from "
+            f"{even:,} on, such as --training.global_batch_tokens {max(1, round(tokens / even)) * even}"
+        )
+    most = -(-rows // world_size)  # rows of a rank, if they do not divide
+    accumulation = -(-most // run.training.micro_batch_rows)
+    return BatchPlan(rows, -(-most // accumulation), accumulation, rank, world_size)
 
 
 def model_config(run: RunConfig, max_length: int) -> AMPLIFYConfig:

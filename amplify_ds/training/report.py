@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,13 @@ class Report:
         with self._writer(step) as self.events, self._bar(step) as self.bar:
             yield
 
+    def warn(self, warnings: Sequence[str], step: int) -> None:
+        """Show what is to be known of this run, and keep it among its events."""
+        for text in warnings:
+            say(f"warning: {text}")
+        if warnings:
+            self.events.add_text("warnings", "\n\n".join(warnings), step)
+
     def log(self, progress: Progress, found: Totals, interval: Interval) -> None:
         """A point of TensorBoard, and a line now and then where there is no terminal for the bar."""
         epochs = self.sources.epochs(progress.batch * self.plan.global_rows, self.run.training.seed)
@@ -88,10 +95,11 @@ class Report:
             f"{self.output / guards.SKIPPED}"
         )
         if in_a_row >= limit:
+            saved = checkpoint.listing(self.output)
+            newest = f"The newest checkpoint is {saved[-1]}" if saved else "No checkpoint was saved before"
             raise AmplifyError(
                 f"step {step}: {limit} batches in a row gave a gradient that is not finite (guards.skipped_in_a_row); "
-                "training has diverged. Start again with a lower --optimizer.lr in another --output; checkpoints from "
-                f"before it are in {checkpoint.folder(self.output)}"
+                f"training has diverged. Start again with a lower --optimizer.lr in another --output. {newest}"
             )
 
     def jumped(self, step: int, loss: float, rows: list[dict[str, Any]], row_losses: list[float]) -> None:

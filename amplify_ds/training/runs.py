@@ -10,7 +10,6 @@ RUN/stopped.json  stopped on request, and saved (stopping.py);  RUN/stalled.json
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import torch
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
+from amplify_ds.structured import read_json
 from amplify_ds.training import checkpoint, stopping, watchdog
 from amplify_ds.training.retention import Checkpoints
 
@@ -86,7 +86,7 @@ def _locked(lock) -> bool:
 
 def read_description(run: Path) -> dict[str, Any]:
     try:
-        content = json.loads((run / DESCRIPTION).read_text())
+        content = read_json(run / DESCRIPTION)
         return {key: dict(content[key]) for key in ("binding", "settings")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AmplifyError(f"{run / DESCRIPTION}: cannot be read ({error!r}); is {run} a run directory?") from None

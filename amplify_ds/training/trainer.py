@@ -29,7 +29,7 @@ from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, runs, stopping, visibility
+from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, overlap, runs, stopping, visibility
 from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.metrics import Interval, device_flops
@@ -84,6 +84,7 @@ class Trainer:
                     verify(shards.path)
             self._lock = runs.open_run(output, run, self.binding, resume)
             self.checkpoints = Checkpoints(output, run.checkpoint.keep_last, run.checkpoint.keep_every, say)
+        self.warnings = overlap.warnings(self.sources, self.validation) if self.leader else []
         self.device = engine.start_ranks()
         # Also a barrier: the run directory exists and is ours.
         drawn = torch.tensor([secrets.randbits(48) if self.leader else 0], dtype=torch.int64, device=self.device)
@@ -140,6 +141,7 @@ class Trainer:
         if self.leader and progress.step < run.training.steps:
             (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
         with loader, self.report.open(progress.step):
+            self.report.warn(self.warnings, progress.step)
             if progress.step == 0:
                 self._evaluate()
             interval, in_a_row = Interval(self.device), 0
@@ -223,7 +225,7 @@ class Trainer:
             logits = self.engine.forward(**batch.model_inputs()).logits
             loss, row_losses = masked_language_loss(logits, batch.labels, self.plan.micro_rows)
             interval.add(batch, row_losses, logits, waited)
-            yield loss
+            yield loss * (self.plan.computed_rows / self.plan.global_rows)  # the mean over the batch: no padding
 
     def _log(self, interval: Interval) -> None:
         """Collective."""
@@ -237,7 +239,8 @@ class Trainer:
         for number in spikes:
             batch, own = interval.row_losses(number)
             row_losses = torch.zeros(self.plan.global_rows, dtype=torch.float64, device=self.device)
-            row_losses[self.plan.rank * len(own) :][: len(own)] = own.double() / self.batches.slots
+            share = self.plan.share
+            row_losses[share.start : share.stop] = own[: len(share)].double() / self.batches.slots
             step = self.progress.step - interval.steps + 1 + number
             row_losses = engine.sum_over_ranks(row_losses).tolist()
             self.report.jumped(step, found.step_losses[number], self._rows_of(batch), row_losses)
@@ -320,6 +323,7 @@ class Trainer:
             "packing_efficiency": self.sources.packing_efficiency(),
             "checkpoint": str(self.checkpoints.newest.path) if self.leader else None,
             "evaluations": progress.history,
+            "warnings": self.warnings,
         }
         if self.leader:
             write_json(self.output / runs.RESULT, result)

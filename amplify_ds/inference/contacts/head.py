@@ -12,7 +12,6 @@ The file is JSON: a head is refused for another model than its own, by the finge
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import warnings
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.inference.contacts.attention_maps import require_float32
 from amplify_ds.inference.model import Reader
+from amplify_ds.structured import read_json
 
 C = 0.15
 FORMAT = "amplify_ds contact head, version 1"
@@ -95,11 +95,9 @@ def save(head: Head, path: Path) -> None:
 def read(path: Path) -> Head:
     """Raises AmplifyError for a file that is no head."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except FileNotFoundError:
         raise AmplifyError(f"{path}: there is no such file; make one with `amplify_ds.contacts fit`") from None
-    except ValueError as error:
-        raise AmplifyError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise AmplifyError(f"{path}: is no contact head of this version; make one with `amplify_ds.contacts fit`")
     wrong = [key for key, kind in _KEYS.items() if not isinstance(content.get(key), kind)]

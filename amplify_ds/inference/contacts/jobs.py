@@ -23,6 +23,7 @@ from amplify_ds.inference.contacts.attention_maps import contact_features
 from amplify_ds.inference.contacts.head import Head
 from amplify_ds.inference.contacts.targets import MINIMUM_SEPARATION, THRESHOLD, Target, known_pairs, observed
 from amplify_ds.inference.model import Reader
+from amplify_ds.inference.names import file_names
 from amplify_ds.inference.resumable import finish, refuse_existing, resumable
 
 Progress = Callable[[int], object]
@@ -123,10 +124,11 @@ def write_precisions(path: Path, found: Sequence[tuple[Target, dict[str, dict[st
 
 def predict_file(
     reader: Reader, head: Head, targets: Sequence[Target], sequences: str, output: Path, progress: Progress
-) -> None:  # fmt: skip
-    """Write an .npz with a float16 matrix [n, n] for each protein, under its name; resumable (resumable.py).
+) -> list[str]:  # fmt: skip
+    """Write an .npz with a float16 matrix [n, n] for each protein, in order; resumable (resumable.py).
 
     sequences: their checksum. progress: proteins. The comment of the archive says which model and head this was.
+    Returns the names in the archive: the proteins' own, but for those that are no safe names of files (names.py).
     """
     if output.suffix != ".npz":
         raise AmplifyError(f"{output}: the name must end in .npz, the format that is written")
@@ -134,6 +136,7 @@ def predict_file(
         "what": "contact probabilities", "sequences": sequences, "proteins": len(targets),
         "model": head.fingerprint, "head": xxhash.xxh3_128_hexdigest(repr((head.weights, head.intercept)).encode()),
     }  # fmt: skip
+    names = file_names([target.name for target in targets])
     with resumable(output, job) as chunks:
         for number, target in enumerate(targets):
             if number not in chunks:
@@ -143,12 +146,13 @@ def predict_file(
         def write(path: Path) -> None:
             with zipfile.ZipFile(path, "w") as archive:
                 archive.comment = json.dumps({"version": amplify_ds.__version__, **job}).encode()
-                for target, arrays in zip(targets, chunks.read()):
-                    entry = zipfile.ZipInfo(f"{target.name}.npy", (1980, 1, 1, 0, 0, 0))  # equal bytes for equal work
+                for name, arrays in zip(names, chunks.read()):
+                    entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # equal bytes for equal work
                     with archive.open(entry, "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, arrays["probability"])
 
         finish(output, chunks, write)
+    return names
 
 
 def _chosen(target: Target, index: int, settings: Fitting) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def draw(path: Path, target: Target, probability: np.ndarray) -> None:
     predicted, known = layers(probability, target.contacts)
     count = len(probability)
     edges = (0.5, count + 0.5, count + 0.5, 0.5)
-    with plt.rc_context({"font.size": 9, "savefig.dpi": 150}):
+    with plt.rc_context({"font.size": 9, "savefig.dpi": 150, "text.parse_math": False}):
         figure, axes = plt.subplots(figsize=(6.4, 5.6), layout="constrained")
         image = axes.imshow(predicted, cmap="Blues", vmin=0, vmax=1, extent=edges, interpolation="nearest")
         axes.imshow(known, cmap="Greys", vmin=0, vmax=1, extent=edges, interpolation="nearest")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.names import file_names
 
 THRESHOLD = 8.0  # Å
 MINIMUM_SEPARATION = 6  # residues along the chain: nearer ones are in contact through the backbone
@@ -56,7 +57,7 @@ def read_contacts(folder: Path, name: str, length: int) -> np.ndarray:
     """int8 [n, n] from the contact file of a protein of `length` residues. AmplifyError names file and line."""
     for suffix, read in ((".txt", _read_pairs), (".npy", _read_matrix)):
         path = folder / f"{name}{suffix}"
-        if Path(name).name == name and path.is_file():
+        if file_names([name]) == [name] and path.is_file():
             return read(path, length)
     raise AmplifyError(
         f"{folder}: holds no contacts of {name!r}; expected {name}.txt (a line `i j` for each contact, from 1) or "
