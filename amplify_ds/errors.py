@@ -61,8 +61,7 @@ class AmplifyError(Exception):
 
 
 def command(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and end the process with its exit code: 1 for a failure that is explained, 130 for Ctrl-C.
-    """
+    """Run a command's `main` and end the process: code 1 for a failure that is explained, 130 for Ctrl-C."""
     start.begin()
     try:
         code = main() or 0

@@ -115,7 +115,9 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
 
     trainer = None
     try:
-        trainer = Trainer(run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows)
+        trainer = Trainer(
+            run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows
+        )
         done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
@@ -147,8 +149,9 @@ def _lost(gone: dict[int, int], place: str) -> str:
     """place: of this rank, of which the lost one was at most a step ahead or behind."""
     ranks = ", ".join(f"rank {rank} (process {pid})" for pid, rank in gone.items())
     return (
-        f"{ranks} on {socket.gethostname()} has ended; this rank was at {place}. A message of its own is above; without "
-        "one it was killed, perhaps because memory ran out. The same command continues from the newest checkpoint."
+        f"{ranks} on {socket.gethostname()} has ended; this rank was at {place}. A message of its own is above; "
+        "without one it was killed, perhaps because memory ran out. The same command continues from "
+        "the newest checkpoint."
     )
 
 

@@ -1,4 +1,4 @@
-"""One rank fails: the console has its message and nothing else, whichever rank it is and whatever the others wait for."""
+"""One rank fails: the console has its message and nothing else, whichever it is and whatever the others wait for."""
 
 import os
 import re

@@ -88,7 +88,12 @@ def test_variables_are_carried_from_the_environment_and_the_users_own_files(tmp_
     before = (tmp_path / ".deepspeed_env").read_bytes()
     environment = {"NCCL_DEBUG": "WARN", "HOME": "x", "PATH": "/a b:/c", "SECRET": "s", "AMPLIFY_LAUNCHER_PID": "1"}
     (tmp_path / "written").write_text(variables.file_text(environment, {"OMP_NUM_THREADS": "4"}))
-    assert variables.read(tmp_path / "written") == {"NCCL_DEBUG": "WARN", "MINE": "1", "PATH": "/a b:/c", "OMP_NUM_THREADS": "4"}
+    assert variables.read(tmp_path / "written") == {
+        "NCCL_DEBUG": "WARN",
+        "MINE": "1",
+        "PATH": "/a b:/c",
+        "OMP_NUM_THREADS": "4",
+    }
     assert (tmp_path / ".deepspeed_env").read_bytes() == before
     with pytest.raises(AmplifyError, match="NCCL_DEBUG"):
         variables.file_text({"NCCL_DEBUG": "$(date)"}, {})
