@@ -155,7 +155,8 @@ def _lost(gone: dict[int, int], place: str) -> str:
     ranks = ", ".join(f"rank {rank} (process {pid})" for pid, rank in gone.items())
     return (
         f"{ranks} on {socket.gethostname()} has ended; this rank was at {place}. A message of its own is above; "
-        "without one it was killed, perhaps because memory ran out. The same command continues from the newest checkpoint."
+        "without one it was killed, perhaps because memory ran out. The same command continues from "
+        "the newest checkpoint."
     )
 
 

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 from conftest import ROOT, environment, launch_words
+from needs import needs_namespaces
 
 from amplify_ds.training import checkpoint
 
@@ -95,3 +96,13 @@ def test_a_run_directory_that_is_removed(running):
 def test_a_killed_rank(running):
     running.process.kill()
     assert running.end()[0] == -signal.SIGKILL
+
+
+@needs_namespaces
+def test_a_shared_memory_that_is_too_small(shards, tmp_path):
+    """Workers hand batches over in /dev/shm; containers often have 64 MB of it, here it is 64 kB."""
+    words = launch_words(1, tmp_path / "run", shards, 1, data__workers=2, watchdog__seconds=0)
+    small = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "bash", *words]
+    result = subprocess.run(small, cwd=ROOT, env=environment(1), text=True, capture_output=True, timeout=5 * PATIENCE)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert "/dev/shm" in result.stderr and "set --data.workers 0" in result.stderr
