@@ -106,7 +106,7 @@ def test_the_contestants_and_their_schedules(small, tmp_path):
         assert run.training.steps == run.optimizer.decay_steps == (10 if "half" in name else 20)
         assert (run.training.seed, run.training.global_batch_tokens, run.training.micro_batch_rows) == (7, 1024, 1)
     published = config.resolve("tiny", None, SMALLER).optimizer.model_dump()
-    assert {**found["published"].optimizer.model_dump(), "decay_steps": 1000} == published
+    assert {**found["published"].optimizer.model_dump(), "decay_steps": 250} == published
     assert len(convergence._contestants(options(tmp_path, "--no-half"))) == 2
 
 
