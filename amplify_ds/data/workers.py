@@ -12,7 +12,9 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 
+import torch
 from torch.utils.data import DataLoader
 
 from amplify_ds.data.loader import PackedBatch, TrainingBatches
@@ -37,6 +39,8 @@ class TrainingLoader:
     def __init__(self, batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
         self._order = range(first_batch * batches.plan.accumulation, sys.maxsize)
         self._options = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _belong_to_the_rank}
+        if workers:
+            self._options["collate_fn"] = _in_shared_memory
         self._batches, self._count = batches, workers
         self._batch_iterator: Iterator[PackedBatch] | None = None
         self._workers: list[multiprocessing.Process] = []
@@ -85,6 +89,16 @@ class TrainingLoader:
             f"worker {worker} of {self._count} (process {process.pid}), which prepares batches, {how}. The same command "
             "continues from the newest checkpoint."
         )
+
+
+def _in_shared_memory(batch: PackedBatch) -> PackedBatch:
+    """Move a worker's batch to where the rank can read it. Left to the queue between them, a full /dev/shm would be an
+    error in a thread of the queue: the batch would be lost, and the rank would wait for it for ever.
+    """
+    for field in fields(batch):
+        if torch.is_tensor(value := getattr(batch, field.name)):
+            value.share_memory_()
+    return batch
 
 
 def _belong_to_the_rank(worker: int) -> None:
