@@ -9,9 +9,9 @@ from itertools import permutations
 from pathlib import Path
 
 from clean import LEVELS, MODES, Rules
-from tables import Columns
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.tables import Columns
 
 DESCRIPTION = """\
 Turn protein sequences into shards: the directory of packed, memory-mapped rows that

@@ -17,7 +17,6 @@ from manifest import check_records, describe, make_manifest
 from pipeline import check_unchanged, hash_inputs, pack_part, scatter_inputs
 from ranks import launched, wait_for_first, watching
 from report import counts, table
-from sources import STANDARD_INPUT, Source, find_sources
 from tasks import Workers, workers
 
 from amplify_ds.data.shard_writer import building, partial_directory, publish_shard, remove_leftovers, write_manifest
@@ -25,6 +24,7 @@ from amplify_ds.data.shards import MANIFEST, Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256
+from amplify_ds.prepare.sources import STANDARD_INPUT, Source, find_sources
 from amplify_ds.training.orphans import end_with_launcher
 
 

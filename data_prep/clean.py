@@ -13,8 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fasta import Batch
-
+from amplify_ds.prepare.fasta import Batch
 from amplify_ds.vocab import RESIDUES, encode_bytes
 
 AMBIGUOUS = b"BJOUXZ"

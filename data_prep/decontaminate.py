@@ -21,8 +21,6 @@ from clean import Cleaner, Rules
 from manifest import describe, proof_path
 from mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
 from pipeline import check_unchanged, hash_inputs
-from sources import Piece, Source, find_sources
-from tables import Columns
 from tasks import Progress, Task, run_tasks, workers
 from tqdm import tqdm
 
@@ -30,6 +28,8 @@ from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
+from amplify_ds.prepare.sources import Piece, Source, find_sources
+from amplify_ds.prepare.tables import Columns
 from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.vocab import BOS, EOS, TOKENS
 

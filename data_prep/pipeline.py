@@ -21,10 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from clean import Cleaner, Rules
-from readers import refusing
 from runs import bounds_of, identity, read_slice, scramble, write_run
-from sources import Piece, Source, find_sources
-from tables import Columns
 from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 from amplify_ds.data.order import permute
@@ -32,6 +29,9 @@ from amplify_ds.data.packing import crop, pack, tile
 from amplify_ds.data.shard_writer import write_shard
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256
+from amplify_ds.prepare.readers import refusing
+from amplify_ds.prepare.sources import Piece, Source, find_sources
+from amplify_ds.prepare.tables import Columns
 from amplify_ds.vocab import PAD, TOKENS
 
 MEGABYTE = 10**6

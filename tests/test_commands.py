@@ -69,7 +69,7 @@ LAYERS = [
     "errors files processes vocab config",
     "data model",
     "training",
-    "hub cluster",
+    "hub cluster prepare",
     "inference",
     "benchmarks",
     "train evaluate export embed score contacts plot benchmark replay checkpoints launch preflight",

@@ -26,9 +26,10 @@ sys.path.insert(0, str(SCRIPTS))  # as for `python data_prep/build_shards.py`
 import build_shards  # noqa: E402
 import inspect_shards  # noqa: E402
 import pipeline  # noqa: E402
-import sources  # noqa: E402
 from clean import Cleaner, Rules  # noqa: E402
-from fasta import Batch  # noqa: E402
+
+from amplify_ds.prepare import sources  # noqa: E402
+from amplify_ds.prepare.fasta import Batch  # noqa: E402
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 
-import sources  # noqa: E402
-import streams  # noqa: E402
-from fasta import LONGEST_RECORD, Malformed, read_fasta  # noqa: E402
-from sources import find_sources  # noqa: E402
-from tables import Columns  # noqa: E402
-
 from amplify_ds.errors import AmplifyError  # noqa: E402
+from amplify_ds.prepare import (
+    sources,  # noqa: E402
+    streams,  # noqa: E402
+)
+from amplify_ds.prepare.fasta import LONGEST_RECORD, Malformed, read_fasta  # noqa: E402
+from amplify_ds.prepare.sources import find_sources  # noqa: E402
+from amplify_ds.prepare.tables import Columns  # noqa: E402
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 COMPRESSIONS = {
@@ -300,7 +301,7 @@ def _arrow() -> bytes:
     return file.getvalue()
 
 
-REAL = gzip.decompress((Path(sources.__file__).parent / "example/train.fasta.gz").read_bytes())[:20_000]
+REAL = gzip.decompress((Path(__file__).parents[1] / "data_prep/example/train.fasta.gz").read_bytes())[:20_000]
 INTACT = {"FASTA": FASTA, "CSV": CSV, "Parquet": _parquet(), "Arrow": _arrow()}
 INTACT |= {form: compress(REAL) for form, compress in COMPRESSIONS.items()}
 

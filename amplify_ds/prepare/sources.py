@@ -17,8 +17,10 @@ from glob import glob, has_magic
 from pathlib import Path
 
 import pyarrow.parquet as parquet
-from fasta import Batch
-from readers import (
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.fasta import Batch
+from amplify_ds.prepare.readers import (
     COMPRESSED_NAMES,
     CSV_NAMES,
     FASTA_NAMES,
@@ -32,10 +34,8 @@ from readers import (
     read_stream,
     refusing,
 )  # fmt: skip
-from streams import Progress, compression
-from tables import Columns, open_dataset, read_header
-
-from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.streams import Progress, compression
+from amplify_ds.prepare.tables import Columns, open_dataset, read_header
 
 PIECE = 2**26
 STANDARD_INPUT = "standard input"

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-from fasta import Batch, Malformed, read_fasta
-from streams import Progress, open_section, open_stream
-from tables import Columns, Header, read_arrow, read_csv, read_dataset, read_parquet
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.fasta import Batch, Malformed, read_fasta
+from amplify_ds.prepare.streams import Progress, open_section, open_stream
+from amplify_ds.prepare.tables import Columns, Header, read_arrow, read_csv, read_dataset, read_parquet
 
 FASTA_NAMES, CSV_NAMES = (".fasta", ".fa", ".faa", ".fas"), (".csv", ".tsv")
 COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz")

@@ -15,7 +15,8 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
-from fasta import Batch, Malformed
+
+from amplify_ds.prepare.fasta import Batch, Malformed
 
 ROWS = 4096  # records handed over at a time
 _BLOCK = 2**22
