@@ -18,16 +18,16 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 
 import pipeline  # isort: skip  (test_data_prep has put data_prep on the path)
-from amplify_ds.prepare import sources  # isort: skip
+from amplify_ds.prepare import rows  # isort: skip
 
 SMALL = ["--max-length", "64", "--row-tokens", "256"]
 
 
 def many_pieces(monkeypatch) -> str:
     """Cut small inputs into many pieces and shards, here; returns the code that does so in another process."""
-    monkeypatch.setattr(sources, "PIECE", 9000)
+    monkeypatch.setattr(rows, "PIECE", 9000)
     monkeypatch.setattr(pipeline, "MEGABYTE", 50)
-    return "import pipeline; from amplify_ds.prepare import sources; sources.PIECE, pipeline.MEGABYTE = 9000, 50"
+    return "import pipeline; from amplify_ds.prepare import rows; rows.PIECE, pipeline.MEGABYTE = 9000, 50"
 
 
 def test_validation_fraction(tmp_path):

@@ -16,7 +16,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.export import export
 from amplify_ds.inference.embeddings import Settings
 from amplify_ds.inference.jobs import embed_file
-from amplify_ds.inference.reading import Fasta, check
+from amplify_ds.inference.reading import Records, check
 from amplify_ds.inference.resumable import resumable
 from amplify_ds.inference.windows import rows, windows
 
@@ -79,7 +79,7 @@ def test_files_hold_what_the_reference_gives(model, fasta, tmp_path, suffix, dty
     folder, reference = model
     output = tmp_path / f"out{suffix}"
     settings = Settings(("residues", "mean", "bos", "max"), dtype=dtype)
-    records = Fasta(fasta)
+    records = Records(fasta)
     contents = check(records)
     assert contents.unknown == {"X": 1, "Z": 1} and contents.proteins == len(PROTEINS)
     embed_file(amplify_ds.load(folder, row_tokens=64), records, contents, output, settings, lambda residues: None)
@@ -181,15 +181,15 @@ def test_bad_sequences_are_refused(model, tmp_path):
     refused(folder, {"a": "MKXU"}, r"record 1 \('a'\) holds 'U', 'X'", strict=True)
     refused(folder, {}, "holds no protein")
     path = tmp_path / "proteins.fasta"
-    refused(folder, path, "there is no such file")
+    refused(folder, path, "there is no file")
     path.write_text(">a 1\nMK\n>b\nMK\n>a 2\nMKV\n")
-    refused(folder, path, "1 names stand more than once: 'a'")
+    refused(folder, path, "1 names appear more than once: 'a'")
     path.write_text("MKV\n")
-    refused(folder, path, "cannot be read as FASTA")
+    refused(folder, path, "line 1: not FASTA")
     path.write_bytes(">a\nMKÄ\n".encode("latin1"))
-    refused(folder, path, "cannot be read as FASTA|holds", strict=True)
+    refused(folder, path, "line 2: .* not ASCII")
     path.with_suffix(".gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
-    refused(folder, path.with_suffix(".gz"), "cannot be read as FASTA")
+    refused(folder, path.with_suffix(".gz"), "cannot be read to its end")
 
 
 def test_bad_settings_are_refused(model):
@@ -266,7 +266,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_is_used(tmp_p
 
 def test_outputs_are_never_overwritten(model, fasta, tmp_path):
     (tmp_path / "out.npz").write_text("precious")
-    words = (amplify_ds.load(model[0]), Fasta(fasta), check(Fasta(fasta)))
+    words = (amplify_ds.load(model[0]), Records(fasta), check(Records(fasta)))
     for name, text in (("out.npz", "exists already"), ("out.csv", "must end in .h5, .parquet, .npz")):
         with pytest.raises(AmplifyError, match=text):
             embed_file(*words, tmp_path / name, Settings(), lambda residues: None)

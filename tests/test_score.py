@@ -11,7 +11,7 @@ from small_model import ids_of, killed_and_continued, log_p, make_folder
 import amplify_ds
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import heatmap, jobs, mutations
-from amplify_ds.inference.reading import Fasta, check, proteins
+from amplify_ds.inference.reading import Records, check, proteins
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQ"
 PROTEINS = {"wild": WILD, "odd": "mkXaZ", "one": "W", "antibody": "EVQ|DIQ", "long": "ACDEFGHIKLMNPQRSTVWY" * 3}
@@ -107,10 +107,10 @@ def effects_of(model, tmp_path, text, some=None, name="table.csv", **options):
     fasta, table = write_fasta(tmp_path / "some.fasta", some or {"wild": WILD}), tmp_path / name
     table.write_text(text)
     read = mutations.read_table(table)
-    types = {p.name: p.tokens for p in proteins(Fasta(fasta))}
+    types = {p.name: p.tokens for p in proteins(Records(fasta))}
     reader = amplify_ds.load(model[0])
     output = tmp_path / f"effects-{len(list(tmp_path.iterdir()))}.csv"
-    return jobs.effects_file(reader, types, check(Fasta(fasta)), read, output, True, lambda n: None, **options)
+    return jobs.effects_file(reader, types, check(Records(fasta)), read, output, True, lambda n: None, **options)
 
 
 def test_a_table_of_several_proteins_names_them(model, tmp_path):
@@ -159,8 +159,8 @@ def test_the_heat_map_shows_every_effect(model, tmp_path):
         for j in (0, 1, 3, 5):
             assert found[i, j] == pytest.approx(rows[j, token(residue)] - rows[j, tokens[j]], abs=1e-6)
     assert sorted(heatmap.ORDER) == sorted(RESIDUES) and np.isnan(found[:, [2, 4]]).all()
-    protein = next(proteins(Fasta(write_fasta(tmp_path / "long.fasta", {"long": PROTEINS["long"] * 2 + "A"}))))
-    output, contents = tmp_path / "map.png", check(Fasta(tmp_path / "long.fasta"))
+    protein = next(proteins(Records(write_fasta(tmp_path / "long.fasta", {"long": PROTEINS["long"] * 2 + "A"}))))
+    output, contents = tmp_path / "map.png", check(Records(tmp_path / "long.fasta"))
     jobs.heatmap_file(amplify_ds.load(folder), protein, contents, output, True, lambda n: None)
     from matplotlib.image import imread
 

@@ -23,13 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 
 from amplify_ds.errors import AmplifyError  # noqa: E402
 from amplify_ds.prepare import (
-    sources,  # noqa: E402
+    rows,  # noqa: E402
     streams,  # noqa: E402
 )
-from amplify_ds.prepare.fasta import LONGEST_RECORD, Malformed, read_fasta  # noqa: E402
+from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed  # noqa: E402
+from amplify_ds.prepare.fasta import read_fasta  # noqa: E402
+from amplify_ds.prepare.options import Reading  # noqa: E402
 from amplify_ds.prepare.sources import find_sources  # noqa: E402
-from amplify_ds.prepare.tables import Columns  # noqa: E402
 
+SCANNED = 64  # bytes at a time
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 COMPRESSIONS = {
     "gz": gzip.compress,
@@ -53,13 +55,24 @@ LINES = FASTA.count(b"\n")
 CSV = b"name,sequence\n" + b"".join(b"%s,%s\n" % record for record in RECORDS)
 
 
-def read(*addresses, columns=Columns()) -> list[tuple[bytes, bytes]]:
+def pieces_of(source):
+    """The pieces, after the file was looked through for where it can be cut, as build_shards.py does."""
+    if not source.cutter:
+        return source.pieces([])
+    cutter = source.cutter()
+    with open(source.path, "rb") as file:
+        while block := file.read(SCANNED):
+            cutter.feed(block)
+    return source.pieces(cutter.cuts)
+
+
+def read(*addresses, reading=Reading()) -> list[tuple[bytes, bytes]]:
     """All records, piece by piece, blanks removed."""
     found = []
-    for source in find_sources([str(address) for address in addresses], columns):
-        for piece in source.pieces:
+    for source in find_sources([str(address) for address in addresses], reading):
+        for piece in pieces_of(source):
             for batch in piece.read(lambda *amounts: None):
-                sequences = batch.text.split(b"\n")
+                sequences = batch.sequences
                 assert len(batch.names) == len(sequences)
                 found += [(name.encode(), b"".join(text.split())) for name, text in zip(batch.names, sequences)]
     return found
@@ -76,7 +89,7 @@ def test_text_by_its_content(tmp_path, form, text):
 @pytest.mark.parametrize("piece", [1, 7, 50, 1000, 10**6])
 @pytest.mark.parametrize("text", [FASTA, CSV, FASTA[:-1], CSV[:-1], b"# comment\n\n" + FASTA])
 def test_pieces_hold_every_record_once(tmp_path, monkeypatch, piece, text):
-    monkeypatch.setattr(sources, "PIECE", piece)
+    monkeypatch.setattr(rows, "PIECE", piece)
     monkeypatch.setattr(streams, "_SCAN", 16)
     path = tmp_path / "input"
     path.write_bytes(text[:3000] if piece < 50 else text)
@@ -105,7 +118,7 @@ def table() -> pa.Table:
 def test_parquet_by_row_groups(tmp_path):
     pa.parquet.write_table(table(), tmp_path / "a.parquet", row_group_size=70)
     [source] = find_sources([str(tmp_path / "a.parquet")])
-    assert len(source.pieces) == 5
+    assert len(pieces_of(source)) == 5
     assert read(tmp_path / "a.parquet") == RECORDS
     pa.parquet.write_table(table().drop_columns("name"), tmp_path / "b.parquet")
     assert read(tmp_path / "b.parquet") == [(b"", text) for _, text in RECORDS]
@@ -147,7 +160,7 @@ def test_a_dataset_of_the_hub_as_a_stream(tmp_path, monkeypatch):
     folder, load = ur100p(tmp_path / "UR100P"), datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **how: load(str(folder), **how))
     [source] = find_sources(["chandar-lab/UR100P:UniProt/train"])
-    assert len(source.pieces) == 2
+    assert len(pieces_of(source)) == 2
     assert read("chandar-lab/UR100P:UniProt/train") == RECORDS[:120]
     assert read("chandar-lab/UR100P:OAS/train") == RECORDS[180:240]
 
@@ -266,7 +279,7 @@ def test_an_address_that_is_not_there(server):
     ],
 )
 def test_bad_tables_and_files_are_named(tmp_path, monkeypatch, name, data, words):
-    monkeypatch.setattr(sources, "PIECE", 4000)
+    monkeypatch.setattr(rows, "PIECE", 4000)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AmplifyError) as refusal:
         read(tmp_path / name)
@@ -278,7 +291,7 @@ def test_a_parquet_without_the_column_names_those_it_has(tmp_path):
     pa.parquet.write_table(pa.table({"id": [1], "seq": ["MKV"]}), tmp_path / "a.parquet")
     with pytest.raises(AmplifyError, match='no column "sequence" among its columns: id, seq'):
         read(tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet", columns=Columns("seq", "id")) == [(b"1", b"MKV")]
+    assert read(tmp_path / "a.parquet", reading=Reading("seq", "id")) == [(b"1", b"MKV")]
 
 
 def test_a_very_long_line_is_refused(tmp_path):

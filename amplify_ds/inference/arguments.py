@@ -6,13 +6,27 @@ import argparse
 import sys
 from pathlib import Path
 
+from amplify_ds.prepare import options
+from amplify_ds.prepare.options import reading_of
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="FOLDER_OR_HUB",
         help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name[@revision])",
     )  # fmt: skip
-    parser.add_argument("--input", required=True, type=Path, metavar="FASTA", help="proteins; plain, gzip, zstd, xz …")
+    parser.add_argument(
+        "--input", required=True, metavar="INPUT",
+        help="proteins: FASTA, CSV, TSV, JSON lines, Parquet, Arrow; plain, compressed, in a zip or tar archive; a "
+        "folder or pattern of such files; - for standard input",
+    )  # fmt: skip
+    parser.add_argument(
+        "--names", default="id", metavar="id|header", help="a name is the first word of a header, or all of it"
+    )
+    parser.add_argument(
+        "--duplicates", default="refuse", metavar="refuse|skip|number",
+        help="what to do with a name that appeared before (default: refuse)",
+    )  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")
     parser.add_argument(
         "--max-length", type=int, metavar="N",
@@ -27,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row-tokens", type=int, default=8192, metavar="N", help="tokens computed at once (default: 8192); fewer need "
         "less memory",
     )  # fmt: skip
+    options.add_arguments(parser)
+
+
+def _tell(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
 
 def prepare(arguments: argparse.Namespace, *outputs: Path | None):
@@ -38,9 +57,9 @@ def prepare(arguments: argparse.Namespace, *outputs: Path | None):
     from tqdm import tqdm
 
     from amplify_ds.inference.model import load
-    from amplify_ds.inference.reading import Fasta, check, describe_unknown
+    from amplify_ds.inference.reading import Records, check, describe_unknown
 
-    records = Fasta(arguments.input)
+    records = Records(arguments.input, reading_of(arguments), arguments.names, arguments.duplicates, _tell)
     with tqdm(unit=" proteins", desc="checking", disable=not sys.stderr.isatty(), leave=False) as bar:
         contents = check(records, arguments.strict, bar.update)
     if note := describe_unknown(contents):

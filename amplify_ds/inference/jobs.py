@@ -14,7 +14,8 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import heatmap, mutations, outputs, scores
 from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.model import Reader
-from amplify_ds.inference.reading import Contents, Fasta, Protein, Sequences, proteins
+from amplify_ds.inference.names import packed
+from amplify_ds.inference.reading import Contents, Protein, Records, Sequences, proteins
 from amplify_ds.inference.resumable import Chunks, finish, resumable
 from amplify_ds.inference.scores import Sites
 from amplify_ds.vocab import TOKENS, UNK
@@ -23,7 +24,7 @@ CHUNK_TOKENS = 2**17  # with every residue in float32, H = 960: half a gigabyte
 Progress = Callable[[int], object]
 
 
-def protein_chunks(records: Fasta | Sequences, limit: int = CHUNK_TOKENS) -> Iterator[list[Protein]]:
+def protein_chunks(records: Records | Sequences, limit: int = CHUNK_TOKENS) -> Iterator[list[Protein]]:
     """Consecutive proteins of about `limit` tokens."""
     chunk, used = [], 0
     for protein in proteins(records):
@@ -37,7 +38,7 @@ def protein_chunks(records: Fasta | Sequences, limit: int = CHUNK_TOKENS) -> Ite
 
 
 def embed_file(
-    reader: Reader, records: Fasta, contents: Contents, output: Path, settings: Settings, progress: Progress
+    reader: Reader, records: Records, contents: Contents, output: Path, settings: Settings, progress: Progress
 ) -> Settings:
     """Write the embeddings of all records to `output` (outputs.py); progress: residues. Returns resolved settings."""
     outputs.check_format(output)
@@ -47,8 +48,8 @@ def embed_file(
         for number, some in enumerate(protein_chunks(records)):
             lengths = np.array([len(protein.tokens) for protein in some], np.int32)
             if number not in chunks:
-                names = np.array([protein.name for protein in some])
-                chunks.write(number, {"names": names, "lengths": lengths, **embed_proteins(reader, some, settings)})
+                names = packed([protein.name for protein in some])
+                chunks.write(number, {**names, "lengths": lengths, **embed_proteins(reader, some, settings)})
             progress(int(lengths.sum()))
         sizes = (contents.proteins, contents.residues, contents.longest_name, reader.model.config.hidden_size)
         shape = outputs.Shape(*sizes, settings, {"version": amplify_ds.__version__, **job})
@@ -57,7 +58,7 @@ def embed_file(
 
 
 def score_file(
-    reader: Reader, records: Fasta, contents: Contents, output: Path, one_pass: bool, progress: Progress
+    reader: Reader, records: Records, contents: Contents, output: Path, one_pass: bool, progress: Progress
 ) -> np.ndarray:
     """Write a CSV with the perplexity of every record; progress: positions. Returns the perplexities."""
     column = "one_pass_perplexity" if one_pass else "pseudo_perplexity"

@@ -1,97 +1,60 @@
-"""Read tables in batches of records: CSV or TSV from a stream of bytes, Parquet, Arrow, a dataset of the hub.
+"""Read tables that are no delimited text: Parquet, Arrow, a dataset of the hub, JSON lines. Cells by column name.
 
-One column holds the sequences; another, if the table has it, the names, from which cleaning may read what UniProt says
-of an entry. A table without the first is refused with the names of the columns it has. Arrow parses; a malformed line
-is found once more by Python's own csv, which knows its number.
+The sequences and names are chosen among the columns (columns.py), or the table is refused with the columns it has.
 """
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv as arrow_csv
 import pyarrow.parquet as parquet
 
-from amplify_ds.prepare.fasta import Batch, Malformed
+from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed
+from amplify_ds.prepare.forms import UTF8_MARK
 
-ROWS = 4096  # records handed over at a time
-_BLOCK = 2**22
-_LONGEST_HEADER = 2**16
-
-
-class Columns(NamedTuple):
-    """The names of the columns to read."""
-
-    sequence: str = "sequence"
-    name: str = "name"
-
-    def present(self, found: Iterable[str]) -> list[str]:
-        """Return those of the columns that are among `found`; Malformed without the sequences."""
-        found = list(found)
-        if self.sequence not in found:
-            raise Malformed(
-                f'no column "{self.sequence}" among its columns: {", ".join(found)}. '
-                "Name the column of the sequences with --sequence-column"
-            )
-        return [self.sequence, *([self.name] if self.name in found else [])]
+ROWS = 4096  # handed over at a time
+Cells = dict[str, list[bytes]]
 
 
-class Header(NamedTuple):
-    """The first line of a CSV file: its column names and what stands between them."""
-
-    names: list[str]
-    delimiter: str
-
-
-def read_header(stream: BinaryIO) -> Header:
-    """Read the first line of a CSV or TSV file."""
-    line = stream.readline(_LONGEST_HEADER).decode("utf-8-sig", errors="replace")
-    delimiter = "\t" if "\t" in line else ","
-    try:
-        return Header(next(csv.reader([line], delimiter=delimiter), []), delimiter)
-    except csv.Error as error:
-        raise Malformed(f"{line[:60]!r} is no line of column names ({error})", 1) from error
-
-
-def read_csv(stream: BinaryIO, header: Header | None, columns: Columns) -> Iterator[Batch]:
-    """Yield the records of a CSV stream; `header`: of the file, where the stream begins after its first line."""
-    first_line = 1 if header is None else 0
-    header = header or read_header(stream)
-    present = columns.present(header.names)
-    follow = _Rewindable(stream)
-    if not follow.peek():
-        return
-    try:
-        reader = arrow_csv.open_csv(
-            follow,
-            read_options=arrow_csv.ReadOptions(column_names=header.names, use_threads=False, block_size=_BLOCK),
-            parse_options=arrow_csv.ParseOptions(delimiter=header.delimiter),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=present, column_types={name: pa.binary() for name in present}, strings_can_be_null=False
-            ),
-        )
-        for batch in reader:
-            yield from _batches([batch], columns)
-    except pa.ArrowInvalid as error:
-        raise _locate(follow, header, first_line, error) from error
-
-
-def read_parquet(path: str, groups: range, columns: Columns) -> Iterator[Batch]:
-    """Yield the records of some row groups of a Parquet file."""
+def parquet_columns(path: str) -> tuple[list[str], int]:
+    """The names of a Parquet file's columns, and how many row groups there are."""
     with parquet.ParquetFile(path) as file:
-        present = columns.present(file.schema_arrow.names)
-        yield from _batches(file.iter_batches(ROWS, list(groups), present, use_threads=False), columns)
+        return file.schema_arrow.names, file.num_row_groups
 
 
-def read_arrow(path: str, columns: Columns) -> Iterator[Batch]:
-    """Yield the records of an Arrow stream file, the form in which `datasets` keeps its tables."""
-    with pa.OSFile(path) as file, pa.ipc.open_stream(file) as reader:
-        columns.present(reader.schema.names)
-        yield from _batches(reader, columns)
+def read_parquet(path: str, groups: Sequence[int] | None, wanted: Sequence[str] | None) -> Iterator[Cells]:
+    """Yield the wanted columns (None: those that hold text) of some row groups, or all."""
+    with parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        columns = [field.name for field in schema if _is_text(field.type)] if wanted is None else list(wanted)
+        groups = range(file.num_row_groups) if groups is None else groups
+        yield from _cells(file.iter_batches(ROWS, list(groups), columns, use_threads=False), columns)
+
+
+def arrow_columns(path: str, form: str) -> list[str]:
+    with pa.OSFile(path) as file, _open_arrow(file, form) as reader:
+        return reader.schema.names
+
+
+def read_arrow(path: str, form: str, wanted: Sequence[str] | None) -> Iterator[Cells]:
+    """Yield the columns of an Arrow file; form: "arrow stream", in which `datasets` keeps its tables, or "arrow file",
+    which is Feather, too."""
+    with pa.OSFile(path) as file, _open_arrow(file, form) as reader:
+        schema = reader.schema
+        columns = [field.name for field in schema if _is_text(field.type)] if wanted is None else list(wanted)
+        if form == "arrow stream":
+            batches: Iterable[pa.RecordBatch] = reader
+        else:
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        yield from _cells(batches, columns)
+
+
+def _open_arrow(file: pa.NativeFile, form: str):
+    return (pa.ipc.open_stream if form == "arrow stream" else pa.ipc.open_file)(file)
 
 
 def open_dataset(name: str, files: str) -> object:
@@ -101,68 +64,92 @@ def open_dataset(name: str, files: str) -> object:
     return load_dataset(name, data_files=f"{files}*" if files else None, split="train", streaming=True)
 
 
-def read_dataset(name: str, files: str, number: int, columns: Columns) -> Iterator[Batch]:
-    """Yield the records of one of the data files of a dataset."""
+def read_dataset(name: str, files: str, number: int) -> Iterator[pa.Table]:
+    """Yield the rows of one of the data files of a dataset."""
     whole = open_dataset(name, files)
     part = whole.shard(num_shards=whole.num_shards, index=number).with_format("arrow")
-    for table in part.iter(batch_size=ROWS):
-        columns.present(table.column_names)
-        yield from _batches(table.to_batches(), columns)
+    yield from part.iter(batch_size=ROWS)
 
 
-def _batches(tables: Iterable[pa.RecordBatch], columns: Columns) -> Iterator[Batch]:
+def cells_of_tables(tables: Iterable[pa.Table], wanted: Sequence[str] | None) -> Iterator[Cells]:
     for table in tables:
-        table.validate(full=True)  # a damaged file can hold offsets that lead outside of it
-        for start in range(0, table.num_rows, ROWS):
-            part = table.slice(start, ROWS)
-            sequences = _bytes(part, columns.sequence)
-            names = [""] * len(sequences)
-            if columns.name in part.schema.names:
-                names = [name.decode(errors="replace") for name in _bytes(part, columns.name)]
-            yield Batch.of(names, sequences)
+        columns = [field.name for field in table.schema if _is_text(field.type)] if wanted is None else wanted
+        yield from _cells(table.to_batches(), columns)
 
 
-def _bytes(table: pa.RecordBatch, name: str) -> list[bytes]:
-    column = table.column(name)
+def read_json(stream: BinaryIO, before: bytes, wanted: Sequence[str] | None, line: int) -> Iterator[Cells]:
+    """Yield the columns of JSON lines, an object per line; before: text in front of the stream; line: its number."""
+    rows: list[dict] = []
+    for text in _json_lines(stream, before):
+        if text.strip():
+            rows.append(_json_row(text, wanted, line))
+        line += 1
+        if len(rows) == ROWS:
+            yield _json_cells(rows, wanted)
+            rows = []
+    if rows:
+        yield _json_cells(rows, wanted)
+
+
+def json_columns(stream: BinaryIO) -> tuple[list[str], bytes]:
+    """The keys of the first object, and the text that was read for it."""
+    read = b""
+    for number, text in enumerate(_json_lines(stream, b""), 1):
+        read += text
+        if text.strip():
+            return list(_json_row(text, None, number)), read
+    return [], read
+
+
+def _json_lines(stream: BinaryIO, before: bytes) -> Iterator[bytes]:
+    """The lines, their ends included; before: whole lines."""
+    yield from io.BytesIO(before)
+    while text := stream.readline(LONGEST_RECORD):
+        if len(text) >= LONGEST_RECORD:
+            raise Malformed(f"a line of {LONGEST_RECORD:,} bytes or more, which no protein has")
+        yield text
+
+
+def _json_row(text: bytes, wanted: Sequence[str] | None, line: int) -> dict:
+    try:
+        row = json.loads(text.removeprefix(UTF8_MARK) if line == 1 else text)
+    except ValueError as error:
+        raise Malformed(f"not JSON, an object per line: {error}", line) from error
+    if not isinstance(row, dict):
+        raise Malformed(f"{text[:40].decode(errors='replace')!r} is no JSON object with names and values", line)
+    if lacking := [name for name in wanted or () if name not in row]:
+        raise Malformed(f'no value for "{lacking[0]}" in this object: {", ".join(row)[:200]}', line)
+    return row
+
+
+def _json_cells(rows: Sequence[dict], wanted: Sequence[str] | None) -> Cells:
+    columns = list(dict.fromkeys(name for row in rows for name in row)) if wanted is None else wanted
+    return {name: [_json_cell(row.get(name)) for row in rows] for name in columns}
+
+
+def _json_cell(value: object) -> bytes:
+    if value is None:
+        return b""
+    return (value if isinstance(value, str) else json.dumps(value)).encode(errors="replace")
+
+
+def _cells(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[Cells]:
+    for batch in batches:
+        batch.validate(full=True)  # a damaged file can hold offsets that lead outside of it
+        for start in range(0, batch.num_rows, ROWS):
+            part = batch.slice(start, ROWS)
+            yield {name: _bytes(part.column(name), name) for name in columns if part.schema.names.count(name) == 1}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
+
+
+def _bytes(column: pa.Array, name: str) -> list[bytes]:
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        column = column.cast(pa.large_string()).cast(pa.large_binary())  # numbers and categories too, as text
+        try:  # numbers and categories too, as text
+            column = column.cast(pa.large_string()).cast(pa.large_binary())
+        except pa.ArrowException as error:
+            raise Malformed(f'the column "{name}" holds {column.type}, expected text ({error})') from error
     return column.fill_null(b"").to_pylist()
-
-
-class _Rewindable(io.RawIOBase):
-    """A stream that keeps the last bytes it gave, so that a malformed line among them can be looked for."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._next = stream, b""
-        self.recent, self.lines_before = b"", 0
-
-    def readable(self) -> bool:
-        return True
-
-    def peek(self) -> bytes:
-        self._next = self._next or self._stream.read(1)
-        return self._next
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        data = self._next + self._stream.read(len(buffer) - len(self._next))
-        self._next = b""
-        if data:
-            keep = self.recent + data
-            cut = keep.rfind(b"\n", 0, max(0, len(keep) - 2 * _BLOCK)) + 1
-            self.lines_before += keep.count(b"\n", 0, cut)
-            self.recent = keep[cut:]
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _locate(stream: _Rewindable, header: Header, first_line: int, error: Exception) -> Malformed:
-    """Find the line that Arrow could not parse."""
-    before = first_line + stream.lines_before
-    if "straddling" in str(error):
-        return Malformed(f"a line of more than {_BLOCK:,} bytes", before + 1)
-    text = stream.recent.decode("utf-8", errors="replace").splitlines()
-    for number, line in enumerate(text, before + 1):
-        cells = next(csv.reader([line], delimiter=header.delimiter), [])
-        if line and len(cells) != len(header.names):
-            return Malformed(f"{len(cells)} columns, expected {len(header.names)}: {line[:60]!r}", number)
-    return Malformed(str(error))

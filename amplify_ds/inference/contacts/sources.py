@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts.targets import Target, read_contacts
-from amplify_ds.inference.reading import Contents, Fasta, Sequences, check, proteins
+from amplify_ds.inference.reading import Contents, Records, Sequences, check, proteins
 
 Progress = Callable[[int], object]
 
@@ -36,7 +36,7 @@ def from_structures(words: Sequence[str], progress: Progress, strict: bool = Fal
 
 def from_fasta(path: Path, folder: Path | None, progress: Progress, strict: bool = False):
     """The same of a FASTA file; folder: the contact file of each protein, see targets.py. progress: proteins."""
-    records = Fasta(path)
+    records = Records(path)
     contents = check(records, strict, progress)
     if folder is None:
         return [Target(*protein) for protein in proteins(records)], contents

@@ -1,0 +1,187 @@
+"""Read CSV, TSV and their kin: blocks of whole rows (rows.py), cells by column name.
+
+Rows without a quote are split at line ends and delimiters. Rows with quoted cells are read by Python's csv, so what is
+read is what it reads; a quoted cell that is never closed, or goes on behind its end, is refused.
+
+Between tabs there are two conventions: UniProt, AIRR and most of the field write a quote as a letter, pandas quotes
+cells. Unless the user says which (`--quoting`), there a line is a row; a cell that is quoted from its first letter to
+its last loses the quotes, any other keeps them. So no quote can swallow the rows behind it; where a quoted cell holds a
+line break or a tab, the number of cells is wrong and the row is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
+
+from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed, lines_in
+from amplify_ds.prepare.forms import UTF8_MARK
+from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.rows import RowEnds
+
+BLOCK = 2**20
+LONGEST_HEADER = 2**20
+_METADATA = re.compile(rb'"?\{')  # the first line of OAS's files is a JSON object
+_LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
+Cells = dict[str, list[bytes]]
+
+
+class Layout(NamedTuple):
+    """columns: their names. quoting: "csv", "none" or "cells" (of a cell wholly in quotes they go). offset: bytes
+    before the first row; lines: how many lines these are."""
+
+    columns: list[str]
+    delimiter: str
+    quoting: str
+    offset: int
+    lines: int
+
+    @property
+    def quoted(self) -> bytes | None:
+        """The delimiter if quoted cells can hold line ends, for rows.py."""
+        return self.delimiter.encode() if self.quoting == "csv" else None
+
+
+def read_layout(stream: BinaryIO, tabs: bool, reading: Reading) -> tuple[Layout, bytes]:
+    """Read the first row; tabs: the name says so. Returns what was read beyond it, too. Raises Malformed."""
+    head, layout = b"", None
+    while layout is None:
+        block = stream.read(2**16)
+        head += block
+        layout = _layout(head, tabs, reading, ended=not block)
+        if layout is None and len(head) > LONGEST_HEADER:
+            raise Malformed(f"a first line of more than {LONGEST_HEADER:,} bytes, expected names of columns", 1)
+    return layout, head[layout.offset :]
+
+
+def _layout(head: bytes, tabs: bool, reading: Reading, ended: bool) -> Layout | None:
+    """The layout; None if the first row does not end in `head`."""
+    start = len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
+    found = _row_end(head, start, None, ended)
+    if found and reading.header and _METADATA.match(head, start):
+        start = found
+        found = _row_end(head, start, None, ended)
+    if not found:
+        return None
+    line = head[start:found]
+    delimiter = reading.delimiter or ("\t" if tabs or b"\t" in line else ",")
+    quoting = {"auto": "cells" if delimiter == "\t" else "csv"}.get(reading.quoting, reading.quoting)
+    layout = Layout([], delimiter, quoting, 0, 0)
+    found = _row_end(head, start, layout.quoted, ended)
+    if not found:
+        return None
+    row = next(iter(_rows(head[start:found], layout, lines_in(head[:start]) + 1)), (0, []))[1]
+    names = [_unquoted(cell) if quoting == "cells" else cell for cell in row]
+    if not reading.header:
+        return layout._replace(columns=[str(number) for number in range(1, len(names) + 1)], offset=start)
+    columns = [name.decode(errors="replace") for name in names]
+    return layout._replace(columns=columns, offset=found, lines=lines_in(head[:found]))
+
+
+def _row_end(head: bytes, start: int, quoted: bytes | None, ended: bool) -> int:
+    """Where the first row behind `start` ends; 0: not in `head`."""
+    ends = RowEnds(quoted)
+    begin = start
+    for end in _LINE_END.finditer(head, start):
+        ends.feed(head[begin : end.end()])
+        begin = end.end()
+        if not ends.inside and head[start:begin].strip():
+            return begin
+    return len(head) if ended else 0
+
+
+def read_cells(
+    stream: BinaryIO, before: bytes, layout: Layout, wanted: Sequence[str] | None, line: int
+) -> Iterator[Cells]:
+    """Yield the cells of the wanted columns (None: of all), by name, some rows at a time. Raises Malformed.
+
+    before: text in front of the stream. line: the number of the first line.
+    """
+    ends, carry, block = RowEnds(layout.quoted), b"", before or stream.read(BLOCK)
+    places = [(name, layout.columns.index(name)) for name in (layout.columns if wanted is None else wanted)]
+    while block:
+        if end := ends.feed(block):
+            rows, carry = carry + block[:end], block[end:]
+            if cells := _cells(rows, layout, places, line):
+                yield cells
+            line += lines_in(rows)
+        else:
+            carry += block
+        if len(carry) > LONGEST_RECORD:
+            raise Malformed(_too_long(ends), line)
+        block = stream.read(BLOCK)
+    if ends.inside:
+        raise Malformed(f"a cell in this row begins with a quote that is never closed{_no_quotes(layout)}", line)
+    if carry and (cells := _cells(carry, layout, places, line)):
+        yield cells
+
+
+def _cells(rows: bytes, layout: Layout, places: Sequence[tuple[str, int]], line: int) -> Cells | None:
+    count = len(layout.columns)
+    if layout.quoting == "csv" and b'"' in rows:
+        found = [row for _, row in _rows(rows, layout, line)]
+    else:
+        delimiter = layout.delimiter.encode()
+        lines = _with_plain_ends(rows).split(b"\n")
+        found = [text.split(delimiter) for text in lines if text]
+        if any(len(row) != count for row in found):
+            list(_rows(rows, layout, line))  # raises
+    if not found:
+        return None
+    cells = {name: [row[place] for row in found] for name, place in places}
+    if layout.quoting == "cells" and b'"' in rows:
+        cells = {name: [_unquoted(cell) for cell in column] for name, column in cells.items()}
+    return cells
+
+
+def _rows(text: bytes, layout: Layout, line: int) -> Iterator[tuple[int, list[bytes]]]:
+    """(number of its first line, cells) of each row, by Python's csv. Raises Malformed for one of another length."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD + 1))
+    quoting = csv.QUOTE_MINIMAL if layout.quoting == "csv" else csv.QUOTE_NONE
+    lines = io.StringIO(text.decode("latin-1"), newline="")
+    reader = csv.reader(lines, delimiter=layout.delimiter, strict=True, quoting=quoting)
+    begun = line
+    try:
+        for row in reader:
+            if row:
+                if layout.columns and len(row) != len(layout.columns):
+                    raise Malformed(
+                        f"{len(row)} columns, expected {len(layout.columns)}: "
+                        f"{layout.delimiter.join(row)[:60]!r}{_quotes(layout, row)}",
+                        begun,
+                    )
+                yield begun, [cell.encode("latin-1") for cell in row]
+            begun = line + reader.line_num
+    except csv.Error as error:
+        raise Malformed(f"a cell in this row is not quoted as in CSV ({error}){_no_quotes(layout)}", begun) from error
+
+
+def _with_plain_ends(text: bytes) -> bytes:
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
+
+
+def _unquoted(cell: bytes) -> bytes:
+    """Without the quotes, where a cell is wholly quoted."""
+    inner = cell[1:-1]
+    if len(cell) < 2 or not (cell.startswith(b'"') and cell.endswith(b'"')) or b'"' in inner.replace(b'""', b""):
+        return cell
+    return inner.replace(b'""', b'"')
+
+
+def _quotes(layout: Layout, row: Sequence[str]) -> str:
+    """What may be wrong with a row of another length."""
+    if layout.quoting == "cells" and any(cell.startswith('"') for cell in row):
+        return '. If cells in "" hold line breaks or tabs, give --quoting csv'
+    return _no_quotes(layout) if layout.quoting == "csv" and any("\n" in cell or "\r" in cell for cell in row) else ""
+
+
+def _no_quotes(layout: Layout) -> str:
+    return ". If quotes are letters in this file, give --quoting none" if layout.quoting == "csv" else ""
+
+
+def _too_long(ends: RowEnds) -> str:
+    why = ", from a quote that is not closed" if ends.inside else ""
+    return f"a line of more than {LONGEST_RECORD:,} bytes{why}, which no protein has"
