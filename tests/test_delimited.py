@@ -185,7 +185,7 @@ def test_a_table_without_a_header_and_another_delimiter(tmp_path):
 
 
 def test_row_ends_are_those_of_a_machine_of_single_bytes():
-    """RowEnds against a state machine that looks at each byte, for every text of 8 bytes of an alphabet that matters."""
+    """RowEnds against a state machine that looks at each byte, for every text of 8 bytes of four that matter."""
     for number in range(4**8):
         text = bytes(b'",\nM'[number >> 2 * place & 3] for place in range(8))
         ends, state, expected = rows.RowEnds(b","), "start", 0

@@ -14,6 +14,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import heatmap, mutations, outputs, scores
 from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.model import Reader
+from amplify_ds.inference.mutation_tables import Table, parse_table
 from amplify_ds.inference.names import packed
 from amplify_ds.inference.reading import Contents, Protein, Records, Sequences, proteins
 from amplify_ds.inference.resumable import Chunks, finish, resumable
@@ -79,28 +80,30 @@ def score_file(
 
 
 def effects_file(
-    reader: Reader, wild_types: dict[str, np.ndarray], contents: Contents, table: mutations.Table, output: Path,
-    one_pass: bool, progress: Progress,
-) -> tuple[list[str], np.ndarray]:  # fmt: skip
-    """Write a table with the effects of its mutations, a CSV; wild_types: {name: tokens} of the proteins it may name.
+    reader: Reader, wild_types: dict[str, np.ndarray], contents: Contents, table: Table, output: Path,
+    one_pass: bool, progress: Progress, offset: int = 0,
+) -> tuple[list[str], np.ndarray, np.ndarray]:  # fmt: skip
+    """Write a table with the effects of its mutations, a CSV; wild_types: {name: tokens} of the proteins it may name;
+    offset: of its positions.
 
-    Returns the name of the protein and the effect of each row.
+    Returns of each row the name of the protein, the effect, and whether it is the wild type.
     """
-    parsed = mutations.parse_table(table, wild_types)
+    parsed = parse_table(table, wild_types, offset)
     column = "wild_type_marginal" if one_pass else "masked_marginal"
     if column in table.header:
         raise AmplifyError(f"{table.path}: has a column {column} already; rename it")
     wanted: dict[str, set[int]] = {}
     for name, changes in parsed:
         wanted.setdefault(name, set()).update(position for position, *_ in changes)
-    sites = [Sites(i, wild_types[name], np.array(sorted(wanted[name]))) for i, name in enumerate(sorted(wanted))]
+    positions = {name: np.array(sorted(wanted[name]), np.int64) for name in sorted(wanted)}
+    sites = [Sites(number, wild_types[name], positions[name]) for number, name in enumerate(positions)]
     job = _job(column, reader, contents, sites)
     with resumable(output, job) as chunks:
         _fill(chunks, reader, sites, one_pass, _all_tokens, progress)
-        log_p = dict(zip(sorted(wanted), _matrices(chunks, sites)))
+        log_p = dict(zip(positions, _matrices(chunks, sites)))
         effects = np.array([mutations.effect(changes, log_p[name]) for name, changes in parsed])
         finish(output, chunks, lambda path: _write_effects(path, table, column, effects))
-    return [name for name, _ in parsed], effects
+    return [name for name, _ in parsed], effects, np.array([not changes for _, changes in parsed])
 
 
 def heatmap_file(
@@ -135,7 +138,7 @@ def _matrices(chunks: Chunks, sites: list[Sites]) -> list[np.ndarray]:
     return found
 
 
-def _write_effects(path: Path, table: mutations.Table, column: str, effects: np.ndarray) -> None:
+def _write_effects(path: Path, table: Table, column: str, effects: np.ndarray) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*table.header, column])

@@ -156,8 +156,8 @@ def check(
             raise AmplifyError(f"{where} {lacking}; remove or fix it")
         if len(name.encode()) > LONGEST_NAME:
             raise AmplifyError(
-                f"{where} has a name of {len(name.encode()):,} bytes, expected at most {LONGEST_NAME:,}: shorten it, or "
-                "take the first word only (--names id)"
+                f"{where} has a name of {len(name.encode()):,} bytes, expected at most {LONGEST_NAME:,}: shorten it, "
+                "or take the first word only (--names id)"
             )
         if foreign := _foreign(sequence):
             _refuse(foreign, where, strict)
