@@ -26,8 +26,7 @@ from amplify_ds.prepare import (
     rows,  # noqa: E402
     streams,  # noqa: E402
 )
-from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed  # noqa: E402
-from amplify_ds.prepare.fasta import read_fasta  # noqa: E402
+from amplify_ds.prepare.batches import LONGEST_RECORD  # noqa: E402
 from amplify_ds.prepare.options import Reading  # noqa: E402
 from amplify_ds.prepare.sources import find_sources  # noqa: E402
 
@@ -270,7 +269,7 @@ def test_an_address_that_is_not_there(server):
         ("a.csv", b"name,sequence\na,MKV\nb\nc,MKV\n", ["a.csv, line 3", "1 columns, expected 2"]),
         ("a.csv", CSV + b"x,M,K\n", ["a.csv, line 302", "3 columns, expected 2"]),
         ("a.csv.gz", gzip.compress(CSV + b"x,M,K\n"), ["a.csv.gz, line 302"]),
-        ("a.tsv", b"Entry\tSequence\n1\tMKV\n", ["Entry, Sequence"]),
+        ("a.tsv", b"Entry\tProtein\n1\tMKV\n", ["Entry, Protein"]),
         ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", ["a.parquet cannot be read"]),
         ("a.arrow", b"\xff\xff\xff\xff" + bytes(100), ["a.arrow cannot be read"]),
         ("a.zst", zstandard.compress(FASTA)[:-100], ["a.zst cannot be read to its end"]),
@@ -331,29 +330,6 @@ def test_flipped_bytes_end_in_records_or_a_message(tmp_path_factory, form, data)
         read(path)
     except AmplifyError as error:
         assert str(path) in str(error)
-
-
-@given(st.binary(max_size=60) | st.text(st.sampled_from(">MK\n# ,a\r"), max_size=40).map(str.encode))
-def test_fasta_of_any_bytes(text):
-    """Either the records a line-by-line reader finds, or a line number."""
-    lines = [line.strip() for line in text.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    try:
-        found = [
-            record for batch in read_fasta(io.BytesIO(text)) for record in zip(batch.names, batch.text.split(b"\n"))
-        ]
-    except Malformed as error:
-        assert (
-            not text.isascii() or any(lines) and not [line for line in lines if line[:1] not in ("", "#")][0][0] == ">"
-        )
-        assert 1 <= error.line <= len(lines)
-        return
-    expected = []
-    for line in lines:
-        if line.startswith(">"):
-            expected.append((line[1:], []))
-        elif expected and not line.startswith("#"):
-            expected[-1][1].append(line)
-    assert found == [(name, "".join(parts).encode()) for name, parts in expected]
 
 
 def test_a_record_without_an_end_takes_bounded_memory(tmp_path):

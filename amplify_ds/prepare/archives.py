@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -13,6 +15,7 @@ from amplify_ds.prepare.batches import Malformed, quoted
 from amplify_ds.prepare.forms import COMPRESSED_NAMES, DATA_NAMES, suffix
 
 _RATIO, _FREE = 200, 10**8  # text shrinks to a tenth or less; what grows more than this is made to fill memory and disk
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError)
 _TAR_MAGIC = slice(257, 262)
 
 
@@ -58,7 +61,7 @@ def _zip(path: str) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, KeyError) as error:
+    except _DAMAGED as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 

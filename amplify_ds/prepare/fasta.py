@@ -32,11 +32,10 @@ _STRAY = re.compile(b"".join(b"(?<!%b)" % token[:-1].encode() for token in SPECI
 
 def read_fasta(stream: BinaryIO) -> Iterator[Batch]:
     """Yield the records of `stream`; raise Malformed where it is not FASTA of proteins."""
-    line, carry, first = 1, b"", True
+    line, carry = 1, b""
+    before = stream.read(len(forms.UTF8_MARK)).removeprefix(forms.UTF8_MARK)
     while True:
-        read = _with_plain_ends(stream)
-        if first:
-            read, first = read.removeprefix(forms.UTF8_MARK), False
+        read, before = _with_plain_ends(stream, before), b""
         text = carry + read
         cut = text.rfind(b"\n>", max(0, len(carry) - 1)) + 1 if read else len(text)
         block, carry = text[:cut], text[cut:]
@@ -50,9 +49,9 @@ def read_fasta(stream: BinaryIO) -> Iterator[Batch]:
             raise Malformed(f"a record of more than {LONGEST_RECORD:,} bytes, which no protein has", line)
 
 
-def _with_plain_ends(stream: BinaryIO) -> bytes:
-    """The next block, its line ends made "\\n"."""
-    block = stream.read(BLOCK)
+def _with_plain_ends(stream: BinaryIO, before: bytes) -> bytes:
+    """The next block, behind what was read before, its line ends made "\\n"."""
+    block = before + stream.read(BLOCK)
     if b"\r" not in block:
         return block
     while block.endswith(b"\r") and (more := stream.read(1)):  # half of a line end?
