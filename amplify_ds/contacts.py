@@ -109,7 +109,8 @@ def _prepare(arguments, *outputs: Path | None):
 
     for output in filter(None, outputs):
         refuse_existing(output)
-    from amplify_ds.inference.contacts.sources import from_fasta, from_structures
+    from amplify_ds.inference.arguments import records_from
+    from amplify_ds.inference.contacts.sources import from_records, from_structures
     from amplify_ds.inference.contacts.targets import fitting
     from amplify_ds.inference.model import load
     from amplify_ds.inference.reading import describe_unknown
@@ -118,7 +119,7 @@ def _prepare(arguments, *outputs: Path | None):
         if arguments.structures:
             targets, contents = from_structures(arguments.structures, bar.update, arguments.strict)
         else:
-            targets, contents = from_fasta(arguments.input, arguments.contacts, bar.update, arguments.strict)
+            targets, contents = from_records(records_from(arguments), arguments.contacts, bar.update, arguments.strict)
     reader = load(arguments.model, arguments.device, "fp32")
     targets, note = fitting(targets, reader.max_length, arguments.skip_long)
     for line in filter(None, (describe_unknown(contents), note)):

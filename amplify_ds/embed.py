@@ -1,4 +1,4 @@
-"""Embeddings of proteins: `python -m amplify_ds.embed --model … --input FASTA --output FILE`."""
+"""Embeddings of proteins: `python -m amplify_ds.embed --model … --input INPUT --output FILE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amplify_ds.errors import command
 from amplify_ds.inference.arguments import add_arguments, prepare
 
 DESCRIPTION = """\
-Write embeddings of the proteins of a FASTA file: pooled over each protein (mean and max over its residues, or the
+Write embeddings of proteins: pooled over each protein (mean and max over its residues, or the
 output at <bos>) and, if asked for, of every residue. They are those of the last layer after the final norm.
 
 The name of the output says the format: .h5, .parquet or .npz. Proteins are laid end to end, so that no padding is

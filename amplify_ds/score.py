@@ -1,4 +1,4 @@
-"""Perplexities of proteins and effects of mutations: `python -m amplify_ds.score --model … --input FASTA …`."""
+"""Perplexities of proteins and effects of mutations: `python -m amplify_ds.score --model … --input INPUT …`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main() -> int:
         help="the table's positions are N above those of the input's sequence (default: 0)",
     )  # fmt: skip
     parser.add_argument("--heatmap", type=Path, metavar="PNG", help="to draw; it must not exist")
-    parser.add_argument("--protein", metavar="NAME", help="to draw, where the FASTA holds several")
+    parser.add_argument("--protein", metavar="NAME", help="to draw, where the input holds several")
     arguments = parser.parse_args()
     if (arguments.output is None) == (arguments.heatmap is None) or (arguments.mutations and arguments.heatmap):
         parser.error("give --output (perplexities, or effects with --mutations) or --heatmap, one of the two")

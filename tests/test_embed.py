@@ -299,3 +299,29 @@ def test_run_and_export_give_what_automodel_gives(shards, tmp_path):
     with np.load(output) as found:
         np.testing.assert_allclose(found["mean"], np.load(tmp_path / "auto.npy"), atol=1e-5, rtol=1e-5)
         np.testing.assert_array_equal(found["mean"], amplify_ds.embed(tmp_path / "run", sequences).mean)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".parquet"])
+def test_one_long_name_makes_no_large_file(model, tmp_path, suffix):
+    """1,000 proteins, one of which has a name of 60,000 letters: as text of fixed width these are 240 MB."""
+    if suffix == ".h5":
+        pytest.importorskip("h5py")
+    names = [f"protein {number}" for number in range(999)] + ["é" * 30_000]
+    fasta = tmp_path / "some.fasta"
+    fasta.write_text("".join(f">{name}\nMKV\n" for name in names))
+    records, output = Records(fasta, names="header"), tmp_path / f"out{suffix}"
+    embed_file(amplify_ds.load(model[0]), records, check(records), output, Settings(), lambda residues: None)
+    assert output.stat().st_size < 3_000_000
+    if suffix == ".npz":
+        with np.load(output) as arrays:
+            found = arrays["names"].tolist()
+    elif suffix == ".h5":
+        import h5py
+
+        with h5py.File(output) as file:
+            found = [name.decode() for name in file["names"][()]]
+    else:
+        from pyarrow.parquet import read_table
+
+        found = read_table(output)["name"].to_pylist()
+    assert found == names

@@ -34,7 +34,7 @@ def embed(
     include: Sequence[str] = ("mean",), layer: int | None = None, raw: bool = False, dtype: str = "float32",
     strict: bool = False, **loading,
 ) -> Embeddings:  # fmt: skip
-    """Embed proteins: a FASTA file, {name: sequence} or plain sequences.
+    """Embed proteins: a file in any form that the command reads, {name: sequence} or plain sequences.
 
     model_name: a checkpoint, run, Hugging Face folder or hub name, or what `amplify_ds.load` made of one. include: of
     "mean", "bos", "max", "residues". layer: 0 (the embedding) to the last, which is the default; the final norm follows

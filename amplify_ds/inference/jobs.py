@@ -1,4 +1,4 @@
-"""What the commands do: FASTA in, a file out, resumable (resumable.py), one chunk in memory."""
+"""What the commands do: proteins in, a file out, resumable (resumable.py), one chunk in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structures, or FASTA with or without contact files -> checked targets, all in memory."""
+"""Structures, or sequences with or without contact files -> checked targets, all in memory."""
 
 from __future__ import annotations
 
@@ -34,14 +34,13 @@ def from_structures(words: Sequence[str], progress: Progress, strict: bool = Fal
     return [Target(*protein, matrix) for protein, matrix in zip(proteins(records), contacts)], contents
 
 
-def from_fasta(path: Path, folder: Path | None, progress: Progress, strict: bool = False):
-    """The same of a FASTA file; folder: the contact file of each protein, see targets.py. progress: proteins."""
-    records = Records(path)
+def from_records(records: Records, folder: Path | None, progress: Progress, strict: bool = False):
+    """The same of proteins; folder: the contact file of each, see targets.py. progress: proteins."""
     contents = check(records, strict, progress)
     if folder is None:
         return [Target(*protein) for protein in proteins(records)], contents
     if not folder.is_dir():
-        raise AmplifyError(f"{folder}: there is no such folder; expected the contact files of the proteins of {path}")
+        raise AmplifyError(f"{folder}: there is no such folder; expected the contact files of proteins of {records}")
     found = [
         Target(*protein, read_contacts(folder, protein.name, len(protein.tokens))) for protein in proteins(records)
     ]
