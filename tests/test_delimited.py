@@ -15,7 +15,7 @@ from amplify_ds.prepare.batches import Malformed
 from amplify_ds.prepare.options import Reading
 from amplify_ds.prepare.sources import find_sources
 
-CELL = st.text(st.sampled_from('MKV", \t\r\n;é'), max_size=6) | st.text(st.sampled_from("MKVLAG"), min_size=1)
+CELL = st.text(st.sampled_from('MKV", \t\r\n;é\x01\x04'), max_size=6) | st.text(st.sampled_from("MKVLAG"), min_size=1)
 LINE_ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 
 
@@ -41,8 +41,8 @@ def pieces(path, reading=Reading(), scanned=7):
 
 
 def plain(sequence: str) -> bytes:
-    """As a batch has a sequence: line breaks are blanks."""
-    return sequence.encode().replace(b"\n", b" ").replace(b"\r", b" ")
+    """As a batch has a sequence: without line breaks."""
+    return sequence.encode().replace(b"\n", b"").replace(b"\r", b"")
 
 
 def written(cell: str, delimiter: str, always: bool) -> str:

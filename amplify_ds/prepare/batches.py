@@ -32,11 +32,11 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, names: list[str], sequences: Sequence[bytes], **others: object) -> Batch:
-        """Line breaks within a sequence become blanks."""
+        """Line breaks within a sequence are removed, as those of FASTA are."""
         text = b"\n".join(sequences)
-        if b"\r" in text or text.count(b"\n") >= max(1, len(sequences)):
-            text = b"\n".join(sequence.replace(b"\n", b" ").replace(b"\r", b" ") for sequence in sequences)
-        return cls(names, text, **others)
+        if text.count(b"\n") >= max(1, len(sequences)):
+            text = b"\n".join([sequence.replace(b"\n", b"") for sequence in sequences])
+        return cls(names, text.replace(b"\r", b"") if b"\r" in text else text, **others)
 
     @property
     def records(self) -> int:

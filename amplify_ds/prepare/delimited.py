@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed, lines_in
 from amplify_ds.prepare.forms import UTF8_MARK
 from amplify_ds.prepare.options import Reading
-from amplify_ds.prepare.rows import RowEnds
+from amplify_ds.prepare.rows import RowEnds, are_between_cells
 
 BLOCK = 2**20
 LONGEST_HEADER = 2**20
@@ -120,21 +120,52 @@ def read_cells(
 
 
 def _cells(rows: bytes, layout: Layout, places: Sequence[tuple[str, int]], line: int) -> Cells | None:
-    count = len(layout.columns)
-    if layout.quoting == "csv" and b'"' in rows:
-        found = [row for _, row in _rows(rows, layout, line)]
+    count, delimiter, restore = len(layout.columns), layout.delimiter.encode(), None
+    text: bytes | None = rows
+    if b'"' in rows and layout.quoting != "none":
+        hidden = layout.quoting == "csv"
+        text, restore = (_hidden(rows, delimiter), _Shown(delimiter)) if hidden else (rows, _unquoted)
+    if text is None:
+        found, restore = [row for _, row in _rows(rows, layout, line)], None
     else:
-        delimiter = layout.delimiter.encode()
-        lines = _with_plain_ends(rows).split(b"\n")
-        found = [text.split(delimiter) for text in lines if text]
+        found = [text.split(delimiter) for text in _with_plain_ends(text).split(b"\n") if text]
         if any(len(row) != count for row in found):
             list(_rows(rows, layout, line))  # raises
     if not found:
         return None
     cells = {name: [row[place] for row in found] for name, place in places}
-    if layout.quoting == "cells" and b'"' in rows:
-        cells = {name: [_unquoted(cell) for cell in column] for name, column in cells.items()}
-    return cells
+    return {name: list(map(restore, column)) for name, column in cells.items()} if restore else cells
+
+
+_HIDDEN, _EMPTY = b"\x01\x02\x03", b"\x04"  # in quoted cells: a delimiter, "\n", "\r"; an empty cell
+
+
+def _hidden(rows: bytes, delimiter: bytes) -> bytes | None:
+    """Rows whose quotes stand at the ends of cells only, none doubled, without their quotes: what divides cells is
+    hidden where it is part of one, so that they can be split. None for other rows."""
+    parts = rows.split(b'"')
+    outside = parts[::2]
+    begin, end = outside[0] or b"\n", outside[-1] or b"\n"  # the rows begin with a quote, end with one
+    simple = len(parts) % 2 and are_between_cells([*outside[1:-1], end], [begin, *outside[1:-1]], delimiter)
+    if not simple or any(mark in rows for mark in (*map(_byte, _HIDDEN), _EMPTY)):
+        return None
+    hide = bytes.maketrans(delimiter + b"\n\r", _HIDDEN)
+    parts[1::2] = [part.translate(hide) or _EMPTY for part in parts[1::2]]
+    return b"".join(parts)
+
+
+class _Shown:
+    """Gives a cell of `_hidden` back what it had."""
+
+    def __init__(self, delimiter: bytes) -> None:
+        self._show = bytes.maketrans(_HIDDEN, delimiter + b"\n\r")
+
+    def __call__(self, cell: bytes) -> bytes:
+        return cell.translate(self._show, _EMPTY)
+
+
+def _byte(number: int) -> bytes:
+    return bytes([number])
 
 
 def _rows(text: bytes, layout: Layout, line: int) -> Iterator[tuple[int, list[bytes]]]:

@@ -119,4 +119,4 @@ def _divided(text: bytes, number: int) -> tuple[bytes, bytes]:
 
 
 def _shown(text: bytes) -> str:
-    return repr(text[:40].decode("ascii", "backslashreplace"))
+    return repr(text[:40])

@@ -7,8 +7,10 @@ it likes and a block end anywhere. `Cutter` finds with it the places at which a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 PIECE = 2**26  # bytes
-_QUOTE, _LINE_ENDS = ord('"'), b"\r\n"
+_LINE_ENDS = b"\r\n"
 
 
 class RowEnds:
@@ -17,14 +19,46 @@ class RowEnds:
     def __init__(self, delimiter: bytes | None) -> None:
         """delimiter: of text with quoted cells; None where quotes are letters."""
         self.inside = False
-        self._before = None if delimiter is None else frozenset(_LINE_ENDS + delimiter)  # a quoted cell
+        self._delimiter = delimiter
+        self._before = frozenset(_LINE_ENDS + (delimiter or b""))  # a quoted cell
         self._last = _LINE_ENDS[-1]  # the byte before this block
         self._closing = False  # whether that is a quote which ends a cell unless another one follows
 
     def feed(self, block: bytes) -> int:
         """Return where the last row that ends in this block does: the place after its line end; 0 if none does."""
+        if self._delimiter is None:
+            return _last_end(block, 0, len(block))
+        end = None if self._closing else self._feed_plain(block)
+        if end is None:
+            end = self._feed_any(block)
+        self._last = block[-1] if block else self._last
+        return end
+
+    def _feed_plain(self, block: bytes) -> int | None:
+        """The same where all quotes stand at the ends of cells and none is doubled, at once; else None."""
+        parts = block.split(b'"')
+        quoted = int(self.inside)  # parts[quoted::2] are outside of quoted cells
+        outside = parts[quoted::2]
+        ends_outside = (len(parts) - quoted) % 2 == 1
+        behind = outside if quoted else outside[1:]
+        ahead = outside[:-1] if ends_outside else list(outside)
+        if ahead and not quoted and not ahead[0] and self._last in self._before:
+            del ahead[0]
+        if not are_between_cells(behind, ahead, self._delimiter):
+            return None
+        self.inside = not ends_outside
+        stop = len(block)
+        for number in range(len(parts) - 1, -1, -1):
+            start = stop - len(parts[number])
+            if (number - quoted) % 2 == 0 and (end := _last_end(block, start, stop)):
+                return end
+            stop = start - 1
+        return 0
+
+    def _feed_any(self, block: bytes) -> int:
+        """The same, quote by quote."""
         outside, end = 0, 0  # since which place it is outside of quoted cells; the result so far
-        place = -1 if self._before is None else block.find(b'"')
+        place = block.find(b'"')
         if self._closing:
             self._closing = False
             if block.startswith(b'"'):
@@ -42,10 +76,13 @@ class RowEnds:
                 self.inside, outside = False, following
                 self._closing = following == len(block)
             place = block.find(b'"', following)
-        if not self.inside:
-            end = _last_end(block, outside, len(block)) or end
-        self._last = block[-1] if block else self._last
-        return end
+        return end if self.inside else _last_end(block, outside, len(block)) or end
+
+
+def are_between_cells(behind: Iterable[bytes], ahead: Iterable[bytes], delimiter: bytes) -> bool:
+    """Whether parts of text behind closing quotes begin, and those ahead of opening ones end, as cells are divided."""
+    dividers = {delimiter, b"\n", b"\r"}
+    return {part[:1] for part in behind} <= dividers and {part[-1:] for part in ahead} <= dividers
 
 
 def _last_end(block: bytes, start: int, stop: int) -> int:
