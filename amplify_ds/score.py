@@ -47,6 +47,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if (arguments.output is None) == (arguments.heatmap is None) or (arguments.mutations and arguments.heatmap):
         parser.error("give --output (perplexities, or effects with --mutations) or --heatmap, one of the two")
+    if arguments.offset and not arguments.mutations:
+        parser.error("--offset is that of the positions of --mutations")
     if arguments.protein and not arguments.heatmap:
         parser.error("--protein names the protein that --heatmap draws")
 

@@ -566,3 +566,19 @@ def test_the_example_gives_the_bytes_it_always_gave(tmp_path, name):
     build_shards.main(words)
     digest = hashlib.sha256((tmp_path / "out/shard-00000.tokens.npy").read_bytes()).hexdigest()
     assert digest == EXAMPLE_SHARDS[name]
+
+
+def test_what_an_option_means_nothing_for_is_told(tmp_path, capsys):
+    for name, data in (("a.fasta", f">a\n{A}\n".encode()), ("b.fasta.gz", gzip.compress(f">a\n{A}\n".encode()))):
+        (tmp_path / name).write_bytes(data)
+        built(tmp_path / name, tmp_path / name[0], "--sequence-column", "protein")
+        assert f"{name} is FASTA: --sequence-column are for tables" in capsys.readouterr().err
+
+
+def test_a_column_that_was_chosen_is_told(tmp_path):
+    for name, column in (
+        ("airr_rearrangement.tsv", "sequence_alignment_aa"),
+        ("oas_unpaired.csv.gz", "sequence_alignment_aa"),
+    ):
+        counts = built(CASES / name, tmp_path / name)[1]
+        assert counts["noted"] == {f"sequences of the column {column}": counts["records"]}

@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ROOT, python
+from conftest import ROOT, examples, python
+from hypothesis import given
+from hypothesis import strategies as st
 from small_model import ids_of, killed_and_continued, log_p, make_folder
 
 import amplify_ds
@@ -190,7 +192,8 @@ def test_killed_anywhere_it_continues_to_the_same_bytes(model, tmp_path):
 @pytest.mark.parametrize(
     "words, text",
     [([], "one of the two"), (["--output", "a.csv", "--heatmap", "b.png"], "one of the two"),
-     (["--output", "a.csv", "--protein", "x"], "--protein names the protein that --heatmap draws")],
+     (["--output", "a.csv", "--protein", "x"], "--protein names the protein that --heatmap draws"),
+     (["--output", "a.csv", "--offset", "24"], "--offset is that of the positions of --mutations")],
 )  # fmt: skip
 def test_flags_that_do_not_go_together(words, text, capsys, monkeypatch):
     from runpy import run_module
@@ -276,3 +279,28 @@ def test_tables_of_mutations_in_any_dress(tmp_path, delimiter, name):
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     table = read_table(tmp_path / name)
     assert table.mutants == ["p.Met1Val"] and table.measured().tolist() == [1.5] and table.lines == [2]
+
+
+ONE_TO_THREE = dict(
+    zip(RESIDUES, "Ala Cys Asp Glu Phe Gly His Ile Lys Leu Met Asn Pro Gln Arg Ser Thr Val Trp Tyr".split())
+)
+
+
+@examples()
+@given(st.dictionaries(st.integers(1, len(WILD)), st.sampled_from(RESIDUES), min_size=1, max_size=6), st.data())
+def test_mutations_however_they_are_written(changes, data):
+    """Any substitutions in any notation are those that turn the wild type into the sequence that has them."""
+    mutant = "".join(changes.get(place, residue) for place, residue in enumerate(WILD, 1))
+    offset = data.draw(st.integers(-30, 400))
+    parts = []
+    for place, new in data.draw(st.permutations(sorted(changes.items()))):
+        old, three = WILD[place - 1], data.draw(st.booleans())
+        parts.append(
+            f"{ONE_TO_THREE[old]}{place + offset}{ONE_TO_THREE[new]}" if three else f"{old}{place + offset}{new}"
+        )
+    text = data.draw(st.sampled_from([":", "/", ";", ",", "+", " ", ": "])).join(parts)
+    text = data.draw(st.sampled_from(["{}", "p.{}", "p.[{}]", " {} "])).format(text)
+    tokens = np.array(ids_of(WILD)[1:-1], np.uint8)
+    found = [change for change in mutations.parse(text, tokens, offset) if change[1] != change[2]]
+    assert found == mutations.compare(mutant, tokens)
+    assert [place + 1 for place, _, _ in found] == [p for p in sorted(changes) if changes[p] != WILD[p - 1]]

@@ -68,7 +68,7 @@ def score_file(
         found = scores.perplexities(chunks.read(), contents.proteins)
 
         def write(path: Path) -> None:
-            with open(path, "w", newline="") as file:
+            with open(path, "w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
                 table.writerow(["name", "length", "unknown", column])
                 for protein, value in zip(proteins(records), found):
@@ -139,7 +139,7 @@ def _matrices(chunks: Chunks, sites: list[Sites]) -> list[np.ndarray]:
 
 
 def _write_effects(path: Path, table: Table, column: str, effects: np.ndarray) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*table.header, column])
         writer.writerows([*row, f"{value:.6g}"] for row, value in zip(table.rows, effects))

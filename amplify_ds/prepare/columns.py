@@ -23,11 +23,12 @@ _EMPTY_CHAIN = "one of two chains is empty"
 
 class Chosen(NamedTuple):
     """sequences: one column, or two to be joined. name: None where there is none. more: columns of UniProt's tables
-    that say what its FASTA headers say, {what: column}."""
+    that say what its FASTA headers say, {what: column}. told: the column that a report should name, "" for none."""
 
     sequences: tuple[str, ...]
     name: str | None
     more: dict[str, str]
+    told: str = ""
 
     @property
     def all(self) -> list[str]:
@@ -51,6 +52,13 @@ def choose(found: Sequence[str], reading: Reading, sample: Sample) -> Chosen:
     elif name not in found:
         raise Malformed(f'no column "{name}" (--name-column) among its columns: {_listed(found)}')
     chosen = Chosen(sequences, name, more)
+    if (
+        not reading.join
+        and reading.sequence_column is None
+        and sequences[0].lower() != SEQUENCES[-1]
+        and reading.header
+    ):
+        chosen = chosen._replace(told=sequences[0])
     if twice := [column for column in chosen.all if list(found).count(column) > 1]:
         raise Malformed(f"two columns have the name {quoted(twice)}: which one is meant? Rename one of them")
     if reading.names_for and not name:
@@ -111,7 +119,8 @@ def records(cells: Mapping[str, list[bytes]], chosen: Chosen) -> Batch:
         more = {what: [decoded(cell) for cell in cells[column]] for what, column in chosen.more.items()}
         names = [_header(name, dict(zip(more, row))) for name, row in zip(names, zip(*more.values()))]
     if len(columns) == 1:
-        return Batch.of(names, columns[0], ids=ids, named=ids is not None)
+        noted = {f"sequences of the column {chosen.told}": len(names)} if chosen.told else {}
+        return Batch.of(names, columns[0], ids=ids, named=ids is not None, noted=noted)
     return _joined(names, ids, *columns)
 
 

@@ -43,6 +43,15 @@ class Reading:
         """Whether something is asked for that only a table has."""
         return self.delimiter is not None or not self.header
 
+    @property
+    def of_columns(self) -> list[str]:
+        """The options that were given and mean nothing for FASTA."""
+        given = {
+            "--sequence-column": self.sequence_column, "--name-column": self.name_column, "--join": self.join,
+            "--delimiter": self.delimiter, "--no-header": not self.header, "--quoting": self.quoting != "auto",
+        }  # fmt: skip
+        return [name for name, value in given.items() if value]
+
     def unusual(self) -> dict:
         """What differs from the defaults and changes what is read, for a manifest."""
         found = {name: value for name, value in asdict(self).items() if value != getattr(Reading, name)}

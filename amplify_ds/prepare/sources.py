@@ -158,7 +158,9 @@ def _file(path: Path, reading: Reading, tell: Callable[[str], object]) -> Source
                 source = make(_piece(place, size, readers.read_stream, place, place, reading))
             else:
                 source = make(*_text(place, head, size, reading))
-    next(source.read(), None)  # the first records are looked at: what is no input of proteins is refused at once
+    first = next(source.read(), None)  # what is no input of proteins is refused at once
+    if first and first.named and first.ids is None and reading.of_columns:
+        tell(f"{path} is FASTA: {', '.join(reading.of_columns)} are for tables, and mean nothing for it")
     return source
 
 
