@@ -181,7 +181,7 @@ def test_bad_sequences_are_refused(model, tmp_path):
     refused(folder, {"a": "MKXU"}, r"record 1 \('a'\) holds 'U', 'X'", strict=True)
     refused(folder, {}, "holds no protein")
     path = tmp_path / "proteins.fasta"
-    refused(folder, path, "there is no file")
+    refused(folder, path, "there is no such file")
     path.write_text(">a 1\nMK\n>b\nMK\n>a 2\nMKV\n")
     refused(folder, path, "1 names appear more than once: 'a'")
     path.write_text("MKV\n")

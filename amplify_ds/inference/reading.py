@@ -17,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -108,6 +109,8 @@ class Records:
         if self.address == "-" or self.address.startswith(("http://", "https://")):
             yield from read_stream(self._spool(), str(self), self.reading, lambda read: None)
             return
+        if not Path(self.address).exists() and not has_magic(self.address) and ":" not in self.address:
+            raise AmplifyError(f"{self.address}: there is no such file or folder; expected proteins")
         tell, self._tell = self._tell, lambda note: None  # once
         for source in find_sources([self.address], self.reading, tell):
             yield from source.read()
