@@ -1,10 +1,10 @@
 """Clean sequences: text in, token ids out; what is mended or dropped is counted by reason.
 
 Mended: blanks within the sequence and `*` at its end are removed, lower case is raised. Dropped: an empty sequence; one
-with a character that is no token; one with any of B J O U X Z (the rule by which UR100P was made); if asked for, what
-UniProt's header calls a fragment or puts below a level of protein existence, and what is too short or too long. The
-chain break `|` passes. Nearly every sequence needs nothing of this: one table look-up for a whole batch shows it and
-gives the ids.
+with a character that is no token (gaps are counted apart); one with any of B J O U X Z (the rule by which UR100P was
+made); if asked for, what UniProt's header calls a fragment or puts below a level of protein existence, and what is too
+short or too long. The chain break `|` passes. Sequences of A C G T N alone pass too, and are counted. Nearly every
+sequence needs nothing of this: one table look-up for a whole batch shows it and gives the ids.
 """
 
 from __future__ import annotations

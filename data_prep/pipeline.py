@@ -36,6 +36,7 @@ from amplify_ds.prepare.sources import Piece, Source, version_of
 from amplify_ds.vocab import PAD, TOKENS
 
 MEGABYTE = 10**6
+INSPECTED = 2**20  # bytes read at a time
 _PIECE = 2**20  # bytes written at a time
 
 
@@ -120,7 +121,7 @@ def check_unchanged(sources: Sequence[Source], reading: Reading) -> None:
 def _inspect(path: Path, make_cutter: Callable[[], rows.Cutter] | None, stem: Path, progress: Progress) -> dict:
     digest, cutter = hashlib.sha256(), make_cutter and make_cutter()
     with refusing(str(path)), open(path, "rb") as file:
-        while block := file.read(_PIECE):
+        while block := file.read(INSPECTED):
             digest.update(block)
             if cutter:
                 cutter.feed(block)

@@ -582,3 +582,16 @@ def test_a_column_that_was_chosen_is_told(tmp_path):
     ):
         counts = built(CASES / name, tmp_path / name)[1]
         assert counts["noted"] == {f"sequences of the column {column}": counts["records"]}
+
+
+def test_columns_that_are_empty_are_not_chosen_and_names_that_look_like_forms_are_columns(tmp_path):
+    columns = {
+        "data_id": ["a", "b"],
+        "sequence_aa": ["", ""],
+        "sequence_alignment_aa": [A, B],
+        "sequence": ["ACGT"] * 2,
+    }
+    path = write_table(tmp_path / "a.csv", columns)
+    assert [sequence for _, sequence in read(path)] == [A, B]
+    for first in ("data_id", "ORCID", "CLUSTAL", "CRAM", "HEADER", "ID", "LOCUS"):
+        assert [s for _, s in read(write_table(path, {first: ["x", "y"], "sequence": [A, B]}))] == [A, B]

@@ -7,7 +7,7 @@ from itertools import chain
 
 from amplify_ds.prepare.batches import Batch, Malformed, quoted
 
-SAMPLE = 1000  # records at the beginning of an input that are looked at
+SAMPLE, SAMPLE_BYTES = 1000, 2**22  # records at the beginning of an input that are looked at, and their letters
 _SHARE, _FEWEST = 0.95, 20  # of the letters; of proteins' letters a quarter to a third are among A C G T U N
 _LETTERS = bytes(range(65, 91)) + bytes(range(97, 123))
 _NOT_LETTERS = bytes(set(range(256)) - set(_LETTERS))
@@ -41,11 +41,12 @@ def refusing_nucleotides(
     batches: Iterable[Batch], table: Callable[[], Mapping[str, Sequence[bytes]]]
 ) -> Iterator[Batch]:
     """The batches; Malformed where the first records are nucleotides. table: some cells of each column there is."""
-    batches, held, sample = iter(batches), [], []
+    batches, held, sample, size = iter(batches), [], [], 0
     for batch in batches:
         held.append(batch)
         sample += batch.sequences[: SAMPLE - len(sample)]
-        if len(sample) >= SAMPLE:
+        size += len(batch.text)
+        if len(sample) >= SAMPLE or size >= SAMPLE_BYTES:
             break
     if are_nucleotides(sample):
         cells = table()

@@ -80,9 +80,11 @@ def _sequence(found: Sequence[str], reading: Reading, sample: Sample) -> str:
     small = {name.lower().strip(): name for name in reversed(found)}
     if not reading.header and len(found) == 1:
         return found[0]
-    for known in SEQUENCES:
-        if known in small:
-            return small[known]
+    if known := [small[name] for name in SEQUENCES if name in small]:
+        if len(known) == 1:
+            return known[0]
+        cells = sample()  # AIRR has columns that a program may leave empty
+        return next((name for name in known if any(map(bytes.strip, cells.get(name, ())))), known[0])
     raise Malformed(
         f'no column "sequence" among its columns: {_listed(found)}{protein_columns(sample())}. '
         f"Name the column of the sequences with --sequence-column{_advice(found)}"
