@@ -595,3 +595,11 @@ def test_columns_that_are_empty_are_not_chosen_and_names_that_look_like_forms_ar
     assert [sequence for _, sequence in read(path)] == [A, B]
     for first in ("data_id", "ORCID", "CLUSTAL", "CRAM", "HEADER", "ID", "LOCUS"):
         assert [s for _, s in read(write_table(path, {first: ["x", "y"], "sequence": [A, B]}))] == [A, B]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".arrow"])
+def test_columns_are_named_however_often_the_table_was_looked_at(tmp_path, suffix):
+    dna = ["ACGTACGTACGTACGTACGT", "GGGTTTAAACCCGGGTTTAAACCC"]
+    path = write_table(tmp_path / f"a{suffix}", {"sequence_aa": ["", ""], "sequence": dna, "translation": [A, B]})
+    with pytest.raises(AmplifyError, match="nucleotides, .*proteins seem to be in 'translation'"):
+        read(path)

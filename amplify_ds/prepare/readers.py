@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 
 import pyarrow as pa
@@ -27,7 +26,9 @@ _GAPS = b"-."
 Table = Mapping[str, Sequence[bytes]]
 
 
-def read_stream(address: str, place: str, reading: Reading, progress: Progress, damaged: str = _DAMAGED):
+def read_stream(
+    address: str, place: str, reading: Reading, progress: Progress, damaged: str = _DAMAGED
+) -> Iterator[Batch]:
     """Read a whole input that holds text or a tar archive, compressed or not."""
     with refusing(place, damaged), open_stream(address, progress) as stream:
         if not archives.is_tar(stream.peek(2**9)):
@@ -66,7 +67,7 @@ def read_text(stream: io.BufferedReader, name: str, reading: Reading) -> Iterato
         yield from _finished(_records(cells, chosen), reading, sample)
     else:
         columns, before = tables.json_columns(stream)
-        sample = partial(next, tables.read_json(io.BytesIO(), before, None, 1), {})
+        sample = _first(_json_of, before)
         chosen = choose(columns, reading, sample)
         cells = tables.read_json(stream, before, chosen.all, 1)
         yield from _finished(_records(cells, chosen), reading, sample)
@@ -82,7 +83,7 @@ def layout_of(path: str, reading: Reading) -> tuple[Layout, Chosen]:
 def json_choice(path: str, reading: Reading) -> Chosen:
     with refusing(path), open(path, "rb") as stream:
         columns, before = tables.json_columns(stream)
-        return choose(columns, reading, partial(next, tables.read_json(io.BytesIO(), before, None, 1), {}))
+        return choose(columns, reading, _first(_json_of, before))
 
 
 def read_fasta_section(path: str, bounds: tuple[int, int], reading: Reading, progress: Progress) -> Iterator[Batch]:
@@ -111,7 +112,7 @@ def parquet_layout(path: str, reading: Reading) -> tuple[Chosen, int]:
     """Which columns of a Parquet file are read, and its row groups."""
     with refusing(path):
         columns, groups = tables.parquet_columns(path)
-        return choose(columns, reading, partial(next, tables.read_parquet(path, None, None), {})), groups
+        return choose(columns, reading, _first(tables.read_parquet, path, None, None)), groups
 
 
 def read_parquet(path: str, groups: range | None, reading: Reading, progress: Progress) -> Iterator[Batch]:
@@ -119,13 +120,13 @@ def read_parquet(path: str, groups: range | None, reading: Reading, progress: Pr
     chosen, _ = parquet_layout(path, reading)
     with refusing(path):
         batches = _records(tables.read_parquet(path, groups, chosen.all), chosen)
-        sample = None if groups is not None else partial(next, tables.read_parquet(path, None, None), {})
+        sample = None if groups is not None else _first(tables.read_parquet, path, None, None)
         yield from _telling(_finished(batches, reading, sample), progress)
 
 
 def read_arrow(path: str, form: str, reading: Reading, progress: Progress) -> Iterator[Batch]:
     with refusing(path):
-        sample = partial(next, tables.read_arrow(path, form, None), {})
+        sample = _first(tables.read_arrow, path, form, None)
         chosen = choose(tables.arrow_columns(path, form), reading, sample)
         batches = _records(tables.read_arrow(path, form, chosen.all), chosen)
         yield from _telling(_finished(batches, reading, sample), progress)
@@ -138,10 +139,19 @@ def read_data_files(name: str, files: str, numbers: range, reading: Reading, pro
             rows = tables.read_dataset(name, files, number)
             if (first := next(rows, None)) is None:
                 continue
-            sample = partial(next, tables.cells_of_tables([first], None), {})
+            sample = _first(tables.cells_of_tables, [first], None)
             chosen = choose(first.column_names, reading, sample)
             cells = tables.cells_of_tables(_after(first, rows), chosen.all)
             yield from _telling(_finished(_records(cells, chosen), reading, sample), progress)
+
+
+def _first(read: Callable[..., Iterator[tables.Cells]], *arguments: object) -> Callable[[], Table]:
+    """What gives the first cells of a table, each time it is called."""
+    return lambda: next(read(*arguments), {})
+
+
+def _json_of(lines: bytes) -> Iterator[tables.Cells]:
+    return tables.read_json(io.BytesIO(), lines, None, 1)
 
 
 def _after(first: object, others: Iterable) -> Iterator:
