@@ -28,7 +28,8 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256
 from amplify_ds.prepare import rows
-from amplify_ds.prepare.sources import STANDARD_INPUT, Source, find_sources
+from amplify_ds.prepare.pieces import STANDARD_INPUT, Source
+from amplify_ds.prepare.sources import find_sources
 from amplify_ds.training.orphans import end_with_launcher
 
 

@@ -30,7 +30,8 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
 from amplify_ds.prepare.options import Reading, add_arguments, reading_of
-from amplify_ds.prepare.sources import Piece, Source, find_sources
+from amplify_ds.prepare.pieces import Piece, Source
+from amplify_ds.prepare.sources import find_sources
 from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.vocab import BOS, EOS, TOKENS
 

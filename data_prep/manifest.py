@@ -13,7 +13,7 @@ from clean import Rules
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
 from amplify_ds.errors import AmplifyError
-from amplify_ds.prepare.sources import Source
+from amplify_ds.prepare.pieces import Source
 from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
 
 NOT_IN = {"train": ("validation", "in the validation set"), "validation": ("train", "in the training set")}

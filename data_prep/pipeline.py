@@ -31,8 +31,8 @@ from amplify_ds.data.shard_writer import write_shard
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare import rows
 from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.pieces import Piece, Source, version_of
 from amplify_ds.prepare.readers import refusing
-from amplify_ds.prepare.sources import Piece, Source, version_of
 from amplify_ds.vocab import PAD, TOKENS
 
 MEGABYTE = 10**6

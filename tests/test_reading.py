@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
-from amplify_ds.inference.reading import Records, check, proteins
+from amplify_ds.inference.reading import check, proteins
+from amplify_ds.inference.records import Records
 from amplify_ds.prepare import alphabet, archives, fasta, rows
 from amplify_ds.prepare.batches import Malformed
 from amplify_ds.prepare.fasta import read_fasta

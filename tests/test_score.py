@@ -15,7 +15,8 @@ import amplify_ds
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import heatmap, jobs, mutations
 from amplify_ds.inference.mutation_tables import parse_table, read_table
-from amplify_ds.inference.reading import Records, check, proteins
+from amplify_ds.inference.reading import check, proteins
+from amplify_ds.inference.records import Records
 from amplify_ds.vocab import TOKENS
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQ"

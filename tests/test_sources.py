@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 
 from amplify_ds.errors import AmplifyError  # noqa: E402
 from amplify_ds.prepare import (
+    download,  # noqa: E402
     rows,  # noqa: E402
     streams,  # noqa: E402
 )
@@ -217,7 +218,7 @@ class Unreliable(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """Returns a function: settings of `Unreliable` -> the address of a server on this machine."""
-    monkeypatch.setattr(streams.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     started = []
 
     def start(**settings):

@@ -25,7 +25,8 @@ import numpy as np
 from amplify_ds.benchmarks import prep
 from amplify_ds.benchmarks.common import one_core, table
 from amplify_ds.errors import AmplifyError
-from amplify_ds.inference.reading import Records, proteins
+from amplify_ds.inference.reading import proteins
+from amplify_ds.inference.records import Records
 
 _SHAPE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 

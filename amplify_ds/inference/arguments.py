@@ -52,7 +52,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 def records_from(arguments: argparse.Namespace):
     """The proteins that the arguments name. Raises AmplifyError for arguments that make no sense."""
-    from amplify_ds.inference.reading import Records
+    from amplify_ds.inference.records import Records
 
     return Records(arguments.input, options.reading_of(arguments), arguments.names, arguments.duplicates, _tell)
 

@@ -16,7 +16,8 @@ from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.model import Reader
 from amplify_ds.inference.mutation_tables import Table, parse_table
 from amplify_ds.inference.names import packed
-from amplify_ds.inference.reading import Contents, Protein, Records, Sequences, proteins
+from amplify_ds.inference.reading import Contents, Protein, proteins
+from amplify_ds.inference.records import Records, Sequences
 from amplify_ds.inference.resumable import Chunks, finish, resumable
 from amplify_ds.inference.scores import Sites
 from amplify_ds.vocab import TOKENS, UNK

@@ -1,8 +1,7 @@
 """The bytes of an input as one file object: a file or part of it, compressed or not, standard input, http.
 
-Compression is seen from the first bytes, never from the name. An http(s) stream that breaks off is taken up again where
-it ended; a server that would go on with another file is refused. Progress is told in bytes as they lie on the disk or
-come over the wire.
+Compression is seen from the first bytes, never from the name. Progress is told in bytes as they lie on the disk or come
+over the wire.
 """
 
 from __future__ import annotations
@@ -10,21 +9,19 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-import time
 from collections.abc import Callable
 from typing import BinaryIO
 
 from xopen import xopen
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.download import Http
 from amplify_ds.prepare.forms import UTF16_MARKS
 
 Progress = Callable[[int], object]
 MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 BUFFER = 2**20
 _SCAN = 2**16
-ATTEMPTS = 6  # at going on with a broken download, in a row and without a single byte; they wait 1, 2, 4 … seconds
-_TIMEOUT = 30.0
 
 
 def compression(head: bytes) -> str | None:
@@ -171,66 +168,3 @@ class Counted(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-class Http(io.RawIOBase):
-    """The file at an http(s) address, read once from beginning to end over as many connections as that takes."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.size: int | None = None
-        self._offset = 0
-        self._version = ""  # what the server says of this version of the file
-        self._response = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        from requests import RequestException
-        from urllib3.exceptions import HTTPError
-
-        for attempt in range(ATTEMPTS):
-            try:
-                if self._response is None:
-                    self._connect()
-                data = self._response.raw.read(len(buffer))
-                if data or self.size in (None, self._offset):
-                    buffer[: len(data)] = data
-                    self._offset += len(data)
-                    return len(data)
-                failure = f"it ended after {self._offset:,} of {self.size:,} bytes"
-            except (RequestException, HTTPError, OSError) as error:
-                failure = str(error)
-            self._response = None
-            if attempt < ATTEMPTS - 1:
-                time.sleep(2**attempt)
-        raise AmplifyError(
-            f"{self.address} broke off at byte {self._offset:,} and could not be continued in {ATTEMPTS} attempts "
-            f"({failure}). Check the address and the network, and run the same command again."
-        )
-
-    def _connect(self) -> None:
-        """Ask for the bytes from `_offset` on."""
-        import requests
-
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={self._offset}-"}
-        response = requests.get(self.address, headers=headers, stream=True, timeout=_TIMEOUT)
-        if response.status_code == 416 and self._offset == 0:  # no byte 0: an empty file
-            raise AmplifyError(f"{self.address} is empty, expected a FASTA file.")
-        if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-            raise AmplifyError(f"{self.address}: the server says {response.status_code} {response.reason}.")
-        response.raise_for_status()
-        resumed = response.status_code == 206
-        length = response.headers.get("Content-Length")
-        size = None if length is None else int(length) + (self._offset if resumed else 0)
-        version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        if self._offset and (size, version) != (self.size, self._version):
-            raise AmplifyError(f"{self.address} was replaced by another file while it was read. Start again.")
-        self.size, self._version, self._response = size, version, response
-        left = 0 if resumed else self._offset  # a server that knows no ranges begins again
-        while left:
-            skipped = response.raw.read(min(left, BUFFER))
-            if not skipped:
-                raise OSError("the connection ended")
-            left -= len(skipped)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts.targets import Target, read_contacts
-from amplify_ds.inference.reading import Contents, Records, Sequences, check, proteins
+from amplify_ds.inference.reading import Contents, check, proteins
+from amplify_ds.inference.records import Records, Sequences
 
 Progress = Callable[[int], object]
 
