@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from amplify_ds.errors import AmplifyError
 from amplify_ds.structured import parse_yaml, read_yaml
 
-
 LARGEST_SIZE = 2**16  # of a model, in any direction: no model that one device computes is nearly as large
 MOST_STEPS = 2**30  # of at most 2^32 tokens each: places in the stream of rows are integers of 64 bits
 
@@ -67,7 +66,9 @@ class Data(Section):
         operational=True,
     )
     validation: list[str] = setting("validation shards, each [NAME=]DIR, evaluated on their own", operational=True)
-    workers: int = setting("processes that prepare batches ahead of time; 0: in the training process", True, ge=0, le=1024)
+    workers: int = setting(
+        "processes that prepare batches ahead of time; 0: in the training process", True, ge=0, le=1024
+    )
 
     @field_validator("train", "validation", mode="before")
     @classmethod

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.shell import next_commands
 from amplify_ds.inference.contacts.arguments import parse
+from amplify_ds.shell import next_commands
 
 EVALUATE = ("python", "-m", "amplify_ds.contacts", "evaluate")
 
@@ -127,7 +127,8 @@ def _prepare(arguments, left_out: dict[str, str], *outputs: Path | None):
 
     for output in filter(None, outputs):
         refuse_existing(output)
-    from amplify_ds.inference.contacts.sources import from_fasta, from_structures
+    from amplify_ds.inference.arguments import records_from
+    from amplify_ds.inference.contacts.sources import from_records, from_structures
     from amplify_ds.inference.contacts.targets import fitting
     from amplify_ds.inference.model import load
     from amplify_ds.inference.reading import describe_unknown
@@ -136,7 +137,7 @@ def _prepare(arguments, left_out: dict[str, str], *outputs: Path | None):
         if arguments.structures:
             targets, contents = from_structures(arguments.structures, bar.update, arguments.strict, left_out)
         else:
-            targets, contents = from_fasta(arguments.input, arguments.contacts, bar.update, arguments.strict)
+            targets, contents = from_records(records_from(arguments), arguments.contacts, bar.update, arguments.strict)
     reader = load(arguments.model, arguments.device, "fp32")
     targets, note = fitting(targets, reader.max_length, arguments.skip_long)
     for line in filter(None, (describe_unknown(contents), note)):

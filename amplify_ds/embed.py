@@ -1,4 +1,4 @@
-"""Embeddings of proteins: `python -m amplify_ds.embed --model … --input FASTA --output FILE`."""
+"""Embeddings of proteins: `python -m amplify_ds.embed --model … --input INPUT --output FILE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amplify_ds.errors import command
 from amplify_ds.inference.arguments import add_arguments, prepare
 
 DESCRIPTION = """\
-Write embeddings of the proteins of a FASTA file: pooled over each protein (mean and max over its residues, or the
+Write embeddings of proteins: pooled over each protein (mean and max over its residues, or the
 output at <bos>) and, if asked for, of every residue. They are those of the last layer after the final norm.
 
 The name of the output says the format: .h5, .parquet or .npz. Proteins are laid end to end, so that no padding is
@@ -66,9 +66,9 @@ def main() -> int:
 
 def _how_to_read(output: Path) -> str:
     return {
-        ".h5": f'h5py.File({str(output)!r}): names, lengths, and the arrays above in the order of the input',
-        ".npz": f'numpy.load({str(output)!r}): names, lengths, and the arrays above in the order of the input',
-        ".parquet": f'pyarrow.parquet.read_table({str(output)!r}): a row for each protein',
+        ".h5": f"h5py.File({str(output)!r}): names, lengths, and the arrays above in the order of the input",
+        ".npz": f"numpy.load({str(output)!r}): names, lengths, and the arrays above in the order of the input",
+        ".parquet": f"pyarrow.parquet.read_table({str(output)!r}): a row for each protein",
     }[output.suffix]
 
 

@@ -42,9 +42,8 @@ def draw(run: Path, output: Path) -> list[Path]:
     if "train/loss" not in scalars:
         raise AmplifyError(f"{run}: its events hold no training loss yet")
     style = {
-        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.alpha": 0.25,
-        "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
+        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.alpha": 0.25, "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
     }  # fmt: skip
     with plt.rc_context(style):
         figures = [

@@ -1,4 +1,4 @@
-"""Perplexities of proteins and effects of mutations: `python -m amplify_ds.score --model … --input FASTA …`."""
+"""Perplexities of proteins and effects of mutations: `python -m amplify_ds.score --model … --input INPUT …`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Without --mutations: the pseudo-perplexity of every protein, each position maske
 --one-pass reads each protein once, unmasked: a quick approximation that has seen the answer, in a column of another
 name (one_pass_perplexity), not comparable with pseudo_perplexity.
 
-With --mutations: a CSV or TSV table with a column `mutant` (A23V, several at once A23V:G45D) and, for a FASTA of
-several proteins, a column `name`. Written are its rows with their effects, log p(new) - log p(wild type), above 0
-where the model likes the new residue better: masked_marginal, or wild_type_marginal with --one-pass. ProteinGym's files
-are read as they are; where there is a column DMS_score, its rank correlation (Spearman) with the effects is printed.
+With --mutations: a CSV or TSV table with a column `mutant` (A23V or p.Ala23Val, several at once A23V:G45D, WT for the
+wild type) or `mutated_sequence` and, for an input of several proteins, a column `name`. Substitutions only. Written are
+its rows with their effects, log p(new) - log p(wild type), above 0 where the model likes the new residue better:
+masked_marginal, or wild_type_marginal with --one-pass. ProteinGym's tables of substitutions are read as they are; where
+there is a column DMS_score, its rank correlation (Spearman) with the effects is printed.
 
 --heatmap draws every single mutation of one protein. Interrupted or killed, the same command continues.
 
@@ -37,17 +38,23 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="CSV", help="to write; it must not exist")
     parser.add_argument("--one-pass", action="store_true", help="read each protein once, without masks: quick, rougher")
     parser.add_argument("--mutations", type=Path, metavar="TABLE", help="CSV or TSV with a column `mutant`")
+    parser.add_argument(
+        "--offset", type=int, default=0, metavar="N",
+        help="the table's positions are N above those of the input's sequence (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--heatmap", type=Path, metavar="PNG", help="to draw; it must not exist")
-    parser.add_argument("--protein", metavar="NAME", help="to draw, where the FASTA holds several")
+    parser.add_argument("--protein", metavar="NAME", help="to draw, where the input holds several")
     arguments = parser.parse_args()
     if (arguments.output is None) == (arguments.heatmap is None) or (arguments.mutations and arguments.heatmap):
         parser.error("give --output (perplexities, or effects with --mutations) or --heatmap, one of the two")
+    if arguments.offset and not arguments.mutations:
+        parser.error("--offset is that of the positions of --mutations")
     if arguments.protein and not arguments.heatmap:
         parser.error("--protein names the protein that --heatmap draws")
 
     from tqdm import tqdm
 
-    from amplify_ds.inference.mutations import read_table
+    from amplify_ds.inference.mutation_tables import read_table
 
     table = read_table(arguments.mutations) if arguments.mutations else None
     reader, records, contents = prepare(arguments, arguments.output or arguments.heatmap)
@@ -76,19 +83,22 @@ def _effects(arguments, reader, records, contents, table, bar) -> list[str]:
     import numpy as np
 
     from amplify_ds.inference.jobs import effects_file
-    from amplify_ds.inference.mutations import NAME, spearman
+    from amplify_ds.inference.mutation_tables import NAME
+    from amplify_ds.inference.mutations import spearman
     from amplify_ds.inference.reading import proteins
 
     named = None if table.column(NAME) is None else set(table.column(NAME))
     wild_types = {p.name: p.tokens for p in proteins(records) if named is None or p.name in named}
-    names, effects = effects_file(
-        reader, wild_types, contents, table, arguments.output, arguments.one_pass, bar.update
+    names, effects, wild = effects_file(
+        reader, wild_types, contents, table, arguments.output, arguments.one_pass, bar.update, arguments.offset
     )  # fmt: skip
     method = "wild-type-marginal (one pass)" if arguments.one_pass else "masked-marginal"
     lines = [f"wrote {arguments.output}: {method} effects of {len(effects):,} mutations"]
+    if wild.any():
+        lines.append(f"note: {wild.sum():,} of them are the wild type: effect 0, not part of a correlation")
     measured = table.measured()
     for name in dict.fromkeys(names) if measured is not None else ():
-        used = np.array([n == name for n in names]) & np.isfinite(measured)
+        used = np.array([n == name for n in names]) & np.isfinite(measured) & ~wild
         correlation = spearman(effects[used], measured[used])
         lines.append(f"{name}: Spearman correlation with DMS_score {correlation:.4f} over {used.sum():,} mutations")
     return [*lines, "next: effects above 0 are those that the model likes better than the wild type"]

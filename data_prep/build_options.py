@@ -9,9 +9,9 @@ from itertools import permutations
 from pathlib import Path
 
 from clean import LEVELS, MODES, Rules
-from tables import Columns
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.options import Reading, add_arguments, reading_of
 from amplify_ds.processes import check_workers
 
 DESCRIPTION = """\
@@ -19,15 +19,16 @@ Turn protein sequences into shards: the directory of packed, memory-mapped rows 
 training and evaluation read.
 
 An input (--input, --exclude) is one of
-  FILE                      FASTA, CSV or TSV, Parquet, Arrow
+  FILE                      FASTA (A3M too), CSV, TSV and their kin, JSON lines, Parquet,
+                            Arrow, Feather; a zip or tar archive of such files
   'PATTERN*.fasta.gz'       many of them
   FOLDER, FOLDER:START      a folder of such files, or those whose paths in it begin with
                             START; a dataset that Hugging Face saved to disk is one
   OWNER/NAME:FOLDER/SPLIT   a dataset on the Hugging Face hub, as a stream, or those of
                             its files whose paths begin with what follows the colon:
                             chandar-lab/UR100P:UniProt/train, :OAS/test, :SCOP/train, …
-  -                         standard input, FASTA or CSV
-  http(s)://…               a FASTA or CSV file, taken up again when the download breaks off
+  -                         standard input, text
+  http(s)://…               a text file, taken up again when the download breaks off
 Text may be plain, gzip, zstd, bzip2 or xz; this is seen from the content.
 
 Sequences are cleaned (blanks, lower case and a * at the end are mended; sequences with
@@ -57,7 +58,7 @@ class Asked:
 
     input: list[str]
     exclude: list[str]
-    columns: Columns
+    reading: Reading
     rules: Rules
     settings: dict
     outputs: dict[str, Path]
@@ -71,6 +72,10 @@ def parse(arguments: Sequence[str] | None) -> Asked:
         options.ambiguous, options.fragments, options.max_existence, options.shortest, options.longest,
         not options.no_mending, options.duplicates,
     )  # fmt: skip
+    names_for = "--fragments drop" if rules.fragments == "drop" else None
+    if rules.max_existence < max(LEVELS):
+        names_for = f"--max-existence {rules.max_existence}"
+    reading = reading_of(options, names_for)
     settings = {
         "max_length": options.max_length,
         "row_tokens": options.row_tokens,
@@ -79,13 +84,13 @@ def parse(arguments: Sequence[str] | None) -> Asked:
         "shard_megabytes": options.shard_megabytes,
         "validation_fraction": options.validation_fraction,
         "rules": asdict(rules),
+        "reading": reading.unusual(),
     }
     _check(settings, options)
     outputs = {"all": options.output.resolve()}
     if options.validation_output:
         outputs = {"train": options.output.resolve(), "validation": options.validation_output.resolve()}
-    columns = Columns(options.sequence_column, options.name_column)
-    return Asked(options.input, options.exclude, columns, rules, settings, outputs, options.workers)
+    return Asked(options.input, options.exclude, reading, rules, settings, outputs, options.workers)
 
 
 def _check(settings: dict, options: argparse.Namespace) -> None:
@@ -153,14 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--validation-output", type=Path, metavar="DIR", help="directory to make for --validation-fraction")
 
-    tables = parser.add_argument_group("tables")
-    tables.add_argument("--sequence-column", default="sequence", metavar="NAME", help="(default: %(default)s)")
-    tables.add_argument(
-        "--name-column",
-        default="name",
-        metavar="NAME",
-        help="read where there is one, for the rules about headers (default: %(default)s)",
-    )
+    add_arguments(parser)
 
     rules = parser.add_argument_group("cleaning")
     rules.add_argument(

@@ -13,16 +13,18 @@ from amplify_ds import start
 if __name__ == "__main__":
     start.begin()
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from build_options import Asked, parse
 from manifest import check_records, describe, make_manifest
-from pipeline import check_unchanged, hash_inputs, pack_part, scatter_inputs
+from pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
 from ranks import launched, wait_for_first, watching
 from report import counts, table
-from sources import STANDARD_INPUT, Source, find_sources
 from tasks import Workers, workers
 
 from amplify_ds.data.shard_writer import building, partial_directory, publish_shard, remove_leftovers, write_manifest
@@ -30,13 +32,18 @@ from amplify_ds.data.shards import MANIFEST, Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256
+from amplify_ds.prepare import rows
+from amplify_ds.prepare.pieces import STANDARD_INPUT, Source
+from amplify_ds.prepare.sources import find_sources
 from amplify_ds.shell import next_commands
 from amplify_ds.training.orphans import end_with_launcher
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     asked, rank = parse(arguments), launched()
-    inputs, exclude = find_sources(asked.input, asked.columns), find_sources(asked.exclude, asked.columns)
+    tell = partial(print, "note:", file=sys.stderr) if rank.number == 0 else lambda note: None
+    inputs = find_sources(asked.input, asked.reading, tell)
+    exclude = find_sources(asked.exclude, replace(asked.reading, names_for=None), tell)
     if rank.world > 1 and any(source.passes_once for source in (*inputs, *exclude)):
         raise AmplifyError(f"{STANDARD_INPUT} reaches one process, and this build has {rank.world}. Give a file.")
     missing = [part for part, output in asked.outputs.items() if is_free(output)]
@@ -70,8 +77,7 @@ def _build(
 ) -> None:
     """Build the outputs of `parts`; intermediate results are kept beside the first."""
     home = asked.outputs[parts[0]]
-    pieces = [(source.version, piece.name) for source in (*inputs, *exclude) for piece in source.pieces]
-    plan = [asked.settings, len(inputs), pieces]
+    plan = [asked.settings, len(inputs), rows.PIECE, [source.version for source in (*inputs, *exclude)]]
     with ExitStack() as stack:
         if crew.rank.number == 0:
             places = {part: stack.enter_context(building(asked.outputs[part])) for part in parts}
@@ -79,10 +85,11 @@ def _build(
         elif not (work := wait_for_first(partial_directory(home), lambda: not is_free(home))):
             return
         crew = crew._replace(check=stack.enter_context(watching(work, crew.rank, plan)))
-        hashes = hash_inputs([*inputs, *exclude], work, crew)
-        origins = {"inputs": describe(inputs, hashes), "exclude": describe(exclude, hashes)}
-        scattered, excluded = scatter_inputs(inputs, exclude, asked.rules, asked.settings, work, crew)
-        check_unchanged([*inputs, *exclude], asked.columns)
+        found = inspect_inputs([*inputs, *exclude], work, crew)
+        origins = {"inputs": describe(inputs, found.hashes), "exclude": describe(exclude, found.hashes)}
+        scattered, excluded = scatter_inputs(inputs, exclude, found, asked.rules, asked.settings, work, crew)
+        check_unchanged(inputs, asked.reading)
+        check_unchanged(exclude, replace(asked.reading, names_for=None))
         check_records([*scattered, *excluded])
         packed = {part: pack_part(part, scattered, excluded, asked.settings, work, crew) for part in parts}
         if crew.rank.number == 0:
@@ -114,6 +121,7 @@ def _check_same(output: Path, settings: dict, inputs: Sequence[Source], exclude:
             "--output directory; nothing was changed."
         )
     manifest = Shards(output).manifest
+    manifest.setdefault("reading", {})  # of a version that had no such options
     differences = [
         f"{name}: {manifest.get(name)} there, {value} here"
         for name, value in settings.items()

@@ -1,10 +1,10 @@
 """Clean sequences: text in, token ids out; what is mended or dropped is counted by reason.
 
 Mended: blanks within the sequence and `*` at its end are removed, lower case is raised. Dropped: an empty sequence; one
-with a character that is no token; one with any of B J O U X Z (the rule by which UR100P was made); if asked for, what
-UniProt's header calls a fragment or puts below a level of protein existence, and what is too short or too long. The
-chain break `|` passes. Nearly every sequence needs nothing of this: one table look-up for a whole batch shows it and
-gives the ids.
+with a character that is no token (gaps are counted apart); one with any of B J O U X Z (the rule by which UR100P was
+made); if asked for, what UniProt's header calls a fragment or puts below a level of protein existence, and what is too
+short or too long. The chain break `|` passes. Sequences of A C G T N alone pass too, and are counted. Nearly every
+sequence needs nothing of this: one table look-up for a whole batch shows it and gives the ids.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fasta import Batch
-
+from amplify_ds.prepare.fasta import Batch
 from amplify_ds.vocab import RESIDUES, encode_bytes
 
 AMBIGUOUS = b"BJOUXZ"
+FRAGMENTS, EXISTENCE, UNLABELLED = "fragments", "protein existence", "names without PE= (kept)"
 MODES = ("drop", "keep")
 LEVELS = {1: "protein", 2: "transcript", 3: "homology", 4: "predicted", 5: "uncertain"}  # UniProt's PE=
 _ALLOWED = RESIDUES.encode() + b"|"
+_GAPS = b"-."
+GAPS = "gaps of an alignment (--alignment strip)"
+LIKE_NUCLEOTIDES = "made of A C G T N alone, like nucleotides (kept)"
+_NUCLEOTIDES = encode_bytes(b"ACGTN")
+_FEWEST = 20  # residues: of proteins' residues a quarter are A C G T N
 _BETWEEN, _UNCLEAN = 0xFE, 0xFF  # no ids: what stands between two sequences, and what is no token
 _EXISTENCE = re.compile(r"\bPE=([1-5])\b")
 
@@ -37,6 +42,11 @@ class Rules:
     mend: bool = True
     duplicates: str = "drop"
 
+    @property
+    def of_names(self) -> list[str]:
+        """The rules that read names, as the report calls them."""
+        return [FRAGMENTS] * (self.fragments == "drop") + [EXISTENCE] * (self.max_existence < max(LEVELS))
+
     def of_sequences(self) -> Rules:
         """The same without the rules that drop an entry for its name or its length."""
         return Rules(ambiguous=self.ambiguous, mend=self.mend)
@@ -49,16 +59,21 @@ class Cleaner:
     rules: Rules
     mended: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)  # what else a report should say
 
     def __post_init__(self) -> None:
         self._allowed = _ALLOWED + (AMBIGUOUS if self.rules.ambiguous == "keep" else b"")
         ids = {x: encode_bytes(bytes([x]))[0] for x in self._allowed} | {ord("\n"): _BETWEEN}
         self._table = bytes(ids.get(x, _UNCLEAN) for x in range(256))
-        self._of_names = self.rules.fragments == "drop" or self.rules.max_existence < max(LEVELS)
+        self._of_names = bool(self.rules.of_names)
         self._of_length = self.rules.shortest > 1 or self.rules.longest is not None
 
     def clean(self, batch: Batch) -> list[bytes]:
         """Return the ids, one byte each, of the sequences that are kept."""
+        self.rejected.update(batch.left_out)
+        self.noted.update(batch.noted)
+        if not batch.names:
+            return []
         text = batch.text
         if self._of_names:
             lines = [line for name, line in zip(batch.names, text.split(b"\n")) if self._passes(name)]
@@ -73,16 +88,21 @@ class Cleaner:
             kept = [ids for ids in kept if ids]
         if self._of_length:
             kept = [ids for ids in kept if self._fits(len(ids))]
+        if suspects := [ids for ids in kept if not ids[:_FEWEST].translate(None, _NUCLEOTIDES)]:
+            self.noted[LIKE_NUCLEOTIDES] += sum(map(_is_like_nucleotides, suspects))
         return kept
 
     def _passes(self, name: str) -> bool:
         if self.rules.fragments == "drop" and ("(Fragment)" in name or "(Fragments)" in name):
-            self.rejected["fragments"] += 1
+            self.rejected[FRAGMENTS] += 1
             return False
-        level = _EXISTENCE.search(name)
-        if level and int(level[1]) > self.rules.max_existence:
-            self.rejected["protein existence"] += 1
-            return False
+        if self.rules.max_existence < max(LEVELS):
+            level = _EXISTENCE.search(name)
+            if level is None:
+                self.noted[UNLABELLED] += 1
+            elif int(level[1]) > self.rules.max_existence:
+                self.rejected[EXISTENCE] += 1
+                return False
         return True
 
     def _fits(self, length: int) -> bool:
@@ -103,8 +123,8 @@ class Cleaner:
             sequence = upper.rstrip(b"*")
         if not sequence:
             self.rejected["empty"] += 1
-        elif sequence.translate(None, self._allowed + AMBIGUOUS):
-            self.rejected["other characters"] += 1
+        elif others := sequence.translate(None, self._allowed + AMBIGUOUS):
+            self.rejected["other characters" if others.strip(_GAPS) else GAPS] += 1
         elif sequence.translate(None, self._allowed):
             self.rejected["B J O U X Z"] += 1
         else:
@@ -113,3 +133,7 @@ class Cleaner:
             self.mended["* at the end removed"] += sequence != upper
             return encode_bytes(sequence)
         return b""
+
+
+def _is_like_nucleotides(ids: bytes) -> bool:
+    return len(ids) >= _FEWEST and not ids.translate(None, _NUCLEOTIDES) and set(_NUCLEOTIDES[:4]) <= set(ids)

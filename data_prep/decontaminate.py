@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,7 @@ import numpy as np
 from clean import Cleaner, Rules
 from manifest import describe, proof_path
 from mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
-from pipeline import check_unchanged, hash_inputs
-from sources import Piece, Source, find_sources
-from tables import Columns
+from pipeline import check_unchanged, inspect_inputs
 from tasks import Progress, Task, run_tasks, workers
 from tqdm import tqdm
 
@@ -36,6 +35,9 @@ from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
+from amplify_ds.prepare.options import Reading, add_arguments, reading_of
+from amplify_ds.prepare.pieces import Piece, Source
+from amplify_ds.prepare.sources import find_sources
 from amplify_ds.processes import check_workers, sigterm_interrupts
 from amplify_ds.shell import next_commands
 from amplify_ds.vocab import BOS, EOS, TOKENS
@@ -66,18 +68,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_workers("--threads", options.threads)
     criteria = Criteria(options.identity, options.min_bits)
     version()
-    held_out = find_sources(options.validation)
+    reading = reading_of(options)
+    held_out = find_sources(options.validation, reading, _tell)
     if options.check:
         with sigterm_interrupts():
             return _check(options.check, held_out, criteria, options.threads)
     output = options.output.resolve()
-    _find(find_sources(options.train), held_out, output, criteria, options.threads)
+    _find(find_sources(options.train, reading, _tell), held_out, reading, output, criteria, options.threads)
     words = ["python", "data_prep/build_shards.py", "--input", *options.train, "--exclude", *options.validation, output]
     print(next_commands((*words, "--output", "SHARDS")))
     return 0
 
 
-def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, criteria: Criteria, threads: int) -> None:
+def _tell(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
+
+
+def _find(
+    train: Sequence[Source], held_out: Sequence[Source], reading: Reading, output: Path, criteria: Criteria,
+    threads: int,
+) -> None:  # fmt: skip
     """Write the similar sequences of `train` to `output`, and the proof beside it."""
     if output.exists():
         remove_leftovers(output)
@@ -88,15 +98,16 @@ def _find(train: Sequence[Source], held_out: Sequence[Source], output: Path, cri
             shutil.rmtree(path)
         queries = work / "held_out.txt"
         count = write_fasta(queries, _cleaned(held_out))
-        hashes = hash_inputs([*train, *held_out], work, crew)
+        inspected = inspect_inputs([*train, *held_out], work, crew)
+        hashes = inspected.hashes
         basis = [criteria.describe(), [hashes.get(source.version, source.version) for source in held_out]]
         tasks = [
             Task([*basis, source.version, number], piece.bytes, partial(_search, piece, queries, criteria, threads))
             for source in train
-            for number, piece in enumerate(source.pieces)
+            for number, piece in enumerate(inspected.pieces(source))
         ]
         results = run_tasks("search", tasks, work, crew, "B")
-        check_unchanged([*train, *held_out], Columns())
+        check_unchanged([*train, *held_out], reading)
         counts = {key: sum(result[key] for result in results) for key in ("records", "searched", "similar")}
         found = work / "similar.fasta"
         with writing(output):
@@ -137,7 +148,7 @@ def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem
 
     size = 0
     for batch in piece.read(progress):
-        counts["records"] += len(batch.names)
+        counts["records"] += batch.records
         kept = cleaner.clean(batch)
         chunk += kept
         size += sum(map(len, kept))
@@ -188,9 +199,8 @@ def _cleaned(sources: Sequence[Source]) -> Iterator[bytes]:
     """Yield the sequences of all sources as text; what cannot be cleaned cannot be in the shards either."""
     cleaner = Cleaner(Rules(ambiguous="keep"))
     for source in sources:
-        for piece in source.pieces:
-            for batch in piece.read(lambda *amounts: None):
-                yield from (ids.translate(_TEXT) for ids in cleaner.clean(batch))
+        for batch in source.read():
+            yield from (ids.translate(_TEXT) for ids in cleaner.clean(batch))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -214,6 +224,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=cores, metavar="N", help="of MMseqs2 (default: the cores there are, %(default)s)"
     )
+    add_arguments(parser)
     options = parser.parse_args(arguments)
     if bool(options.train) != bool(options.output):
         parser.error("--train needs --output FILE, --check has none")

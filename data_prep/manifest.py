@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from sources import Source
+from clean import Rules
 
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.pieces import Source
 from amplify_ds.structured import parse_json
 from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
 
@@ -30,8 +31,9 @@ def make_manifest(
     origins: `describe` of the inputs and of what was excluded. scattered, packed: results of the pieces and of the
     shards, from which the entries of the shards come as they are.
     """
-    mended, rejected, lengths = Counter(), Counter(), Counter()
+    mended, rejected, noted, lengths = Counter(), Counter(), Counter(), Counter()
     for result in scattered:
+        noted.update(result["noted"])
         mended.update(result["mended"])
         rejected.update(result["rejected"])
         if part in NOT_IN:
@@ -41,6 +43,7 @@ def make_manifest(
         rejected["duplicates"] += result["duplicates"]
         rejected["excluded"] += result["excluded"]
         lengths.update(dict(result["lengths"]))
+    unmatched = Rules(**settings["rules"]).of_names
     shards = [result["shard"] for result in packed if result["shard"]]
     records = sum(result["records"] for result in scattered)
     if not shards:
@@ -68,7 +71,8 @@ def make_manifest(
             "rows": rows,
             "tokens": tokens,
             "mended": _by_reason(mended),
-            "rejected": _by_reason(rejected),
+            "rejected": _by_reason(rejected) | {rule: 0 for rule in unmatched if not rejected[rule]},
+            "noted": _by_reason(noted),
         },
         "packing_efficiency": tokens / (rows * settings["row_tokens"]),
         "token_counts": token_counts.tolist(),

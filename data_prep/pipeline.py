@@ -1,10 +1,10 @@
 """Sources -> the files of shard directories and their manifests, in three stages of tasks (`tasks.py`).
 
-Hash: every input file, for the manifest. Scatter: every piece of the inputs is cleaned (`clean.py`), or dropped and
-counted by reason, and written as sorted runs (`runs.py`); what is to be excluded goes the same way. Pack: a range of
-the shuffled order is read from all runs, without duplicates and without what is excluded; its sequences are cut into
-windows; the windows are shuffled once more, so that those of one long protein do not end up side by side, and packed
-into rows (`amplify_ds.data.packing`): a shard.
+Inspect: every input file is hashed, for the manifest, and it is found where it can be cut. Scatter: every piece of the
+inputs is cleaned (`clean.py`), or dropped and counted by reason, and written as sorted runs (`runs.py`); what is to be
+excluded goes the same way. Pack: a range of the shuffled order is read from all runs, without duplicates and without
+what is excluded; its sequences are cut into windows; the windows are shuffled once more, so that those of one long
+protein do not end up side by side, and packed into rows (`amplify_ds.data.packing`): a shard.
 
 The sequences alone say how many shards there are, what is in each and in which order. So the bytes depend on the
 sequences, the settings and the seed: not on the order of the input, its format, its pieces or who worked on them.
@@ -14,47 +14,67 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from clean import Cleaner, Rules
-from readers import refusing
 from runs import bounds_of, identity, read_slice, scramble, write_run
-from sources import Piece, Source, find_sources
-from tables import Columns
 from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 from amplify_ds.data.order import permute
 from amplify_ds.data.packing import crop, pack, tile
 from amplify_ds.data.shard_writer import write_shard
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sha256
+from amplify_ds.prepare import rows
+from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.pieces import Piece, Source, version_of
+from amplify_ds.prepare.readers import refusing
 from amplify_ds.vocab import PAD, TOKENS
 
 MEGABYTE = 10**6
+INSPECTED = 2**20  # bytes read at a time
 _PIECE = 2**20  # bytes written at a time
 
 
-def hash_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> dict[str, str | None]:
-    """Return the sha256 of every source that is a file, by its version."""
-    files = {source.version: (source.path, source.bytes) for source in sources if source.path}
-    tasks = [Task(version, size, partial(_hash, path)) for version, (path, size) in files.items()]
-    return {version: found["sha256"] for version, found in zip(files, run_tasks("hash", tasks, work, crew, "B"))}
+class Inspected(NamedTuple):
+    """Of the sources that are files, by version: the sha256, and the places at which they can be cut."""
+
+    hashes: dict[str, str]
+    cuts: dict[str, list[int]]
+
+    def pieces(self, source: Source) -> list[Piece]:
+        return source.pieces(self.cuts.get(source.version, []))
+
+
+def inspect_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> Inspected:
+    """Read every source that is a file once: hash it, and find where it can be cut."""
+    files = {source.version: source for source in sources if source.path}
+    tasks = [
+        Task([version, rows.PIECE], source.bytes, partial(_inspect, source.path, source.cutter))
+        for version, source in files.items()
+    ]
+    found = dict(zip(files, run_tasks("inspect", tasks, work, crew, "B")))
+    return Inspected(
+        {version: result["sha256"] for version, result in found.items()},
+        {version: result["cuts"] for version, result in found.items()},
+    )
 
 
 def scatter_inputs(
-    inputs: Sequence[Source], exclude: Sequence[Source], rules: Rules, settings: dict, work: Path, crew: Workers
-) -> tuple[list[dict], list[dict]]:
+    inputs: Sequence[Source], exclude: Sequence[Source], inspected: Inspected, rules: Rules, settings: dict, work: Path,
+    crew: Workers,
+) -> tuple[list[dict], list[dict]]:  # fmt: skip
     """Write the runs of the inputs and of what is excluded; return the results of their pieces, with their `source`."""
     shared = {key: settings[key] for key in ("seed", "validation_fraction", "shard_megabytes")}
     groups = [(inputs, rules, shared), (exclude, rules.of_sequences(), shared | {"validation_fraction": 0.0})]
     tasks, owners = [], []
     for number, (sources, applied, how) in enumerate(groups):
         for source in sources:
-            for place, piece in enumerate(source.pieces):
+            for place, piece in enumerate(inspected.pieces(source)):
                 depends = [source.version, place, piece.name, vars(applied), how]
                 tasks.append(Task(depends, piece.bytes, partial(_scatter, piece, applied, how)))
                 owners.append((number, source.name))
@@ -88,19 +108,25 @@ def pack_part(
     return do(f"pack_{part}", tasks, work, crew, "tokens") or []
 
 
-def check_unchanged(sources: Sequence[Source], columns: Columns) -> None:
+def check_unchanged(sources: Sequence[Source], reading: Reading) -> None:
     """AmplifyError for a file that is no longer as it was found: what was read of it may be of two versions."""
     for source in sources:
-        if source.path and find_sources([str(source.path)], columns)[0].version != source.version:
+        if source.path and version_of(source.path, reading) != source.version:
             raise AmplifyError(
                 f"{source.path} was changed while it was read. Leave inputs alone and run the same command again: "
                 "files that were not changed are not read again."
             )
 
 
-def _hash(path: Path, stem: Path, progress: Progress) -> dict:
-    with refusing(str(path)):
-        return {"sha256": sha256(path, progress)}
+def _inspect(path: Path, make_cutter: Callable[[], rows.Cutter] | None, stem: Path, progress: Progress) -> dict:
+    digest, cutter = hashlib.sha256(), make_cutter and make_cutter()
+    with refusing(str(path)), open(path, "rb") as file:
+        while block := file.read(INSPECTED):
+            digest.update(block)
+            if cutter:
+                cutter.feed(block)
+            progress(len(block))
+    return {"sha256": digest.hexdigest(), "cuts": cutter.cuts if cutter else []}
 
 
 def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progress) -> dict:
@@ -125,7 +151,7 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
         identities.clear()
 
     for batch in piece.read(progress):
-        records += len(batch.names)
+        records += batch.records
         kept = cleaner.clean(batch)
         sequences += kept
         identities += map(identity, kept)
@@ -137,7 +163,7 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
             size = 0
     write()
     return {
-        "records": records, "mended": cleaner.mended, "rejected": cleaner.rejected,
+        "records": records, "mended": cleaner.mended, "rejected": cleaner.rejected, "noted": cleaner.noted,
         "runs": runs, "sequences": counts, "tokens": tokens,
     }  # fmt: skip
 

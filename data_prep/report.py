@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from clean import EXISTENCE, FRAGMENTS
+
+_PATTERNS = {FRAGMENTS: '"(Fragment)"', EXISTENCE: "a higher PE="}
+
 
 def counts(manifest: dict) -> list[tuple[str, str]]:
     """Return (name, value) lines: what was read, mended, dropped and kept, and how full the rows are."""
     found = manifest["counts"]
     return [
         ("records read", f"{found['records']:,}"),
-        *((f"  dropped: {reason}", f"{count:,}") for reason, count in found["rejected"].items()),
+        *((f"  dropped: {reason}", _dropped(reason, count)) for reason, count in found["rejected"].items()),
         ("sequences kept", f"{found['sequences']:,}"),
         *((f"  mended: {reason}", f"{count:,}") for reason, count in found["mended"].items()),
+        *((f"  noted: {what}", f"{count:,}") for what, count in found.get("noted", {}).items()),
         ("residues", f"{found['residues']:,}"),
         ("windows", f"{found['windows']:,} of at most {manifest['max_length']:,} tokens"),
         ("rows", f"{found['rows']:,} of {manifest['row_tokens']:,} tokens"),
@@ -20,6 +25,12 @@ def counts(manifest: dict) -> list[tuple[str, str]]:
     ]
 
 
+def _dropped(reason: str, count: int) -> str:
+    return f"{count:,}" if count else f"0, no name matched {_PATTERNS.get(reason, 'the rule')}"
+
+
 def table(lines: Iterable[tuple[str, str]]) -> str:
     """Write (name, value) lines in two columns."""
-    return "\n".join(f"{name:<30}{value}" for name, value in lines)
+    lines = list(lines)
+    width = max([30, *(len(name) + 2 for name, _ in lines)])
+    return "\n".join(f"{name:<{width}}{value}" for name, value in lines)

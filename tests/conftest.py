@@ -15,6 +15,12 @@ from hypothesis import settings
 settings.register_profile("no time limits", deadline=None)
 settings.load_profile("no time limits")
 
+
+def examples(few: int = 60):
+    """How many examples a property is tried with: few, or as many as the environment says (EXAMPLES=20000)."""
+    return settings(max_examples=int(os.environ.get("EXAMPLES", few)), deadline=None)
+
+
 # A job in a shell's background ignores SIGINT, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

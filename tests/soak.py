@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -69,7 +68,10 @@ def soak(place: Path, shards: dict[str, Path], steps: int) -> dict[int, dict[str
             if step >= FIRST and step % EVERY == 0 and step < steps and step not in seen:
                 time.sleep(0.2)  # past the evaluation and the save
                 seen[step] = look_at(rank)
-                print(f"step {step:>6}: " + ", ".join(f"{value:g} {name}" for name, value in seen[step].items()), flush=True)
+                print(
+                    f"step {step:>6}: " + ", ".join(f"{value:g} {name}" for name, value in seen[step].items()),
+                    flush=True,
+                )
             if stop_at and step >= stop_at:
                 stop_at = 0
                 rank.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 """Splits, rules, windows; and that neither workers, machines nor interruptions change a byte."""
 
+import csv
 import os
 import re
 import signal
@@ -18,16 +19,16 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 
 import pipeline  # isort: skip  (test_data_prep has put data_prep on the path)
-import sources  # isort: skip
+from amplify_ds.prepare import rows  # isort: skip
 
 SMALL = ["--max-length", "64", "--row-tokens", "256"]
 
 
 def many_pieces(monkeypatch) -> str:
     """Cut small inputs into many pieces and shards, here; returns the code that does so in another process."""
-    monkeypatch.setattr(sources, "PIECE", 9000)
+    monkeypatch.setattr(rows, "PIECE", 9000)
     monkeypatch.setattr(pipeline, "MEGABYTE", 50)
-    return "import sources, pipeline; sources.PIECE, pipeline.MEGABYTE = 9000, 50"
+    return "import pipeline; from amplify_ds.prepare import rows; rows.PIECE, pipeline.MEGABYTE = 9000, 50"
 
 
 def test_validation_fraction(tmp_path):
@@ -167,6 +168,31 @@ def test_a_bad_line_is_named_by_workers_too(tmp_path, monkeypatch):
     result = build_with_workers(tmp_path, code, *words)
     assert result.returncode == 1 and f"line {line:,}: b'M\\xe9' holds bytes" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_workers_read_quoted_cells_of_several_lines(tmp_path, monkeypatch):
+    """A table with line ends, quotes and delimiters in its cells, cut into many pieces: the shards of FASTA."""
+    code = many_pieces(monkeypatch)
+    sequences = proteins(400)
+    build(write_fasta(tmp_path / "in.fasta", sequences), tmp_path / "one", *SMALL)
+    table = tmp_path / "in.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["about", "sequence", "more"])
+        for number, text in enumerate(sequences):
+            about = ['a "quote", and', "a\nline", "plain", '"'][number % 4]
+            cut = number % 50
+            writer.writerow([about, "\n".join([text[:cut], text[cut:]]), 'x\n"y",z\n' * (number % 3)])
+    words = ["--input", table, "--output", tmp_path / "two", "--workers", 2, *SMALL]
+    result = build_with_workers(tmp_path, f"{code}; pipeline.INSPECTED = 700", *words)
+    assert result.returncode == 0, result.stderr
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert Shards(tmp_path / "two").manifest["counts"]["records"] == 400
+    table.write_bytes(table.read_bytes() + b"x,MKV\n")
+    words[3] = tmp_path / "three"
+    result = build_with_workers(tmp_path, f"{code}; pipeline.INSPECTED = 700", *words)
+    line = table.read_bytes().count(b"\n")
+    assert result.returncode == 1 and f"in.csv, line {line:,}: 2 columns, expected 3" in result.stderr, result.stderr
 
 
 def test_a_killed_worker_is_reported_and_the_next_run_carries_on(tmp_path, monkeypatch):

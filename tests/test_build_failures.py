@@ -142,7 +142,7 @@ def test_a_rank_that_never_begins_is_named(several):
 
 
 def test_a_rank_that_sees_other_inputs_is_refused(several):
-    found = several.run("", "sources.PIECE = 5000")
+    found = several.run("", "rows.PIECE = 5000")
     assert [code for code, _ in found] == [1, 1] and "rank 1 of 2 is to do other work" in found[1][1]
 
 

@@ -140,8 +140,8 @@ def test_the_format_before_is_read(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"files": {}}, {"files": "removed"}, {"files": {"../../secret": "0" * 64}}, {"files": {"model.safetensors": "x"}},
-        {"step": "9"}, {"step": True}, {"step": 8}, {"step": -9}, {"progress": {}}, {"progress": "removed"},
+        {"files": {}}, {"files": "removed"}, {"files": {"../../secret": "0" * 64}},
+        {"files": {"model.safetensors": "x"}}, {"step": "9"}, {"step": True}, {"step": 8}, {"step": -9}, {"progress": {}}, {"progress": "removed"},
         {"skips": {}}, {"binding": 3}, {"origin": "somewhere"}, {"format": "removed"}, {"format": "2"}, {"format": 3},
     ],
 )  # fmt: skip
@@ -153,7 +153,8 @@ def test_a_state_of_another_shape_is_damage(tmp_path, changes):
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"[]", b"null", b"{", b"\xff\xfe", b'{"a":' * 100_000, b"[" * 10**6, b'{"step": ' + b"9" * 10**6 + b"}"]
+    "text",
+    [b"", b"[]", b"null", b"{", b"\xff\xfe", b'{"a":' * 100_000, b"[" * 10**6, b'{"step": ' + b"9" * 10**6 + b"}"],
 )
 def test_a_state_that_is_no_state_is_damage(tmp_path, text):
     path = write(tmp_path, 9)

@@ -71,7 +71,7 @@ LAYERS = [
     "start errors files network processes structured shell vocab config",
     "data model",
     "training",
-    "hub cluster",
+    "hub cluster prepare",
     "inference",
     "benchmarks",
     "train evaluate export embed score contacts plot benchmark replay checkpoints launch preflight",

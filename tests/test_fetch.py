@@ -25,7 +25,7 @@ from conftest import EXAMPLE, ROOT, python, run
 
 sys.path.insert(0, str(ROOT / "data_prep"))
 
-from sources import find_sources  # noqa: E402
+from amplify_ds.prepare.sources import find_sources  # noqa: E402
 
 REPOSITORY, SCRIPT = "chandar-lab/UR100P", "data_prep/fetch_ur100p.py"
 FIRST, SECOND = "1" * 40, "2" * 40

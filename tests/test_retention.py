@@ -51,9 +51,7 @@ def test_three_damaged_ones_do_not_push_out_the_sound_ones(tmp_path):
     assert len(said) == 3 and all("was altered" in line and ".damaged" in line for line in said)
     write(again, 129)
     assert again.newest.path.name == "step-00000129"
-    assert [n for n in names(tmp_path) if not n.endswith(".damaged")] == [
-        f"step-{step:08d}" for step in (80, 120, 129)
-    ]
+    assert [n for n in names(tmp_path) if not n.endswith(".damaged")] == [f"step-{step:08d}" for step in (80, 120, 129)]
     assert [n for n in names(tmp_path) if n.endswith(".damaged")] == [
         f"step-{step:08d}.damaged" for step in (160, 200, 240)
     ]

@@ -21,14 +21,17 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 
-import sources  # noqa: E402
-import streams  # noqa: E402
-from fasta import LONGEST_RECORD, Malformed, read_fasta  # noqa: E402
-from sources import find_sources  # noqa: E402
-from tables import Columns  # noqa: E402
-
 from amplify_ds.errors import AmplifyError  # noqa: E402
+from amplify_ds.prepare import (
+    download,  # noqa: E402
+    rows,  # noqa: E402
+    streams,  # noqa: E402
+)
+from amplify_ds.prepare.batches import LONGEST_RECORD  # noqa: E402
+from amplify_ds.prepare.options import Reading  # noqa: E402
+from amplify_ds.prepare.sources import find_sources  # noqa: E402
 
+SCANNED = 64  # bytes at a time
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 COMPRESSIONS = {
     "gz": gzip.compress,
@@ -52,13 +55,24 @@ LINES = FASTA.count(b"\n")
 CSV = b"name,sequence\n" + b"".join(b"%s,%s\n" % record for record in RECORDS)
 
 
-def read(*addresses, columns=Columns()) -> list[tuple[bytes, bytes]]:
+def pieces_of(source):
+    """The pieces, after the file was looked through for where it can be cut, as build_shards.py does."""
+    if not source.cutter:
+        return source.pieces([])
+    cutter = source.cutter()
+    with open(source.path, "rb") as file:
+        while block := file.read(SCANNED):
+            cutter.feed(block)
+    return source.pieces(cutter.cuts)
+
+
+def read(*addresses, reading=Reading()) -> list[tuple[bytes, bytes]]:
     """All records, piece by piece, blanks removed."""
     found = []
-    for source in find_sources([str(address) for address in addresses], columns):
-        for piece in source.pieces:
+    for source in find_sources([str(address) for address in addresses], reading):
+        for piece in pieces_of(source):
             for batch in piece.read(lambda *amounts: None):
-                sequences = batch.text.split(b"\n")
+                sequences = batch.sequences
                 assert len(batch.names) == len(sequences)
                 found += [(name.encode(), b"".join(text.split())) for name, text in zip(batch.names, sequences)]
     return found
@@ -75,7 +89,7 @@ def test_text_by_its_content(tmp_path, form, text):
 @pytest.mark.parametrize("piece", [1, 7, 50, 1000, 10**6])
 @pytest.mark.parametrize("text", [FASTA, CSV, FASTA[:-1], CSV[:-1], b"# comment\n\n" + FASTA])
 def test_pieces_hold_every_record_once(tmp_path, monkeypatch, piece, text):
-    monkeypatch.setattr(sources, "PIECE", piece)
+    monkeypatch.setattr(rows, "PIECE", piece)
     monkeypatch.setattr(streams, "_SCAN", 16)
     path = tmp_path / "input"
     path.write_bytes(text[:3000] if piece < 50 else text)
@@ -104,7 +118,7 @@ def table() -> pa.Table:
 def test_parquet_by_row_groups(tmp_path):
     pa.parquet.write_table(table(), tmp_path / "a.parquet", row_group_size=70)
     [source] = find_sources([str(tmp_path / "a.parquet")])
-    assert len(source.pieces) == 5
+    assert len(pieces_of(source)) == 5
     assert read(tmp_path / "a.parquet") == RECORDS
     pa.parquet.write_table(table().drop_columns("name"), tmp_path / "b.parquet")
     assert read(tmp_path / "b.parquet") == [(b"", text) for _, text in RECORDS]
@@ -146,7 +160,7 @@ def test_a_dataset_of_the_hub_as_a_stream(tmp_path, monkeypatch):
     folder, load = ur100p(tmp_path / "UR100P"), datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **how: load(str(folder), **how))
     [source] = find_sources(["chandar-lab/UR100P:UniProt/train"])
-    assert len(source.pieces) == 2
+    assert len(pieces_of(source)) == 2
     assert read("chandar-lab/UR100P:UniProt/train") == RECORDS[:120]
     assert read("chandar-lab/UR100P:OAS/train") == RECORDS[180:240]
 
@@ -204,7 +218,7 @@ class Unreliable(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """Returns a function: settings of `Unreliable` -> the address of a server on this machine."""
-    monkeypatch.setattr(streams.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     started = []
 
     def start(**settings):
@@ -256,7 +270,7 @@ def test_an_address_that_is_not_there(server):
         ("a.csv", b"name,sequence\na,MKV\nb\nc,MKV\n", ["a.csv, line 3", "1 columns, expected 2"]),
         ("a.csv", CSV + b"x,M,K\n", ["a.csv, line 302", "3 columns, expected 2"]),
         ("a.csv.gz", gzip.compress(CSV + b"x,M,K\n"), ["a.csv.gz, line 302"]),
-        ("a.tsv", b"Entry\tSequence\n1\tMKV\n", ["Entry, Sequence"]),
+        ("a.tsv", b"Entry\tProtein\n1\tMKV\n", ["Entry, Protein"]),
         ("a.parquet", b"PAR1" + bytes(100) + b"PAR1", ["a.parquet cannot be read"]),
         ("a.arrow", b"\xff\xff\xff\xff" + bytes(100), ["a.arrow cannot be read"]),
         ("a.zst", zstandard.compress(FASTA)[:-100], ["a.zst cannot be read to its end"]),
@@ -265,7 +279,7 @@ def test_an_address_that_is_not_there(server):
     ],
 )
 def test_bad_tables_and_files_are_named(tmp_path, monkeypatch, name, data, words):
-    monkeypatch.setattr(sources, "PIECE", 4000)
+    monkeypatch.setattr(rows, "PIECE", 4000)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AmplifyError) as refusal:
         read(tmp_path / name)
@@ -277,7 +291,7 @@ def test_a_parquet_without_the_column_names_those_it_has(tmp_path):
     pa.parquet.write_table(pa.table({"id": [1], "seq": ["MKV"]}), tmp_path / "a.parquet")
     with pytest.raises(AmplifyError, match='no column "sequence" among its columns: id, seq'):
         read(tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet", columns=Columns("seq", "id")) == [(b"1", b"MKV")]
+    assert read(tmp_path / "a.parquet", reading=Reading("seq", "id")) == [(b"1", b"MKV")]
 
 
 def test_a_very_long_line_is_refused(tmp_path):
@@ -300,7 +314,7 @@ def _arrow() -> bytes:
     return file.getvalue()
 
 
-REAL = gzip.decompress((Path(sources.__file__).parent / "example/train.fasta.gz").read_bytes())[:20_000]
+REAL = gzip.decompress((Path(__file__).parents[1] / "data_prep/example/train.fasta.gz").read_bytes())[:20_000]
 INTACT = {"FASTA": FASTA, "CSV": CSV, "Parquet": _parquet(), "Arrow": _arrow()}
 INTACT |= {form: compress(REAL) for form, compress in COMPRESSIONS.items()}
 
@@ -317,29 +331,6 @@ def test_flipped_bytes_end_in_records_or_a_message(tmp_path_factory, form, data)
         read(path)
     except AmplifyError as error:
         assert str(path) in str(error)
-
-
-@given(st.binary(max_size=60) | st.text(st.sampled_from(">MK\n# ,a\r"), max_size=40).map(str.encode))
-def test_fasta_of_any_bytes(text):
-    """Either the records a line-by-line reader finds, or a line number."""
-    lines = [line.strip() for line in text.decode("latin-1").replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    try:
-        found = [
-            record for batch in read_fasta(io.BytesIO(text)) for record in zip(batch.names, batch.text.split(b"\n"))
-        ]
-    except Malformed as error:
-        assert (
-            not text.isascii() or any(lines) and not [line for line in lines if line[:1] not in ("", "#")][0][0] == ">"
-        )
-        assert 1 <= error.line <= len(lines)
-        return
-    expected = []
-    for line in lines:
-        if line.startswith(">"):
-            expected.append((line[1:], []))
-        elif expected and not line.startswith("#"):
-            expected[-1][1].append(line)
-    assert found == [(name, "".join(parts).encode()) for name, parts in expected]
 
 
 def test_a_record_without_an_end_takes_bounded_memory(tmp_path):

@@ -1,4 +1,4 @@
-"""A rank with processes that prepare its batches: however it ends, it ends soon, says why, and leaves nothing behind."""
+"""A rank with processes that prepare its batches ends soon, however it ends, says why and leaves nothing behind."""
 
 import os
 import resource
@@ -102,7 +102,15 @@ def test_a_killed_rank(running):
 def test_a_shared_memory_that_is_too_small(shards, tmp_path):
     """Workers hand batches over in /dev/shm; containers often have 64 MB of it, here it is 64 kB."""
     words = launch_words(1, tmp_path / "run", shards, 1, data__workers=2, watchdog__seconds=0)
-    small = ["unshare", "--mount", "bash", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"', "bash", *words]
+    small = [
+        "unshare",
+        "--mount",
+        "bash",
+        "-c",
+        'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"',
+        "bash",
+        *words,
+    ]
     result = subprocess.run(small, cwd=ROOT, env=environment(1), text=True, capture_output=True, timeout=5 * PATIENCE)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert "/dev/shm" in result.stderr and "set --data.workers 0" in result.stderr

@@ -35,8 +35,8 @@ from amplify_ds.training import checkpoint
 from amplify_ds.training.stopping import SAVED
 
 WAYS = (
-    "a rank", "a worker", "the launcher of this node", "the runner", "everything", "everything during a save", "SIGTERM",
-    "SIGUSR1", "a full disk", "a damaged checkpoint",
+    "a rank", "a worker", "the launcher of this node", "the runner", "everything", "everything during a save",
+    "SIGTERM", "SIGUSR1", "a full disk", "a damaged checkpoint",
 )  # fmt: skip
 FULL = 270_000  # bytes: files of the run are smaller, those of a checkpoint larger
 FEWEST_STEPS, STEPS_A_KILL, MOST_STEPS = 12, 9, 6  # of the run; more for each kill; read before one at most
@@ -108,7 +108,8 @@ class Torture:
         self.counts[way] += 1
         self.counts["with workers"] += workers > 0
         print(
-            f"{number + 1:>3}  {ranks} ranks, stage {stage}, {workers} workers: {way} after {'' if steps else 'some of '}the start, "
+            f"{number + 1:>3}  {ranks} ranks, stage {stage}, {workers} workers: {way} after "
+            f"{'' if steps else 'some of '}the start, "
             f"checkpoint {before} -> {self.newest()} of {self.steps}, exit code {code}",
             flush=True,
         )

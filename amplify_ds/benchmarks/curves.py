@@ -117,9 +117,8 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     style = {
-        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.alpha": 0.25,
-        "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
+        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.alpha": 0.25, "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
     }  # fmt: skip
     first = next(iter(curves))
     target = math.exp(curves[first].final.mean())

@@ -25,7 +25,8 @@ import numpy as np
 from amplify_ds.benchmarks import prep
 from amplify_ds.benchmarks.common import one_core, table
 from amplify_ds.errors import AmplifyError
-from amplify_ds.inference.reading import Fasta, proteins
+from amplify_ds.inference.reading import proteins
+from amplify_ds.inference.records import Records
 
 _SHAPE = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 
@@ -86,7 +87,7 @@ def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
     reader = load(folder, options.device)
     usual = AutoModel.from_pretrained(folder.resolve(), trust_remote_code=True).eval()
     usual.to(reader.device, reader.model.dtype)
-    some = [p for p in islice(proteins(Fasta(fasta)), options.proteins) if len(p.tokens) + 2 <= reader.max_length]
+    some = [p for p in islice(proteins(Records(fasta)), options.proteins) if len(p.tokens) + 2 <= reader.max_length]
     residues = sum(len(protein.tokens) for protein in some)
     ids = [torch.from_numpy(framed(protein.tokens).astype(np.int64)) for protein in some]
     settings = Settings().resolved(reader.layers)

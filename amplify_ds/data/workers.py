@@ -1,9 +1,9 @@
 """Processes that prepare batches ahead of time, and end: whatever becomes of them, or of the rank that they work for.
 
 A worker ignores SIGTERM and SIGUSR1, which SLURM and DeepSpeed send to every process: the rank needs its workers until
-the checkpoint is saved. So nothing but the rank can end them. It does so at the end of the `with` block, however that is
-left; multiprocessing would wait for them for ever at the end of the process. If the rank itself is killed, the kernel
-kills them. A worker that is killed ends the rank with a message.
+the checkpoint is saved. So nothing but the rank can end them. It does so at the end of the `with` block, however that
+is left; multiprocessing would wait for them for ever at the end of the process. If the rank itself is killed, the
+kernel kills them. A worker that is killed ends the rank with a message.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class TrainingLoader:
             likely = _LIKELY.get(-code)
             how = f"was killed by {signal.Signals(-code).name}{f', {likely}' if likely else ''}"
         return (
-            f"worker {worker} of {self._count} (process {process.pid}), which prepares batches, {how}. The same command "
-            "continues from the newest checkpoint."
+            f"worker {worker} of {self._count} (process {process.pid}), which prepares batches, {how}. The same "
+            "command continues from the newest checkpoint."
         )
 
 

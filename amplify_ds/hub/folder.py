@@ -153,8 +153,7 @@ def _config(file: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AM
         if key in known and (type(known[key]) is not int or not 1 <= known[key] <= largest):
             of_the_weights = f" (there are {len(weights)} tensors)" if key == "num_hidden_layers" else ""
             raise AmplifyError(
-                f"{file}: {key} is {known[key]!r:.40}, expected a whole number from 1 to "
-                f"{largest:,}{of_the_weights}"
+                f"{file}: {key} is {known[key]!r:.40}, expected a whole number from 1 to {largest:,}{of_the_weights}"
             )
     try:
         return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None

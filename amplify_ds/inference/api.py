@@ -15,6 +15,7 @@ from amplify_ds.inference.contacts.head import read as read_head
 from amplify_ds.inference.contacts.targets import Target, fitting
 from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.jobs import protein_chunks
+from amplify_ds.inference.records import Sequences, records_of
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ def embed(
     include: Sequence[str] = ("mean",), layer: int | None = None, raw: bool = False, dtype: str = "float32",
     strict: bool = False, **loading,
 ) -> Embeddings:  # fmt: skip
-    """Embed proteins: a FASTA file, {name: sequence} or plain sequences.
+    """Embed proteins: a file in any form that the command reads, {name: sequence} or plain sequences.
 
     model_name: a checkpoint, run, Hugging Face folder or hub name, or what `amplify_ds.load` made of one. include: of
     "mean", "bos", "max", "residues". layer: 0 (the embedding) to the last, which is the default; the final norm follows
     unless raw. strict: refuse what is no token instead of reading it as <unk>. loading: device, precision, max_length,
     row_tokens, see `amplify_ds.load`. Raises AmplifyError for what cannot be embedded.
     """
-    records = reading.records_of(sequences)
+    records = records_of(sequences)
     reading.check(records, strict)
     reader = model.load(model_name, **loading)
     settings = Settings(tuple(include), layer, raw, dtype).resolved(reader.layers)
@@ -63,7 +64,7 @@ def score(
     """{name: pseudo-perplexity}, every position masked in turn; one_pass: the quick approximation of scores.py, not
     comparable with it. Arguments as for `embed`.
     """
-    records = reading.records_of(sequences)
+    records = records_of(sequences)
     contents = reading.check(records, strict)
     reader = model.load(model_name, **loading)
     sites = scores.known_sites(reading.proteins(records))
@@ -78,7 +79,7 @@ def mutation_effects(
     """float64 [mutants]: effects of mutations such as "A23V" or "A23V:G45D" of one protein, as mutations.py says:
     masked-marginal, or wild-type-marginal with one_pass. Raises AmplifyError for one that does not fit the protein.
     """
-    records = reading.Sequences([("the protein", sequence)])
+    records = Sequences([("the protein", sequence)])
     reading.check(records)
     tokens = next(reading.proteins(records)).tokens
     try:
@@ -105,7 +106,7 @@ def contacts(
 
     Raises AmplifyError for a head of another model, and for a protein longer than the model's limit.
     """
-    records = reading.records_of(sequences)
+    records = records_of(sequences)
     reading.check(records, strict)
     found = read_head(Path(head))
     reader = model_name if isinstance(model_name, model.Reader) else model.load(model_name, device, "fp32")

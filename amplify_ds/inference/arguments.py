@@ -6,13 +6,20 @@ import argparse
 import sys
 from pathlib import Path
 
+from amplify_ds.prepare import options
+
+INPUT = (
+    "proteins: FASTA, CSV, TSV, JSON lines, Parquet, Arrow; plain, compressed, in a zip or tar archive; a folder or "
+    "pattern of such files; - for standard input"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="FOLDER_OR_HUB",
         help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name[@revision])",
     )  # fmt: skip
-    parser.add_argument("--input", required=True, type=Path, metavar="FASTA", help="proteins; plain, gzip, zstd, xz …")
+    parser.add_argument("--input", required=True, metavar="INPUT", help=INPUT)
     parser.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")
     parser.add_argument(
         "--max-length", type=int, metavar="N",
@@ -27,6 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row-tokens", type=int, default=8192, metavar="N", help="tokens computed at once (default: 8192); fewer need "
         "less memory",
     )  # fmt: skip
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """How proteins are read; see prepare/options.py."""
+    parser.add_argument(
+        "--names", default="id", metavar="id|header",
+        help="of the proteins: the first word of a header, or all of it (default: id)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--duplicates", default="refuse", metavar="refuse|skip|number",
+        help="what to do with a name that appeared before (default: refuse)",
+    )  # fmt: skip
+    options.add_arguments(parser)
+
+
+def records_from(arguments: argparse.Namespace):
+    """The proteins that the arguments name. Raises AmplifyError for arguments that make no sense."""
+    from amplify_ds.inference.records import Records
+
+    return Records(arguments.input, options.reading_of(arguments), arguments.names, arguments.duplicates, _tell)
+
+
+def _tell(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
 
 def prepare(arguments: argparse.Namespace, *outputs: Path | None):
@@ -38,13 +70,13 @@ def prepare(arguments: argparse.Namespace, *outputs: Path | None):
     from tqdm import tqdm
 
     from amplify_ds.inference.model import load
-    from amplify_ds.inference.reading import Fasta, check, describe_unknown
+    from amplify_ds.inference.reading import check, describe_unknown
 
-    records = Fasta(arguments.input)
+    records = records_from(arguments)
     with tqdm(unit=" proteins", desc="checking", disable=not sys.stderr.isatty(), leave=False) as bar:
         contents = check(records, arguments.strict, bar.update)
     if note := describe_unknown(contents):
-        print(f"{arguments.input}: {note}", file=sys.stderr)
+        print(f"{records}: {note}", file=sys.stderr)
     reader = load(
         arguments.model, arguments.device, arguments.precision, arguments.max_length, arguments.row_tokens
     )  # fmt: skip

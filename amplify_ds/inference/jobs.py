@@ -1,4 +1,4 @@
-"""What the commands do: FASTA in, a file out, resumable (resumable.py), one chunk in memory."""
+"""What the commands do: proteins in, a file out, resumable (resumable.py), one chunk in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import heatmap, mutations, outputs, scores
 from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.model import Reader
-from amplify_ds.inference.reading import Contents, Fasta, Protein, Sequences, proteins
+from amplify_ds.inference.mutation_tables import Table, parse_table
+from amplify_ds.inference.name_arrays import packed
+from amplify_ds.inference.reading import Contents, Protein, proteins
+from amplify_ds.inference.records import Records, Sequences
 from amplify_ds.inference.resumable import Chunks, finish, resumable
 from amplify_ds.inference.scores import Sites
 from amplify_ds.vocab import TOKENS, UNK
@@ -23,7 +26,7 @@ CHUNK_TOKENS = 2**17  # with every residue in float32, H = 960: half a gigabyte
 Progress = Callable[[int], object]
 
 
-def protein_chunks(records: Fasta | Sequences, limit: int = CHUNK_TOKENS) -> Iterator[list[Protein]]:
+def protein_chunks(records: Records | Sequences, limit: int = CHUNK_TOKENS) -> Iterator[list[Protein]]:
     """Consecutive proteins of about `limit` tokens."""
     chunk, used = [], 0
     for protein in proteins(records):
@@ -37,7 +40,7 @@ def protein_chunks(records: Fasta | Sequences, limit: int = CHUNK_TOKENS) -> Ite
 
 
 def embed_file(
-    reader: Reader, records: Fasta, contents: Contents, output: Path, settings: Settings, progress: Progress
+    reader: Reader, records: Records, contents: Contents, output: Path, settings: Settings, progress: Progress
 ) -> Settings:
     """Write the embeddings of all records to `output` (outputs.py); progress: residues. Returns resolved settings."""
     outputs.check_format(output)
@@ -47,8 +50,8 @@ def embed_file(
         for number, some in enumerate(protein_chunks(records)):
             lengths = np.array([len(protein.tokens) for protein in some], np.int32)
             if number not in chunks:
-                names = np.array([protein.name for protein in some])
-                chunks.write(number, {"names": names, "lengths": lengths, **embed_proteins(reader, some, settings)})
+                names = packed([protein.name for protein in some])
+                chunks.write(number, {**names, "lengths": lengths, **embed_proteins(reader, some, settings)})
             progress(int(lengths.sum()))
         sizes = (contents.proteins, contents.residues, contents.longest_name, reader.model.config.hidden_size)
         shape = outputs.Shape(*sizes, settings, {"version": amplify_ds.__version__, **job})
@@ -57,7 +60,7 @@ def embed_file(
 
 
 def score_file(
-    reader: Reader, records: Fasta, contents: Contents, output: Path, one_pass: bool, progress: Progress
+    reader: Reader, records: Records, contents: Contents, output: Path, one_pass: bool, progress: Progress
 ) -> np.ndarray:
     """Write a CSV with the perplexity of every record; progress: positions. Returns the perplexities."""
     column = "one_pass_perplexity" if one_pass else "pseudo_perplexity"
@@ -66,7 +69,7 @@ def score_file(
         found = scores.perplexities(chunks.read(), contents.proteins)
 
         def write(path: Path) -> None:
-            with open(path, "w", newline="") as file:
+            with open(path, "w", newline="", encoding="utf-8") as file:
                 table = csv.writer(file)
                 table.writerow(["name", "length", "unknown", column])
                 for protein, value in zip(proteins(records), found):
@@ -78,28 +81,30 @@ def score_file(
 
 
 def effects_file(
-    reader: Reader, wild_types: dict[str, np.ndarray], contents: Contents, table: mutations.Table, output: Path,
-    one_pass: bool, progress: Progress,
-) -> tuple[list[str], np.ndarray]:  # fmt: skip
-    """Write a table with the effects of its mutations, a CSV; wild_types: {name: tokens} of the proteins it may name.
+    reader: Reader, wild_types: dict[str, np.ndarray], contents: Contents, table: Table, output: Path,
+    one_pass: bool, progress: Progress, offset: int = 0,
+) -> tuple[list[str], np.ndarray, np.ndarray]:  # fmt: skip
+    """Write a table with the effects of its mutations, a CSV; wild_types: {name: tokens} of the proteins it may name;
+    offset: of its positions.
 
-    Returns the name of the protein and the effect of each row.
+    Returns of each row the name of the protein, the effect, and whether it is the wild type.
     """
-    parsed = mutations.parse_table(table, wild_types)
+    parsed = parse_table(table, wild_types, offset)
     column = "wild_type_marginal" if one_pass else "masked_marginal"
     if column in table.header:
         raise AmplifyError(f"{table.path}: has a column {column} already; rename it")
     wanted: dict[str, set[int]] = {}
     for name, changes in parsed:
         wanted.setdefault(name, set()).update(position for position, *_ in changes)
-    sites = [Sites(i, wild_types[name], np.array(sorted(wanted[name]))) for i, name in enumerate(sorted(wanted))]
+    positions = {name: np.array(sorted(wanted[name]), np.int64) for name in sorted(wanted)}
+    sites = [Sites(number, wild_types[name], positions[name]) for number, name in enumerate(positions)]
     job = _job(column, reader, contents, sites)
     with resumable(output, job) as chunks:
         _fill(chunks, reader, sites, one_pass, _all_tokens, progress)
-        log_p = dict(zip(sorted(wanted), _matrices(chunks, sites)))
+        log_p = dict(zip(positions, _matrices(chunks, sites)))
         effects = np.array([mutations.effect(changes, log_p[name]) for name, changes in parsed])
         finish(output, chunks, lambda path: _write_effects(path, table, column, effects))
-    return [name for name, _ in parsed], effects
+    return [name for name, _ in parsed], effects, np.array([not changes for _, changes in parsed])
 
 
 def heatmap_file(
@@ -134,8 +139,8 @@ def _matrices(chunks: Chunks, sites: list[Sites]) -> list[np.ndarray]:
     return found
 
 
-def _write_effects(path: Path, table: mutations.Table, column: str, effects: np.ndarray) -> None:
-    with open(path, "w", newline="") as file:
+def _write_effects(path: Path, table: Table, column: str, effects: np.ndarray) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*table.header, column])
         writer.writerows([*row, f"{value:.6g}"] for row, value in zip(table.rows, effects))

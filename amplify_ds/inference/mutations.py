@@ -1,9 +1,8 @@
-"""Tables of mutations, and their effects as a model sees them.
+"""Mutations, and their effects as a model sees them.
 
-A mutation is written A23V: wild-type residue, position from 1, new residue; several at once are joined by `:`. Tables
-are CSV or TSV with a header. Columns: `mutant` (or `mutation`, `mutations`); `name` when the FASTA holds several
-proteins; `mutated_sequence` and `DMS_score` as in ProteinGym, the first compared with the mutation, the second with the
-effects. Other columns are carried along.
+A mutation is a substitution, written A23V (wild-type residue, position from 1, new residue) or p.Ala23Val; several at
+once are joined by ":" (also "/", ";", "," or "+"). WT is none at all, with the effect 0. Insertions, deletions,
+frameshifts and stops are refused.
 
 Effect of a mutation: Σ over its positions of log p(new) − log p(wild type), in the wild-type sequence, each position on
 its own: masked alone (masked-marginal) or not masked (wild-type-marginal, one pass). Meier et al. 2021.
@@ -11,113 +10,110 @@ its own: masked alone (masked-marginal) or not masked (wild-type-marginal, one p
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import RESIDUES, TOKENS, encode_bytes
 
-MUTANT, NAME, SEQUENCE, MEASURED = ("mutant", "mutation", "mutations"), "name", "mutated_sequence", "DMS_score"
-_ONE = re.compile(r"([A-Z])([0-9]+)([A-Z])")
-_SHOWN = 5
+WILD_TYPE = ("WT", "_WT", "WILDTYPE", "WILD-TYPE", "WILD_TYPE", "WILD TYPE", "=", "P.=", "P.(=)")
+Changes = list[tuple[int, int, int]]  # (position from 0, wild-type token, new token)
+_THREE = dict(zip(
+    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split(), "ARNDCQEGHILKMFPSTWYV"
+))  # fmt: skip
+_ONE = re.compile(r"([A-Z]|[A-Z]{3})(-?[0-9]+)([A-Z]|[A-Z]{3}|=)")
+_NO_SUBSTITUTION = re.compile(r"DEL|INS|DUP|FS|EXT|TER|\*|[0-9]-$")
+_SEQUENCE = re.compile(r"[A-Za-z]{20,}\*?")
+_BRACKETS = str.maketrans("", "", "[]()")
 
 
 class Malformed(ValueError):
-    """What is wrong with one mutation."""
+    """What is wrong with one mutation. misplaced: the position or the residue there is, so that an offset may help."""
+
+    misplaced = False
 
 
-@dataclass(frozen=True)
-class Table:
-    path: Path
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]  # of each row in the file, from 1
+def parse(mutant: str, wild_type: np.ndarray, offset: int = 0) -> Changes:
+    """The changes of a mutation, by position, none for the wild type; wild_type: token ids. Raises Malformed.
 
-    def column(self, name: str) -> list[str] | None:
-        index = self.header.index(name) if name in self.header else None
-        return None if index is None else [row[index] for row in self.rows]
-
-    @property
-    def mutants(self) -> list[str]:
-        return self.column(next(name for name in MUTANT if name in self.header))
-
-    def measured(self) -> np.ndarray | None:
-        """float64 [rows], nan where nothing was measured; None without the column."""
-        column = self.column(MEASURED)
-        return None if column is None else np.array([_number(text) for text in column])
-
-
-def read_table(path: Path) -> Table:
-    """Raises AmplifyError for a file that is no such table, naming the line."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            header = next(reader, [])
-            found = [(reader.line_num, row) for row in reader if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AmplifyError(f"{path}: cannot be read as a table of mutations: {error}") from None
-    if not set(MUTANT) & set(header):
-        raise AmplifyError(
-            f"{path}: expected a header with a column {' or '.join(MUTANT)}, found "
-            f"{', '.join(header)[:80] or 'nothing'}"
-        )
-    for line, row in found:
-        if len(row) != len(header):
-            raise AmplifyError(f"{path}, line {line}: has {len(row)} columns, the header has {len(header)}")
-    if not found:
-        raise AmplifyError(f"{path}: holds no mutation")
-    return Table(path, header, [row for _, row in found], [line for line, _ in found])
-
-
-def parse(mutant: str, wild_type: np.ndarray) -> list[tuple[int, int, int]]:
-    """[(position from 0, wild-type token, new token)]; wild_type: token ids. Raises Malformed."""
+    offset: what the positions of `mutant` are above those in `wild_type`.
+    """
+    text = mutant.strip()
+    if text.upper() in WILD_TYPE:
+        return []
+    if _SEQUENCE.fullmatch(text):
+        return compare(text, wild_type)
     changes = {}
-    for text in mutant.strip().split(":"):
-        match = _ONE.fullmatch(text.strip().upper())
-        if not match or match[3] not in RESIDUES:
-            raise Malformed(f"{text.strip()!r} is no mutation such as A23V or A23V:G45D of the 20 residues")
-        old, position, new = match[1], int(match[2]), match[3]
-        if not 1 <= position <= len(wild_type):
-            raise Malformed(f"{text.strip()}: the protein has the positions 1 to {len(wild_type)}")
-        if (stands := TOKENS[wild_type[position - 1]]) != old:
-            raise Malformed(f"{text.strip()}: {stands} stands at {position}, not {old}")
-        if position - 1 in changes:
-            raise Malformed(f"{mutant.strip()}: changes position {position} twice")
-        changes[position - 1] = (TOKENS.index(old), TOKENS.index(new))
+    for old, position, new, one in _substitutions(text):
+        place = position - offset
+        if not 1 <= place <= len(wild_type):
+            above = f", which --offset {offset} makes {offset + 1} to {offset + len(wild_type)}" if offset else ""
+            raise _misplaced(f"{one}: the protein has the positions 1 to {len(wild_type)}{above}")
+        if (stands := TOKENS[wild_type[place - 1]]) != old:
+            raise _misplaced(f"{one}: {stands} is at {position}, not {old}")
+        if place - 1 in changes:
+            raise Malformed(f"{text}: changes position {position} twice")
+        changes[place - 1] = (TOKENS.index(old), TOKENS.index(new))
     return [(position, *tokens) for position, tokens in sorted(changes.items())]
 
 
-def parse_table(table: Table, proteins: dict[str, np.ndarray]) -> list[tuple[str, list[tuple[int, int, int]]]]:
-    """(name of the protein, its changes) of each row. Raises AmplifyError that names the lines that do not fit."""
-    names = table.column(NAME) or [next(iter(proteins))] * len(table.rows)
-    if table.column(NAME) is None and len(proteins) > 1:
-        raise AmplifyError(f"{table.path}: needs a column {NAME!r}, for the FASTA holds several proteins")
-    sequences = table.column(SEQUENCE) or [""] * len(table.rows)
-    parsed, wrong = [], []
-    for line, name, mutant, sequence in zip(table.lines, names, table.mutants, sequences):
-        try:
-            if name not in proteins:
-                raise Malformed(f"no protein in the FASTA is named {name!r}")
-            changes = parse(mutant, proteins[name])
-            if sequence and encode_bytes(sequence.encode("ascii", "replace")) != _mutated(proteins[name], changes):
-                raise Malformed(f"{mutant}: {SEQUENCE} is not the protein of the FASTA with this mutation")
-            parsed.append((name, changes))
-        except Malformed as error:
-            wrong.append(f"line {line}: {error}")
-    if wrong:
-        more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
-        raise AmplifyError(
-            f"{table.path}: {len(wrong):,} of {len(table.rows):,} rows do not fit the protein:\n  "
-            + "\n  ".join(wrong[:_SHOWN])
-            + more
+def compare(sequence: str, wild_type: np.ndarray) -> Changes:
+    """The changes that make `sequence` of the wild type. Raises Malformed where it is longer or shorter."""
+    text = "".join(sequence.split()).rstrip("*").upper()
+    tokens = np.frombuffer(encode_bytes(text.encode("ascii", "replace")), dtype=np.uint8)
+    if len(tokens) != len(wild_type):
+        raise Malformed(
+            f"a sequence of {len(tokens):,} residues, the protein has {len(wild_type):,}: insertions and deletions are "
+            "not scored, substitutions only. The perplexities of whole sequences are what `score` without --mutations "
+            "writes"
         )
-    return parsed
+    places = np.flatnonzero(tokens != wild_type).tolist()
+    if strange := [place for place in places if TOKENS[tokens[place]] not in RESIDUES]:
+        raise Malformed(f"{text[strange[0]]!r} at {strange[0] + 1} is none of the 20 residues")
+    return [(place, int(wild_type[place]), int(tokens[place])) for place in places]
+
+
+def find_offset(mutants: Iterable[str], wild_type: np.ndarray) -> int | None:
+    """The one offset with which all mutations fit, where there is just one; three different positions show it."""
+    pairs = set()
+    for mutant in mutants:
+        text = mutant.strip()
+        if text.upper() not in WILD_TYPE and not _SEQUENCE.fullmatch(text):
+            try:
+                pairs.update((position, TOKENS.index(old)) for old, position, *_ in _substitutions(text))
+            except Malformed:
+                return None
+    if len(pairs) < 3:
+        return None
+    positions, residues = np.array(sorted(pairs)).T
+    first, last = int(positions.max()) - len(wild_type), int(positions.min()) - 1
+    fitting = [x for x in range(first, last + 1) if (wild_type[positions - x - 1] == residues).all()]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _substitutions(text: str):
+    """(wild-type residue, position, new residue, text) of each. Raises Malformed."""
+    plain = re.sub(r"^p\.", "", text.translate(_BRACKETS), flags=re.IGNORECASE)
+    for one in filter(None, re.split(r"[:/;,+\s]+", plain)):
+        letters = re.sub(r"^P\.", "", one.upper())
+        match = _ONE.fullmatch(letters)
+        old = match and _THREE.get(match[1], match[1])
+        new = match and (old if match[3] == "=" else _THREE.get(match[3], match[3]))
+        if not match or len(old) > 1 or len(new) > 1 or new not in RESIDUES or old not in TOKENS:
+            if _NO_SUBSTITUTION.search(letters):
+                raise Malformed(
+                    f"{one!r} is no substitution: insertions, deletions, frameshifts and stops are not scored"
+                )
+            raise Malformed(f"{one!r} is no mutation such as A23V, p.Ala23Val or A23V:G45D of the 20 residues")
+        yield old, int(match[2]), new, one
+
+
+def _misplaced(message: str) -> Malformed:
+    error = Malformed(message)
+    error.misplaced = True
+    return error
 
 
 def effect(changes: Iterable[tuple[int, int, int]], log_p: np.ndarray) -> float:
@@ -135,17 +131,3 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _mutated(tokens: np.ndarray, changes: list[tuple[int, int, int]]) -> bytes:
-    tokens = tokens.copy()
-    for position, _, new in changes:
-        tokens[position] = new
-    return tokens.tobytes()
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -19,6 +19,7 @@ import numpy as np
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.embeddings import Settings
+from amplify_ds.inference.name_arrays import as_arrays, unpacked
 from amplify_ds.inference.resumable import Chunks
 
 FORMATS = (".h5", ".parquet", ".npz")
@@ -69,11 +70,10 @@ def _write_hdf5(path: Path, chunks: Chunks, shape: Shape) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["settings"] = json.dumps(shape.description)
         for name, (size, dtype) in shape.arrays().items():
-            text = dtype.kind == "U"
-            data = file.create_dataset(name, size, h5py.string_dtype() if text else dtype)
+            data = file.create_dataset(name, size, h5py.string_dtype() if dtype.kind == "U" else dtype)
             begin = 0
-            for part in _parts(chunks, name):
-                data[begin : begin + len(part)] = part.astype(object) if text else part
+            for part in map(unpacked, chunks.read()) if name == "names" else _parts(chunks, name):
+                data[begin : begin + len(part)] = part
                 begin += len(part)
 
 
@@ -83,15 +83,18 @@ def _write_npz(path: Path, chunks: Chunks, shape: Shape) -> None:
             with archive.open(_entry(name), "w", force_zip64=True) as file:
                 header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": size}
                 np.lib.format.write_array_header_1_0(file, header)
-                for part in _parts(chunks, name):
+                names = as_arrays(map(unpacked, chunks.read()), dtype)
+                for part in names if name == "names" else _parts(chunks, name):
                     file.write(np.ascontiguousarray(part, dtype).tobytes())
         with archive.open(_entry("settings"), "w") as file:
             np.lib.format.write_array(file, np.array(json.dumps(shape.description)))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """With a fixed date, so that the same embeddings are the same bytes."""
-    return zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+    """With a fixed date, so that the same embeddings are the same bytes. The names are compressed, see names.py."""
+    entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+    entry.compress_type = zipfile.ZIP_DEFLATED if name == "names" else zipfile.ZIP_STORED
+    return entry
 
 
 def _parts(chunks: Chunks, name: str) -> Iterator[np.ndarray]:
@@ -117,7 +120,7 @@ def _write_parquet(path: Path, chunks: Chunks, shape: Shape) -> None:
     schema = pa.schema(fields, metadata={"settings": json.dumps(shape.description)})
     with parquet.ParquetWriter(path, schema) as writer:
         for arrays in chunks.read():
-            columns = [pa.array(arrays["names"].tolist(), pa.string()), pa.array(arrays["lengths"], pa.int32())]
+            columns = [pa.array(unpacked(arrays), pa.string()), pa.array(arrays["lengths"], pa.int32())]
             for kind in shape.settings.include:
                 vectors = pa.FixedSizeListArray.from_arrays(pa.array(arrays[kind].reshape(-1)), type=vector)
                 if kind == "residues":

@@ -1,8 +1,8 @@
 """Proteins for a model: records (name, sequence) are checked in one pass, before anything is computed, then read again.
 
-A name is the first word of a FASTA header. Blanks and a `*` at the end of a sequence are removed, lower case counts as
-upper case; every other character that is no token becomes one <unk> and is counted. An empty sequence, a name that is
-missing and a name that stands twice are refused. The check keeps 8 bytes a protein in memory.
+Blanks and a `*` at the end of a sequence are removed, lower case counts as upper case, `<mask>` and `<unk>` are tokens;
+every other character that is no token becomes one <unk> and is counted. Gaps of an alignment, an empty sequence, a name
+that is missing and one that appears twice are refused. The check keeps 8 bytes per protein in memory.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import dnaio
 import numpy as np
 import xxhash
 
-from amplify_ds.errors import AmplifyError, explain
-from amplify_ds.vocab import TOKENS, encode_bytes
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.records import Records, Sequences
+from amplify_ds.vocab import TOKENS, encode
 
+LONGEST_NAME = 2**16 - 1  # bytes, of a name in an archive
 _LETTERS = {token for token in TOKENS if len(token) == 1}
+_WITHIN, _ADDED = ("<mask>", "<unk>"), ("<bos>", "<eos>", "<pad>")  # tokens within a sequence, and those that we add
 _SHOWN = 5  # names in a message
 
 
@@ -33,96 +34,92 @@ class Protein(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """What the check found. unknown: how often each character that is no token stands there; sha256: of it all."""
+    """What the check found. longest_name: characters. unknown: how often each character that is no token appears.
+    sha256: of it all. notes: what was left out or changed on the way, {what: how often}."""
 
     proteins: int
     residues: int
     longest_name: int
     unknown: Counter[str]
     sha256: str
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
-class Fasta:
-    """(name, sequence) of each record of a FASTA file, plain or compressed; can be iterated over again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        if not self.path.is_file():
-            raise AmplifyError(f"{self.path}: there is no such file; expected proteins in FASTA")
-        try:
-            with dnaio.open(self.path, fileformat="fasta") as reader:
-                for record in reader:
-                    yield record.id, record.sequence
-        except (dnaio.FileFormatError, OSError, EOFError, ValueError) as error:
-            raise AmplifyError(
-                explain(error)
-                or f'{self.path}: cannot be read as FASTA, which has lines such as ">name" and "MKV…": {error}'
-            ) from None
-
-
-class Sequences(list):
-    """(name, sequence) pairs that are in memory already."""
-
-    def __str__(self) -> str:
-        return "the sequences"
-
-
-def records_of(sequences: str | Path | Mapping[str, str] | Iterable[str]) -> Fasta | Sequences:
-    """A FASTA file by its path, {name: sequence}, or plain sequences, which are named 0, 1, …"""
-    if isinstance(sequences, (str, Path)):
-        return Fasta(Path(sequences))
-    if isinstance(sequences, Mapping):
-        return Sequences(sequences.items())
-    return Sequences((str(number), sequence) for number, sequence in enumerate(sequences))
-
-
-def proteins(records: Fasta | Sequences) -> Iterator[Protein]:
+def proteins(records: Records | Sequences) -> Iterator[Protein]:
     for name, sequence in records:
-        yield Protein(name, np.frombuffer(encode_bytes(_cleaned(sequence).encode("ascii", "replace")), dtype=np.uint8))
+        yield Protein(name, encode(_cleaned(sequence)))
 
 
 def check(
-    records: Fasta | Sequences, strict: bool = False, progress: Callable[[int], object] = lambda proteins: None
+    records: Records | Sequences, strict: bool = False, progress: Callable[[int], object] = lambda proteins: None
 ) -> Contents:
     """Read all records once. Raises AmplifyError for what cannot be embedded or scored; strict: for <unk> too."""
     digest, hashes, unknown = hashlib.sha256(), array("Q"), Counter()
     residues = longest = 0
     for number, (name, sequence) in enumerate(records, 1):
         sequence = _cleaned(sequence)
+        where = f"{records}: record {number:,} ({name[:60] or sequence[:20]!r})"
         if not name or not sequence:
             lacking = "has an empty sequence" if name else "has no name"
-            raise AmplifyError(f"{records}: record {number:,} ({name or sequence[:20]!r}) {lacking}; remove or mend it")
-        if foreign := set(sequence.upper()) - _LETTERS:
-            if strict:
-                raise AmplifyError(
-                    f"{records}: record {number:,} ({name!r}) holds {_quoted(foreign)}, which the model does not know; "
-                    "mend it, or leave out --strict (strict=True) to read such characters as <unk>"
-                )
+            raise AmplifyError(f"{where} {lacking}; remove or fix it")
+        if len(name.encode()) > LONGEST_NAME:
+            raise AmplifyError(
+                f"{where} has a name of {len(name.encode()):,} bytes, expected at most {LONGEST_NAME:,}: shorten it, "
+                "or take the first word only (--names id)"
+            )
+        if foreign := _foreign(sequence):
+            _refuse(foreign, where, strict)
             unknown.update({letter: sequence.upper().count(letter) for letter in foreign})
-        digest.update(f">{name}\n{sequence}\n".encode())
+        digest.update(f">{name}\n{sequence}\n".encode(errors="replace"))
         hashes.append(_hash(name))
-        residues, longest = residues + len(sequence), max(longest, len(name))
+        residues, longest = residues + len(encode(sequence)), max(longest, len(name))
         progress(1)
+    notes = +getattr(records, "notes", Counter())
     if not hashes:
-        raise AmplifyError(f"{records}: holds no protein")
+        raise AmplifyError(f"{records}: holds no protein{_left_out(notes)}")
     _refuse_duplicates(records, np.frombuffer(hashes, dtype=np.uint64))
-    return Contents(len(hashes), residues, longest, unknown, digest.hexdigest())
+    return Contents(len(hashes), residues, longest, unknown, digest.hexdigest(), notes)
 
 
 def describe_unknown(contents: Contents) -> str | None:
-    """A line for the user, when characters were read as <unk>."""
-    if not contents.unknown:
-        return None
-    counted = ", ".join(f"{letter!r} {count:,}" for letter, count in sorted(contents.unknown.items()))
-    return f"read as <unk>: {contents.unknown.total():,} of {contents.residues:,} characters ({counted})"
+    """A line for the user, when characters were read as <unk>, or records left out or changed."""
+    parts = [f"{count:,} {what}" for what, count in contents.notes.items()]
+    if contents.unknown:
+        counted = ", ".join(f"{letter!r} {count:,}" for letter, count in sorted(contents.unknown.items()))
+        parts.append(f"read as <unk>: {contents.unknown.total():,} of {contents.residues:,} characters ({counted})")
+    return "; ".join(parts) or None
 
 
-def _refuse_duplicates(records: Fasta | Sequences, hashes: np.ndarray) -> None:
+def _foreign(sequence: str) -> set[str]:
+    """The characters that are no token; tokens that are added to every sequence as they are spelt."""
+    if "<" in sequence:
+        found = {token for token in _ADDED if token in sequence}
+        for token in _WITHIN + _ADDED:
+            sequence = sequence.replace(token, "")
+        return found | set(sequence.upper()) - _LETTERS
+    return set(sequence.upper()) - _LETTERS
+
+
+def _refuse(foreign: set[str], where: str, strict: bool) -> None:
+    if added := foreign & set(_ADDED):
+        raise AmplifyError(f"{where} holds {_quoted(added)}, which is put around every sequence; remove it")
+    if gaps := foreign & {"-", "."}:
+        raise AmplifyError(
+            f"{where} holds {_quoted(gaps)}, gaps of an alignment: --alignment strip removes them, and reads "
+            "insertions (small letters) as residues"
+        )
+    if strict:
+        raise AmplifyError(
+            f"{where} holds {_quoted(foreign)}, which the model does not know; fix it, or leave out --strict "
+            "(strict=True) to read such characters as <unk>"
+        )
+
+
+def _left_out(notes: Mapping[str, int]) -> str:
+    return "".join(f", {count:,} {what}" for what, count in notes.items())
+
+
+def _refuse_duplicates(records: Records | Sequences, hashes: np.ndarray) -> None:
     values, counts = np.unique(hashes, return_counts=True)
     suspects = set(values[counts > 1].tolist())
     if not suspects:
@@ -131,13 +128,14 @@ def _refuse_duplicates(records: Fasta | Sequences, hashes: np.ndarray) -> None:
     if twice := sorted(name for name, count in names.items() if count > 1):
         more = f" and {len(twice) - _SHOWN:,} more" if len(twice) > _SHOWN else ""
         raise AmplifyError(
-            f"{records}: {len(twice):,} names stand more than once: {_quoted(twice[:_SHOWN])}{more}. A name, the first "
-            "word of the header, must tell proteins apart; rename or remove them"
+            f"{records}: {len(twice):,} names appear more than once: {_quoted(twice[:_SHOWN])}{more}. A name, the "
+            "first word of the header, must tell proteins apart: rename or remove them, take the whole header (--names "
+            "header), or give --duplicates skip (all but the first) or number"
         )
 
 
 def _hash(name: str) -> int:
-    return xxhash.xxh3_64_intdigest(name.encode())
+    return xxhash.xxh3_64_intdigest(name.encode(errors="replace"))
 
 
 def _cleaned(sequence: str) -> str:

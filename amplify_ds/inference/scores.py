@@ -5,8 +5,8 @@ one pass   the protein is read once as it is. log p(x_i | all of x): a quick app
            its perplexities are lower and its ranking of mutations differs.
 
 Pseudo-perplexity (Salazar et al. 2020) of a protein: exp(− mean over its residues of log p). Probabilities are over all
-tokens. A position that holds <unk> is read, not scored. Of a protein longer than the limit, each position is scored in
-the window that windows.py names for it, so a masked copy is never longer than the limit.
+tokens. A position that holds <unk> or <mask> is read, not scored. Of a protein longer than the limit, each position is
+scored in the window that windows.py names for it, so a masked copy is never longer than the limit.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Sites(NamedTuple):
 
 
 def known_sites(proteins: Iterable[Protein]) -> Iterator[Sites]:
-    """Every position of every protein that does not hold <unk>."""
+    """Every position of every protein that holds neither <unk> nor <mask>."""
     for number, protein in enumerate(proteins):
-        yield Sites(number, protein.tokens, np.flatnonzero(protein.tokens != UNK))
+        yield Sites(number, protein.tokens, np.flatnonzero((protein.tokens != UNK) & (protein.tokens != MASK)))
 
 
 def chunked(

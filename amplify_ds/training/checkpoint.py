@@ -180,9 +180,7 @@ def verify(found: CheckpointFile) -> CheckpointFile:
     return found
 
 
-def newest(
-    run: Path, check: Callable[[CheckpointFile], CheckpointFile] | None = None
-) -> CheckpointFile | None:
+def newest(run: Path, check: Callable[[CheckpointFile], CheckpointFile] | None = None) -> CheckpointFile | None:
     """The newest checkpoint of a run, verified (or what else `check` looks at); None when the run has none.
 
     Raises Damaged when the newest is damaged, naming an older one that is sound: whoever uses a run's result must

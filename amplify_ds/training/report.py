@@ -137,4 +137,3 @@ class Report:
             total=self.run.training.steps, initial=step, unit="step", desc="pretraining",
             disable=not (self.leader and sys.stderr.isatty()), dynamic_ncols=True,
         )  # fmt: skip
-

@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+from amplify_ds.inference.arguments import INPUT, add_reading
+
 DESCRIPTION = """\
 Which residues of a protein touch? A logistic regression on the model's attention maps says, after a few proteins of
 known structure have shown it which heads to listen to (Rao et al. 2021; 20 proteins there). Two residues are in
@@ -25,7 +27,7 @@ sequence is that of the experiment; pairs of residues without coordinates are le
 skip are missing residues only where no peptide bond joins the neighbors. Structures that cannot be used are left out
 and listed at the end; if none is left, this is an error.
 --contacts: a folder with NAME.txt (a line "i j" for each contact, residues from 1) or NAME.npy (a matrix of 1, 0 and
--1 for unknown) for each protein NAME of the FASTA file --input.
+-1 for unknown) for each protein NAME of --input.
 """
 EVALUATE = """\
 Precision of the L, L/2 and L/5 likeliest pairs, L residues with coordinates, at short (6 to 11), medium (12 to 23) and
@@ -83,10 +85,11 @@ def _contradiction(arguments: argparse.Namespace) -> str | None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     proteins = parser.add_mutually_exclusive_group(required=True)
     proteins.add_argument("--structures", nargs="+", metavar="PATH", help="proteins of known structure, see below")
-    proteins.add_argument("--input", type=Path, metavar="FASTA", help="proteins; plain, gzip, zstd, xz …")
+    proteins.add_argument("--input", metavar="INPUT", help=INPUT)
     parser.add_argument("--contacts", type=Path, metavar="FOLDER", help="known contacts of --input, see below")
     parser.add_argument("--skip-long", action="store_true", help="leave out proteins longer than the model's limit")
     parser.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")
+    add_reading(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
 
 

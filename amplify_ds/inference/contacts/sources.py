@@ -1,4 +1,4 @@
-"""Structures, or FASTA with or without contact files -> checked targets, all in memory."""
+"""Structures, or sequences with or without contact files -> checked targets, all in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts.targets import Target, read_contacts
-from amplify_ds.inference.reading import Contents, Fasta, Sequences, check, proteins
+from amplify_ds.inference.reading import Contents, check, proteins
+from amplify_ds.inference.records import Records, Sequences
 
 Progress = Callable[[int], object]
 
@@ -57,14 +58,13 @@ def describe_left_out(left_out: dict[str, str]) -> str:
     return "\n  ".join((f"{len(left_out):,} structures cannot be used:", *left_out.values()))
 
 
-def from_fasta(path: Path, folder: Path | None, progress: Progress, strict: bool = False):
-    """The same of a FASTA file; folder: the contact file of each protein, see targets.py. progress: proteins."""
-    records = Fasta(path)
+def from_records(records: Records, folder: Path | None, progress: Progress, strict: bool = False):
+    """The same of proteins; folder: the contact file of each, see targets.py. progress: proteins."""
     contents = check(records, strict, progress)
     if folder is None:
         return [Target(*protein) for protein in proteins(records)], contents
     if not folder.is_dir():
-        raise AmplifyError(f"{folder}: there is no such folder; expected the contact files of the proteins of {path}")
+        raise AmplifyError(f"{folder}: there is no such folder; expected the contact files of proteins of {records}")
     found = [
         Target(*protein, read_contacts(folder, protein.name, len(protein.tokens))) for protein in proteins(records)
     ]

@@ -1,0 +1,141 @@
+"""Tables of mutations.
+
+CSV or TSV with a header (";" between columns, too), plain or compressed. Columns: `mutant` (or one of MUTANT); `name`
+when the input holds several proteins; `mutated_sequence` and `DMS_score` as in ProteinGym, the first compared with the
+mutation, or in its place, the second with the effects. Other columns are carried along.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.mutations import Changes, Malformed, compare, find_offset, parse
+from amplify_ds.prepare.batches import decoded
+from amplify_ds.prepare.forms import UTF8_MARK
+from amplify_ds.prepare.streams import open_stream
+from amplify_ds.vocab import encode_bytes
+
+MUTANT, NAME = ("mutant", "mutation", "mutations", "variant", "hgvs_pro"), "name"
+SEQUENCE, MEASURED = "mutated_sequence", "DMS_score"
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Table:
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]  # of each row in the file, from 1
+
+    def column(self, name: str) -> list[str] | None:
+        index = self.header.index(name) if name in self.header else None
+        return None if index is None else [row[index] for row in self.rows]
+
+    @property
+    def mutants(self) -> list[str] | None:
+        return self.column(next((name for name in MUTANT if name in self.header), ""))
+
+    def measured(self) -> np.ndarray | None:
+        """float64 [rows], nan where nothing was measured; None without the column."""
+        column = self.column(MEASURED)
+        return None if column is None else np.array([_number(text) for text in column])
+
+
+def read_table(path: Path) -> Table:
+    """Raises AmplifyError for a file that is no such table, naming the line."""
+    try:
+        with open_stream(str(path), lambda read: None) as stream:
+            text = decoded(stream.read().removeprefix(UTF8_MARK))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        header = [name.strip() for name in next(reader, [])]
+        found = [(reader.line_num, row) for row in reader if any(row)]
+    except (OSError, EOFError, csv.Error) as error:
+        raise AmplifyError(f"{path}: cannot be read as a table of mutations: {error}") from None
+    if not {*MUTANT, SEQUENCE} & set(header):
+        raise AmplifyError(
+            f"{path}: expected a header with a column {', '.join(MUTANT)} or {SEQUENCE}, found "
+            f"{', '.join(header)[:80] or 'nothing'}"
+        )
+    if twice := sorted(name for name in {*MUTANT, SEQUENCE, NAME, MEASURED} if header.count(name) > 1):
+        raise AmplifyError(f"{path}: two columns have the name {twice[0]}: which one is meant? Rename one of them")
+    for line, row in found:
+        if len(row) != len(header):
+            raise AmplifyError(f"{path}, line {line}: has {len(row)} columns, the header has {len(header)}")
+    if not found:
+        raise AmplifyError(f"{path}: holds no mutation")
+    return Table(path, header, [row for _, row in found], [line for line, _ in found])
+
+
+def parse_table(table: Table, proteins: Mapping[str, np.ndarray], offset: int = 0) -> list[tuple[str, Changes]]:
+    """(name of the protein, its changes) of each row. Raises AmplifyError that names the lines that do not fit.
+
+    offset: what the positions in the table are above those in the proteins.
+    """
+    names = table.column(NAME) or [next(iter(proteins))] * len(table.rows)
+    if table.column(NAME) is None and len(proteins) > 1:
+        raise AmplifyError(f"{table.path}: needs a column {NAME!r}, for the input holds several proteins")
+    mutants, sequences = table.mutants, table.column(SEQUENCE) or [""] * len(table.rows)
+    parsed, wrong, misplaced = [], [], False
+    for number, (line, name, sequence) in enumerate(zip(table.lines, names, sequences)):
+        try:
+            if name not in proteins:
+                raise Malformed(f"no protein in the input is named {name!r}")
+            changes = _changes(mutants and mutants[number], sequence, proteins[name], offset)
+            parsed.append((name, changes))
+        except Malformed as error:
+            wrong.append(f"line {line}: {error}")
+            misplaced |= error.misplaced
+    if wrong:
+        more = f"\n  and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
+        raise AmplifyError(
+            f"{table.path}: {len(wrong):,} of {len(table.rows):,} rows do not fit the protein:\n  "
+            + "\n  ".join(wrong[:_SHOWN])
+            + more
+            + (_advice(mutants, proteins) if misplaced else "")
+        )
+    return parsed
+
+
+def _changes(mutant: str | None, sequence: str, wild_type: np.ndarray, offset: int) -> Changes:
+    """By the mutant and, where there is one, the whole sequence, which must agree."""
+    if mutant is None:
+        return compare(sequence, wild_type)
+    changes = parse(mutant, wild_type, offset)
+    if sequence and encode_bytes(sequence.encode("ascii", "replace")) != _mutated(wild_type, changes):
+        raise Malformed(f"{mutant}: {SEQUENCE} is not the protein of the input with this mutation")
+    return changes
+
+
+def _advice(mutants: list[str], proteins: Mapping[str, np.ndarray]) -> str:
+    """The offset with which all rows fit the only protein."""
+    found = find_offset(mutants, next(iter(proteins.values()))) if len(proteins) == 1 else None
+    return f"\nWith --offset {found} all wild-type residues fit" if found else ""
+
+
+def _delimiter(text: str) -> str:
+    """That with which the first line has a known column; else the comma."""
+    line = text.lstrip("\r\n").split("\n", 1)[0].strip("\r")
+    known = {*MUTANT, SEQUENCE}
+    return next((mark for mark in ",\t;" if known & {name.strip().strip('"') for name in line.split(mark)}), ",")
+
+
+def _mutated(tokens: np.ndarray, changes: Changes) -> bytes:
+    tokens = tokens.copy()
+    for position, _, new in changes:
+        tokens[position] = new
+    return tokens.tobytes()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,215 @@
+"""Read a source or a piece of one (`sources.py`) in batches of records; of a damaged one name file, line, reason."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import pyarrow as pa
+
+from amplify_ds.errors import AmplifyError, explain
+from amplify_ds.prepare import archives, forms, tables
+from amplify_ds.prepare.alphabet import SAMPLE, refusing_nucleotides
+from amplify_ds.prepare.batches import Batch, Malformed, lines_in
+from amplify_ds.prepare.columns import Chosen, choose, records
+from amplify_ds.prepare.delimited import Layout, read_cells, read_layout
+from amplify_ds.prepare.fasta import read_fasta
+from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.rows import RowEnds
+from amplify_ds.prepare.streams import Progress, buffered, open_section, open_stream
+
+_BROKEN = (OSError, ValueError, EOFError, pa.ArrowException)  # what damaged files raise
+_DAMAGED = " The input is compressed or a stream, and may be damaged: test it (gzip -t), fetch it again."
+_GAPS = b"-."
+Table = Mapping[str, Sequence[bytes]]
+
+
+def read_stream(
+    address: str, place: str, reading: Reading, progress: Progress, damaged: str = _DAMAGED
+) -> Iterator[Batch]:
+    """Read a whole input that holds text or a tar archive, compressed or not."""
+    with refusing(place, damaged), open_stream(address, progress) as stream:
+        if not archives.is_tar(stream.peek(2**9)):
+            yield from read_text(stream, address, reading)
+            return
+        others: list[str] = []
+        for name, member in archives.tar_members(stream, others):
+            with refusing(f"{place}, {name}"):
+                yield from read_text(buffered(member), name, reading)
+        if others:
+            yield Batch([], b"", noted={f"left out of {place}: {name}": 1 for name in others[:20]})
+
+
+def read_members(path: str, members: Sequence[str], reading: Reading, progress: Progress) -> Iterator[Batch]:
+    """Read some members of a zip archive."""
+    for member in members:
+        with refusing(f"{path}, {member}"), archives.zip_member(path, member) as stream:
+            for batch in read_text(buffered(stream), member, reading):
+                progress(len(batch.text) // 4)
+                yield batch
+
+
+def read_text(stream: io.BufferedReader, name: str, reading: Reading) -> Iterator[Batch]:
+    """Read a stream of text from its beginning, in whichever form it is."""
+    head = stream.peek(forms.HEAD)[: forms.HEAD]
+    if form := forms.binary_form(head):
+        raise Malformed(f"it is {form} within an archive, a compressed file or a stream; unpack it and give the file")
+    form = forms.text_form(head, name, reading.of_tables)
+    if form == "fasta":
+        yield from _finished(read_fasta(stream), reading, dict)
+    elif form == "delimited":
+        layout, rest = read_layout(stream, forms.suffix(name) == ".tsv", reading)
+        sample = _sample_of(rest, layout)
+        chosen = choose(layout.columns, reading, sample)
+        cells = read_cells(stream, rest, layout, chosen.all, layout.lines + 1)
+        yield from _finished(_records(cells, chosen), reading, sample)
+    else:
+        columns, before = tables.json_columns(stream)
+        sample = _first(_json_of, before)
+        chosen = choose(columns, reading, sample)
+        cells = tables.read_json(stream, before, chosen.all, 1)
+        yield from _finished(_records(cells, chosen), reading, sample)
+
+
+def layout_of(path: str, reading: Reading) -> tuple[Layout, Chosen]:
+    """How a plain file of delimited text is laid out, and which columns are read."""
+    with refusing(path), open(path, "rb") as stream:
+        layout, rest = read_layout(stream, forms.suffix(path) == ".tsv", reading)
+        return layout, choose(layout.columns, reading, _sample_of(rest, layout))
+
+
+def json_choice(path: str, reading: Reading) -> Chosen:
+    with refusing(path), open(path, "rb") as stream:
+        columns, before = tables.json_columns(stream)
+        return choose(columns, reading, _first(_json_of, before))
+
+
+def read_fasta_section(path: str, bounds: tuple[int, int], reading: Reading, progress: Progress) -> Iterator[Batch]:
+    """Read the records of a plain file that begin within the bounds."""
+    with refusing(path):
+        stream, begin = open_section(path, *bounds, b"\n>", progress)
+    with stream, refusing(path, begin=begin):
+        yield from _finished(read_fasta(stream), reading)
+
+
+def read_rows(
+    path: str, bounds: tuple[int, int], layout: Layout | None, chosen: Chosen, reading: Reading, progress: Progress
+) -> Iterator[Batch]:
+    """Read the rows between two places of a plain file at which rows begin; no layout: JSON lines."""
+    with refusing(path):
+        stream, begin = open_section(path, *bounds, b"", progress)
+    with stream, refusing(path, begin=begin):
+        if layout:
+            cells = read_cells(stream, b"", layout, chosen.all, 1)
+        else:
+            cells = tables.read_json(stream, b"", chosen.all, 1)
+        yield from _finished(_records(cells, chosen), reading)
+
+
+def parquet_layout(path: str, reading: Reading) -> tuple[Chosen, int]:
+    """Which columns of a Parquet file are read, and its row groups."""
+    with refusing(path):
+        columns, groups = tables.parquet_columns(path)
+        return choose(columns, reading, _first(tables.read_parquet, path, None, None)), groups
+
+
+def read_parquet(path: str, groups: range | None, reading: Reading, progress: Progress) -> Iterator[Batch]:
+    """Read row groups; None: all, from the first on."""
+    chosen, _ = parquet_layout(path, reading)
+    with refusing(path):
+        batches = _records(tables.read_parquet(path, groups, chosen.all), chosen)
+        sample = None if groups is not None else _first(tables.read_parquet, path, None, None)
+        yield from _telling(_finished(batches, reading, sample), progress)
+
+
+def read_arrow(path: str, form: str, reading: Reading, progress: Progress) -> Iterator[Batch]:
+    with refusing(path):
+        sample = _first(tables.read_arrow, path, form, None)
+        chosen = choose(tables.arrow_columns(path, form), reading, sample)
+        batches = _records(tables.read_arrow(path, form, chosen.all), chosen)
+        yield from _telling(_finished(batches, reading, sample), progress)
+
+
+def read_data_files(name: str, files: str, numbers: range, reading: Reading, progress: Progress) -> Iterator[Batch]:
+    """Read some of the data files of a dataset of the hub."""
+    for number in numbers:
+        with refusing(f"{name}:{files}"):
+            rows = tables.read_dataset(name, files, number)
+            if (first := next(rows, None)) is None:
+                continue
+            sample = _first(tables.cells_of_tables, [first], None)
+            chosen = choose(first.column_names, reading, sample)
+            cells = tables.cells_of_tables(_after(first, rows), chosen.all)
+            yield from _telling(_finished(_records(cells, chosen), reading, sample), progress)
+
+
+def _first(read: Callable[..., Iterator[tables.Cells]], *arguments: object) -> Callable[[], Table]:
+    """What gives the first cells of a table, each time it is called."""
+    return lambda: next(read(*arguments), {})
+
+
+def _json_of(lines: bytes) -> Iterator[tables.Cells]:
+    return tables.read_json(io.BytesIO(), lines, None, 1)
+
+
+def _after(first: object, others: Iterable) -> Iterator:
+    yield first
+    yield from others
+
+
+def _records(cells: Iterable[tables.Cells], chosen: Chosen) -> Iterator[Batch]:
+    return (records(some, chosen) for some in cells)
+
+
+def _finished(batches: Iterable[Batch], reading: Reading, table: Callable[[], Table] | None = None) -> Iterator[Batch]:
+    """Without gaps, if so asked; table: of an input from its beginning, which is then looked at for nucleotides."""
+    if reading.alignment == "strip":
+        batches = (batch._replace(text=batch.text.translate(None, _GAPS)) for batch in batches)
+    return iter(batches) if table is None or reading.nucleotides else refusing_nucleotides(batches, table)
+
+
+def _sample_of(text: bytes, layout: Layout) -> Callable[[], Table]:
+    """Cells of all columns of the rows that are in `text` as a whole."""
+
+    def sample() -> Table:
+        rows = text[: RowEnds(layout.quoted).feed(text)] or text
+        try:
+            cells = next(read_cells(io.BytesIO(), rows, layout, None, 1), {})
+        except Malformed:
+            return {}
+        return {name: list(islice(column, SAMPLE)) for name, column in cells.items()}
+
+    return sample
+
+
+def _telling(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
+    for batch in batches:
+        progress(len(batch.text))
+        yield batch
+
+
+@contextmanager
+def refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
+    """Turn what a reader raises in the block into an AmplifyError that names the place and, if there is one, the line.
+
+    begin: the byte of the file at which the stream of the block began: the lines before it count too.
+    """
+    try:
+        yield
+    except Malformed as error:
+        line = "" if error.line is None else f", line {error.line + _lines(place, begin):,}"
+        raise AmplifyError(f"{place}{line}: {error.message}.{hint}") from error
+    except _BROKEN as error:
+        raise AmplifyError(
+            explain(error) or f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
+        ) from error
+
+
+def _lines(path: str, stop: int) -> int:
+    """Count the lines of the first `stop` bytes of a file."""
+    if not stop:
+        return 0
+    with open(path, "rb") as file:
+        return sum(lines_in(file.read(min(2**20, stop - start))) for start in range(0, stop, 2**20))

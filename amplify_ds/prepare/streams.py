@@ -1,0 +1,170 @@
+"""The bytes of an input as one file object: a file or part of it, compressed or not, standard input, http.
+
+Compression is seen from the first bytes, never from the name. Progress is told in bytes as they lie on the disk or come
+over the wire.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from collections.abc import Callable
+from typing import BinaryIO
+
+from xopen import xopen
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.download import Http
+from amplify_ds.prepare.forms import UTF16_MARKS
+
+Progress = Callable[[int], object]
+MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+BUFFER = 2**20
+_SCAN = 2**16
+
+
+def compression(head: bytes) -> str | None:
+    """Return the name of the compression whose files begin with `head`, or None."""
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+
+
+def open_stream(address: str, progress: Progress) -> io.BufferedReader:
+    """Open a whole input, decompressed and in UTF-8: a path, "-" for standard input, or an http(s) address."""
+    if address == "-":
+        raw: io.RawIOBase = Counted(sys.stdin.buffer, progress)
+    elif address.startswith(("http://", "https://")):
+        raw = Counted(Http(address), progress)
+    else:
+        raw = Counted(open(address, "rb", buffering=0), progress)
+    return buffered(raw)
+
+
+def buffered(raw: BinaryIO) -> io.BufferedReader:
+    """The stream, decompressed if it is compressed, and UTF-16 (known by its first two bytes) made UTF-8."""
+    stream = io.BufferedReader(_Full(raw), BUFFER)
+    if form := compression(stream.peek(8)[:8]):
+        stream = io.BufferedReader(_Full(_Decompressed(stream, form)), BUFFER)
+    if encoding := UTF16_MARKS.get(stream.peek(2)[:2]):
+        stream = io.BufferedReader(_Utf8(stream, encoding), BUFFER)
+    return stream
+
+
+def open_section(path: str, start: int, stop: int, separator: bytes, progress: Progress) -> tuple[BinaryIO, int]:
+    """Open the records of a plain file that begin in [start, stop), where a record begins after every `separator`.
+
+    The separator's last byte belongs to the record unless it is a line end, so that b"\\n>" cuts FASTA and b"\\n" cuts
+    lines. Sections with adjoining bounds hold every record once. Without a separator the bounds are where records
+    begin. Returns the stream and the place where it begins.
+    """
+    file = open(path, "rb", buffering=0)
+    begin, end = (_boundary(file, place, separator) if separator else place for place in (start, stop))
+    file.seek(begin)
+    return io.BufferedReader(Counted(file, progress, max(0, end - begin)), BUFFER), begin
+
+
+def _boundary(file: BinaryIO, place: int, separator: bytes) -> int:
+    """Return where the first record that begins at `place` or later begins, or the end of the file."""
+    if place == 0:
+        return 0
+    inside = 0 if separator.endswith(b"\n") else 1  # how much of the separator is the record's
+    offset = max(0, place + inside - len(separator))
+    file.seek(offset)
+    tail = b""
+    while block := file.read(_SCAN):
+        found = (tail + block).find(separator)
+        if found >= 0:
+            return offset - len(tail) + found + len(separator) - inside
+        offset += len(block)
+        tail = (tail + block)[-(len(separator) - 1) :] if len(separator) > 1 else b""
+    return offset
+
+
+class _Full(io.RawIOBase):
+    """A stream of which a read gives all that is asked for, but at the end: what is peeked at is not half a line."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        view, read = memoryview(buffer), 0
+        while read < len(view) and (more := self._stream.readinto(view[read:])):
+            read += more
+        return read
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Decompressed(io.RawIOBase):
+    """What a compressed stream holds; OSError where it is damaged, whichever library found that."""
+
+    def __init__(self, stream: BinaryIO, form: str) -> None:
+        self._stream = xopen(stream, "rb", threads=0, format=form)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except (AmplifyError, OSError):
+            raise
+        except Exception as error:
+            raise OSError(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Utf8(io.RawIOBase):
+    """A stream of UTF-16 as UTF-8."""
+
+    def __init__(self, stream: BinaryIO, encoding: str) -> None:
+        self._stream, self._decoder, self._left = stream, codecs.getincrementaldecoder(encoding)(), b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        while not self._left and not self._ended:
+            block = self._stream.read(BUFFER)
+            self._ended = not block
+            self._left = self._decoder.decode(block, final=self._ended).encode(errors="replace")
+        data, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class Counted(io.RawIOBase):
+    """A readable file, or its next `size` bytes, that tells `progress` how many bytes were read."""
+
+    def __init__(self, file: BinaryIO, progress: Progress, size: int | None = None) -> None:
+        self._file, self._progress, self._left = file, progress, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        view = memoryview(buffer)[: self._left]
+        read = self._file.readinto(view)
+        if self._left is not None:
+            self._left -= read
+        self._progress(read)
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
