@@ -141,7 +141,8 @@ def test_the_format_before_is_read(tmp_path):
     "changes",
     [
         {"files": {}}, {"files": "removed"}, {"files": {"../../secret": "0" * 64}},
-        {"files": {"model.safetensors": "x"}}, {"step": "9"}, {"step": True}, {"step": 8}, {"step": -9}, {"progress": {}}, {"progress": "removed"},
+        {"files": {"model.safetensors": "x"}}, {"step": "9"}, {"step": True}, {"step": 8}, {"step": -9},
+        {"progress": {}}, {"progress": "removed"},
         {"skips": {}}, {"binding": 3}, {"origin": "somewhere"}, {"format": "removed"}, {"format": "2"}, {"format": 3},
     ],
 )  # fmt: skip
