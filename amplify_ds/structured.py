@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, explain
 
 LARGEST_JSON, LARGEST_YAML = 2**26, 2**16  # bytes
 DEEPEST = 64
@@ -48,7 +48,7 @@ def read_json(path: Path, advice: str = "", largest: int = LARGEST_JSON) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise AmplifyError(f"{path}: cannot be read as JSON: {error}{advice}") from None
+        raise AmplifyError(explain(error) or f"{path}: cannot be read as JSON: {error}{advice}") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -58,7 +58,7 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise AmplifyError(f"{path}: cannot be read as YAML: {error}") from None
+        raise AmplifyError(explain(error) or f"{path}: cannot be read as YAML: {error}") from None
 
 
 def _read(path: Path, largest: int) -> bytes:

@@ -1,7 +1,9 @@
 """Import and export of every layout, against checkpoints that plain_layouts.py makes on its own."""
 
 import copy
+import errno
 import json
+import os
 import time
 from pathlib import Path
 
@@ -305,3 +307,17 @@ def test_the_check_before_success_sees_heads_that_changed_places(folders, layout
     with pytest.raises(AmplifyError, match="logits differ by"):
         export(folders["hf"], tmp_path / "wrong", layout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_may_not_be_read_is_not_called_missing(folders, monkeypatch):
+    """Root may read everything, so the system's answer is imitated."""
+    may_open = open
+
+    def refusing(name, *rest, **options):
+        if str(name).endswith(".safetensors"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+        return may_open(name, *rest, **options)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    with pytest.raises(AmplifyError, match="model.safetensors: Permission denied. User .* lacks the permission"):
+        read_source(folders["hf"])

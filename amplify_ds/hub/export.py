@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import amplify_ds
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, explain
 from amplify_ds.files import usual_permissions, write_json
 from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.card import model_card
@@ -94,7 +94,8 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
             )
         partial.rename(target)
     except (OSError, SafetensorError) as error:
-        raise AmplifyError(f"{target}: could not be written ({error}); nothing was left behind") from None
+        why = explain(error) or f"{error}."
+        raise AmplifyError(f"{target}: could not be written: {why} Nothing was left behind.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found, difference

@@ -6,7 +6,8 @@ can hold any program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from amplify_ds import structured
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, explain
 from amplify_ds.shell import command_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,12 +38,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
         names = sorted(set(places.values()))
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
-        try:
+        with _reading(path / name):
             found = load_file(path / name)
-        except (OSError, SafetensorError) as error:
-            raise AmplifyError(
-                f"{path / name}: cannot be read as safetensors ({error}); fetch or copy it again"
-            ) from None
         if index is not None and set(found) != (listed := {key for key, file in places.items() if file == name}):
             raise AmplifyError(
                 f"{path / name}: holds other tensors than {INDEX} lists: {', '.join(sorted(set(found) ^ listed)[:8])}"
@@ -55,11 +52,21 @@ def count_tensors(path: Path) -> int:
     """How many tensors the folder holds, from its headers. Raises AmplifyError where they cannot be read."""
     if (index := read_json(path / INDEX)) is not None:
         return len(index.get("weight_map") or ())
+    with _reading(path / WEIGHTS), safe_open(path / WEIGHTS, "pt") as file:
+        return len(file.keys())
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn what reading a safetensors file raises into an AmplifyError."""
     try:
-        with safe_open(path / WEIGHTS, "pt") as file:
-            return len(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise AmplifyError(f"{path / WEIGHTS}: cannot be read as safetensors ({error})") from None
+        with open(file, "rb"):  # safetensors calls every failure a missing file
+            pass
+        yield
+    except OSError as error:
+        raise AmplifyError(explain(error) or f"{file}: cannot be read ({error})") from None
+    except SafetensorError as error:
+        raise AmplifyError(f"{file}: cannot be read as safetensors ({error}); fetch or copy it again") from None
 
 
 def check_finite(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
