@@ -604,3 +604,24 @@ def test_columns_are_named_however_often_the_table_was_looked_at(tmp_path, suffi
     path = write_table(tmp_path / f"a{suffix}", {"sequence_aa": ["", ""], "sequence": dna, "translation": [A, B]})
     with pytest.raises(AmplifyError, match="nucleotides, .*proteins seem to be in 'translation'"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "header, name",
+    [
+        ("sp|P69905|HBA_HUMAN Hemoglobin subunit alpha OS=Homo sapiens OX=9606 GN=HBA1 PE=1", "sp|P69905|HBA_HUMAN"),
+        ("UniRef50_Q9K794 Putative AgrB-like protein n=2 Tax=Bacillus TaxID=1386", "UniRef50_Q9K794"),
+        ("WP_003131952.1 30S ribosomal protein S18\x01NP_268346.1 30S ribosomal", "WP_003131952.1"),
+        ("gi|66816243|ref|XP_642131.1| hypothetical protein DDB_G0277827, partial [AX4]", "gi|66816243|ref|XP_642131.1|"),
+        ("MGYP000261684433 PL=11 UP=0 BIOMES=0000000011000 LEN=110 CR=1", "MGYP000261684433"),
+        ("AFDB:AF-A0A009IHW8-F1 2' cyclic synthase AbTIR UA=A0A009IHW8 OX=1310613", "AFDB:AF-A0A009IHW8-F1"),
+        ("101m_A mol:protein length:154  MYOGLOBIN", "101m_A"),
+        ("101M_1|Chain A|MYOGLOBIN|Physeter catodon (9755)", "101M_1|Chain"),
+    ],
+)  # fmt: skip
+def test_headers_of_the_databases(tmp_path, header, name):
+    path = tmp_path / "proteins.fasta"
+    path.write_text(f">{header}\n{A}\n>other\n{B}\n")
+    assert read(path) == [(name, A), ("other", B)]
+    assert read(path, names="header")[0] == (header, A)
+    assert built(path, tmp_path / "shards")[0] == Counter([A, B])
