@@ -612,7 +612,7 @@ def test_columns_are_named_however_often_the_table_was_looked_at(tmp_path, suffi
         ("sp|P69905|HBA_HUMAN Hemoglobin subunit alpha OS=Homo sapiens OX=9606 GN=HBA1 PE=1", "sp|P69905|HBA_HUMAN"),
         ("UniRef50_Q9K794 Putative AgrB-like protein n=2 Tax=Bacillus TaxID=1386", "UniRef50_Q9K794"),
         ("WP_003131952.1 30S ribosomal protein S18\x01NP_268346.1 30S ribosomal", "WP_003131952.1"),
-        ("gi|66816243|ref|XP_642131.1| hypothetical protein DDB_G0277827, partial [AX4]", "gi|66816243|ref|XP_642131.1|"),
+        ("gi|66816243|ref|XP_642131.1| hypothetical protein, partial [AX4]", "gi|66816243|ref|XP_642131.1|"),
         ("MGYP000261684433 PL=11 UP=0 BIOMES=0000000011000 LEN=110 CR=1", "MGYP000261684433"),
         ("AFDB:AF-A0A009IHW8-F1 2' cyclic synthase AbTIR UA=A0A009IHW8 OX=1310613", "AFDB:AF-A0A009IHW8-F1"),
         ("101m_A mol:protein length:154  MYOGLOBIN", "101m_A"),
