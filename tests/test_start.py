@@ -66,8 +66,8 @@ def test_ctrl_c_later_lets_a_command_clean_up(tmp_path):
 
 
 def test_only_commands_begin_so():
-    before = signal.getsignal(signal.SIGINT)
-    assert before is signal.default_int_handler, "importing the package changes nothing"
+    program = "import signal, amplify_ds; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0, "importing changes nothing"
     assert start.is_command(["-m", "x"], ["python", "-u", "-m", "amplify_ds.train", "x"])
     assert not start.is_command(["-m"], ["python", "-m", "pytest", "-m", "amplify_ds.train"])
     assert not start.is_command(["tool.py", "-m", "amplify_ds.train"], ["python", "tool.py", "-m", "amplify_ds.train"])

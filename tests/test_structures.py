@@ -22,8 +22,9 @@ from structure_files import (
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts import structures
-from amplify_ds.inference.contacts.sources import from_fasta, from_structures
+from amplify_ds.inference.contacts.sources import from_records, from_structures
 from amplify_ds.inference.contacts.targets import Target, contacts_of, fitting, known_pairs
+from amplify_ds.inference.records import Records
 
 SEQUENCE = "MGAKLWSTVDEGRNPQYHFCIMGAKL"
 NAMES = [THREE[x] for x in SEQUENCE]
@@ -431,7 +432,7 @@ def fasta(tmp_path):
 
 
 def read(folder):
-    return from_fasta(folder / "p.fasta", folder / "contacts", lambda n: None)[0][0].contacts
+    return from_records(Records(folder / "p.fasta"), folder / "contacts", lambda n: None)[0][0].contacts
 
 
 def test_contact_files(fasta):
@@ -474,7 +475,7 @@ def test_contacts_of_every_protein_are_needed(fasta):
     with pytest.raises(AmplifyError, match="holds no contacts of 'p'; expected p.txt"):
         read(fasta)
     with pytest.raises(AmplifyError, match="there is no such folder"):
-        from_fasta(fasta / "p.fasta", fasta / "absent", lambda n: None)
+        from_records(Records(fasta / "p.fasta"), fasta / "absent", lambda n: None)
 
 
 def test_what_one_window_cannot_hold_is_refused_or_left_out():

@@ -10,7 +10,7 @@ from conftest import ROOT, other_packages
 from reference_amplify import ReferenceAMPLIFY
 from torch.nn import functional as F
 
-from amplify_ds.processes import free_port
+from amplify_ds.network import free_port
 
 SEED, SHAPE = 3, dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
 MICRO_BATCHES = {1: [32, 16, 8, 4], 2: [16, 8, 4, 2]}  # of 32 proteins, for so many ranks: 1, 2, 4 and 8 steps

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.hub.folder import CONFIG, find_checkpoint, load_model, locate
+from amplify_ds.hub.folder import CONFIG, PROVENANCE, find_checkpoint, load_model, locate
 from amplify_ds.hub.tensors import check_finite, count_tensors, read_json
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
@@ -34,7 +34,7 @@ class Scorable:
     """A model to be scored. known: bool [27], the targets that it can name. load: brings its weights to a device."""
 
     name: str
-    step: int | None  # of training, where the model is a run's or a checkpoint
+    step: int | None  # of training, where it is known
     known: np.ndarray
     load: Callable[[torch.device], Logits]
 
@@ -48,7 +48,8 @@ def scorable(source: str) -> Scorable:
     found = find_checkpoint(path)
     config = {} if found else read_json(path / CONFIG) or {}
     if not _is_of_transformers(config.get("model_type")):
-        return Scorable(source, found and found.step, np.ones(len(TOKENS), bool), lambda device: _own(source, device))
+        step = found.step if found else (read_json(path / PROVENANCE) or {}).get("step")
+        return Scorable(source, step, np.ones(len(TOKENS), bool), lambda device: _own(source, device))
     layers = config.get("num_hidden_layers", 0)
     if type(layers) is int and layers > (tensors := count_tensors(path)):  # transformers would build them first
         raise AmplifyError(f"{path / CONFIG}: num_hidden_layers is {layers}, but there are {tensors} tensors")
