@@ -63,6 +63,8 @@ def _reading(file: Path) -> Iterator[None]:
         with open(file, "rb"):  # safetensors calls every failure a missing file
             pass
         yield
+    except FileNotFoundError as error:
+        raise AmplifyError(f"{file}: cannot be read ({error.strerror}); fetch or copy it again") from None
     except OSError as error:
         raise AmplifyError(explain(error) or f"{file}: cannot be read ({error})") from None
     except SafetensorError as error:
