@@ -68,7 +68,7 @@ class Source:
 def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
     """The checkpoint at `path`, or the newest of the run at `path`; None when it is neither."""
     if (path / checkpoint.STATE).exists() or checkpoint.NAME.fullmatch(path.name):
-        return checkpoint.verify(checkpoint.open_checkpoint(path))
+        return checkpoint.open_verified(path)
     if (path / runs.DESCRIPTION).exists():
         found = checkpoint.newest(path)
         if found is None:

@@ -91,7 +91,7 @@ def _write_npz(path: Path, chunks: Chunks, shape: Shape) -> None:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """With a fixed date, so that the same embeddings are the same bytes. The names are compressed, see names.py."""
+    """With a fixed date, so that the same embeddings are the same bytes. Names are compressed, see name_arrays.py."""
     entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
     entry.compress_type = zipfile.ZIP_DEFLATED if name == "names" else zipfile.ZIP_STORED
     return entry

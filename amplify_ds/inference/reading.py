@@ -19,12 +19,12 @@ import xxhash
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.records import Records, Sequences
+from amplify_ds.prepare.batches import quoted
 from amplify_ds.vocab import TOKENS, encode
 
 LONGEST_NAME = 2**16 - 1  # bytes, of a name in an archive
 _LETTERS = {token for token in TOKENS if len(token) == 1}
 _WITHIN, _ADDED = ("<mask>", "<unk>"), ("<bos>", "<eos>", "<pad>")  # tokens within a sequence, and those that we add
-_SHOWN = 5  # names in a message
 
 
 class Protein(NamedTuple):
@@ -126,9 +126,8 @@ def _refuse_duplicates(records: Records | Sequences, hashes: np.ndarray) -> None
         return
     names = Counter(name for name, _ in records if _hash(name) in suspects)
     if twice := sorted(name for name, count in names.items() if count > 1):
-        more = f" and {len(twice) - _SHOWN:,} more" if len(twice) > _SHOWN else ""
         raise AmplifyError(
-            f"{records}: {len(twice):,} names appear more than once: {_quoted(twice[:_SHOWN])}{more}. A name, the "
+            f"{records}: {len(twice):,} names appear more than once: {quoted(twice)}. A name, the "
             "first word of the header, must tell proteins apart: rename or remove them, take the whole header (--names "
             "header), or give --duplicates skip (all but the first) or number"
         )

@@ -180,8 +180,13 @@ def verify(found: CheckpointFile) -> CheckpointFile:
     return found
 
 
-def newest(run: Path, check: Callable[[CheckpointFile], CheckpointFile] | None = None) -> CheckpointFile | None:
-    """The newest checkpoint of a run, verified (or what else `check` looks at); None when the run has none.
+def open_verified(path: Path) -> CheckpointFile:
+    """Both: read the state and compare every file with its checksum. Raises what they raise."""
+    return verify(open_checkpoint(path))
+
+
+def newest(run: Path, read: Callable[[Path], CheckpointFile] = open_verified) -> CheckpointFile | None:
+    """The newest checkpoint of a run, verified unless `read` is open_checkpoint; None when the run has none.
 
     Raises Damaged when the newest is damaged, naming an older one that is sound: whoever uses a run's result must
     decide whether that will do. (Training decides by itself: retention.py.)
@@ -190,7 +195,7 @@ def newest(run: Path, check: Callable[[CheckpointFile], CheckpointFile] | None =
     if not paths:
         return None
     try:
-        return (check or verify)(open_checkpoint(paths[-1]))
+        return read(paths[-1])
     except Damaged as error:
         older = next((path for path in reversed(paths[:-1]) if _is_sound(path)), None)
         raise Damaged(
@@ -201,7 +206,7 @@ def newest(run: Path, check: Callable[[CheckpointFile], CheckpointFile] | None =
 
 def _is_sound(path: Path) -> bool:
     try:
-        return bool(verify(open_checkpoint(path)))
+        return bool(open_verified(path))
     except AmplifyError:
         return False
 
@@ -255,7 +260,7 @@ def write(run: Path, named_state: Iterable[tuple[str, torch.Tensor, dict]], stat
             sync(path)
         for name in files:
             forget_cached(partial / name)
-        found = verify(open_checkpoint(partial))
+        found = open_verified(partial)
         partial.rename(final)
         sync(final.parent)
     except (OSError, SafetensorError, AmplifyError) as error:

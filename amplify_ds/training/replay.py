@@ -88,7 +88,7 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
             f"{', '.join(config.data.train)}: not what {run} was trained on (names, weights or rows differ); give its "
             "shards with --data.train [NAME=]DIR[:WEIGHT] …"
         )
-    found = checkpoint.newest(run, check=lambda opened: opened)  # the state alone is needed
+    found = checkpoint.newest(run, checkpoint.open_checkpoint)  # the state alone is needed
     state = found.state if found else {}
     whole = batch_plan(config, mixture.row_tokens, 0, 1).global_rows
     if outside := [number for number in rows if not 0 <= number < whole]:

@@ -8,6 +8,7 @@ write (a newer format, a symbolic link, other names) or may not read is never to
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,7 +41,7 @@ class Checkpoints:
         self._damaged = []
         for path in reversed(checkpoint.listing(self.run)):
             try:
-                self.newest = checkpoint.verify(checkpoint.open_checkpoint(path))
+                self.newest = checkpoint.open_verified(path)
             except Damaged as error:
                 self._damaged.append((path, error))
                 continue
@@ -63,7 +64,7 @@ class Checkpoints:
     def write(self, named_state: Iterable[tuple[str, torch.Tensor, dict]], state: dict[str, Any]) -> None:
         """Write a checkpoint, which becomes `newest`, and prune. AmplifyError if it cannot be written."""
         final = checkpoint.folder(self.run) / checkpoint.name_of(state["step"])
-        if final.is_symlink() or final.exists():  # not there when the run began: somebody else's, or damaged since
+        if os.path.lexists(final):  # not there when the run began: somebody else's, or damaged since
             self._set_aside(final, f"{final}: was in the way of a new checkpoint.")
         self.newest = checkpoint.write(self.run, named_state, state)
         self._sound[final] = _signature(final)
@@ -90,7 +91,7 @@ class Checkpoints:
         try:
             now = _signature(path)
             if now is None or self._sound.get(path) != now:
-                checkpoint.verify(checkpoint.open_checkpoint(path))
+                checkpoint.open_verified(path)
                 self._sound[path] = now
             return True
         except Damaged as error:
@@ -114,7 +115,7 @@ class Checkpoints:
     def _set_aside(self, path: Path, why: object) -> None:
         aside = path.with_name(path.name + checkpoint.SET_ASIDE)
         number = 1
-        while aside.is_symlink() or aside.exists():
+        while os.path.lexists(aside):
             number += 1
             aside = path.with_name(f"{path.name}{checkpoint.SET_ASIDE}-{number}")
         try:

@@ -108,7 +108,7 @@ def choose_checkpoint(
             raise AmplifyError(
                 f"--resume {resume}: there is no such checkpoint directory; expected auto, never or PATH"
             )
-        chosen = checkpoint.verify(checkpoint.open_checkpoint(named))
+        chosen = checkpoint.open_verified(named)
         differing = [key for key, value in chosen.state["binding"].items() if asked.get(key) != value]
         if differing:
             raise AmplifyError(f"--resume {resume}: was made with other settings: {', '.join(differing)}")
