@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests, in the environment that the quick start uses: bash tests/run.sh [pytest arguments]
+# The tests, in the environment that the quick start uses: bash tests/run.sh [--all] [pytest arguments]
+#   without --all: those that are not slow by nature, in a few minutes; continuous integration runs all
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
@@ -13,4 +14,11 @@ for list in tests/others/*.txt; do
   fi
 done
 export OMP_NUM_THREADS=$((cores > 3 ? cores / 2 : 1)) # of two test processes; more threads than cores wait for each other
-exec python -m pytest --numprocesses 2 --dist worksteal "$@"
+words=(--numprocesses 2 --dist worksteal)
+if [ "${1:-}" = --all ]; then
+  shift
+else
+  echo "without the tests that are marked slow: bash tests/run.sh --all runs all"
+  words+=(-m "not slow")
+fi
+exec python -m pytest "${words[@]}" "$@"

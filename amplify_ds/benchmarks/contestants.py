@@ -25,7 +25,7 @@ from amplify_ds.training import plan
 from amplify_ds.training.metrics import model_flops, peak_memory
 from amplify_ds.vocab import PAD
 
-INDEPENDENT = Path(amplify_ds.__file__).parents[1] / "tests/reference_amplify.py"
+INDEPENDENT = Path(amplify_ds.__file__).parents[1] / "tests/support/reference_amplify.py"
 COLLECTIVES = (
     "all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "_all_gather_base", "broadcast", "reduce",
     "all_gather",

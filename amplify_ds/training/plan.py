@@ -103,7 +103,7 @@ def memory_per_device(
     Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16 and fp8, with a float32 copy of the weights
     beside the moments); AdamW's moments 8, NorMuon's too. ZeRO 1 divides moments and copy over the ranks, 2 gradients
     too, 3 weights too. For backward a block keeps 8 values of width H and 3 of width F a token on a CPU (counted by
-    tests/test_elementwise.py), on a GPU 4 more of H, read off the code: queries and keys before they are turned,
+    tests/unit/test_elementwise.py), on a GPU 4 more of H, read off the code: queries and keys before they are turned,
     quotients of the norms before the weight. With checkpointing its input alone, and one block's at a time.
     """
     count, wide = parameter_count(config), 4 if precision == "fp32" else 2

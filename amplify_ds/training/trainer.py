@@ -6,7 +6,7 @@
 The state of a run is its weights, AdamW's moments and one integer, the number of batches read: data and masks are pure
 functions of it, the learning rate is one of the steps taken, fewer where an update was not applied (guards.py).
 Sums for the log stay on the device; they are copied to the host at logging steps only. In the others the host waits for
-the device at the update alone, where it must know whether the gradient is finite (tests/test_host_syncs.py counts).
+the device at the update alone, where it must know whether the gradient is finite (test_host_syncs.py counts).
 """
 
 from __future__ import annotations

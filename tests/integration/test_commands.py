@@ -1,0 +1,128 @@
+"""Commands as users meet them: help, dry runs, layers, and the README's words."""
+
+import ast
+import json
+import os
+import re
+
+import pytest
+
+from tests.support.commands import interpreter, python
+from tests.support.paths import ROOT
+
+HELP = [
+    "data_prep/build_shards.py",
+    "data_prep/inspect_shards.py",
+    "data_prep/fetch_ur100p.py",
+    "data_prep/decontaminate.py",
+    "-m amplify_ds.train",
+    "-m amplify_ds.evaluate",
+    "-m amplify_ds.export",
+    "-m amplify_ds.embed",
+    "-m amplify_ds.score",
+    "-m amplify_ds.contacts",
+    "-m amplify_ds.contacts fit",
+    "-m amplify_ds.contacts evaluate",
+    "-m amplify_ds.contacts predict",
+    "-m amplify_ds.plot",
+    "-m amplify_ds.replay",
+    "-m amplify_ds.checkpoints",
+    "launch/try_export.py",
+]
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_teaches_with_an_example(command):
+    """On a terminal that knows ASCII alone: what it has no letters for is escaped, and ends no command."""
+    result = interpreter(*command.split(), "--help", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0, result.stderr
+    name = command.split()[-1].removesuffix(".py").split("/")[-1]
+    assert len(re.findall(re.escape(name), result.stdout)) >= 2, "usage and an example"
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(shards, tmp_path):
+    words = ["--recipe", "120M", "--output", tmp_path / "run", "--data.train", shards["train"], "--dry-run"]
+    result = python("-m", "amplify_ds.train", *words, "--training.micro_batch_rows", 8)
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "118,276,507",
+        "1,310,720 = 1280 rows of 1,024: 1 devices × 8 rows × 160 accumulated",
+        "steps an epoch",
+        "memory, activations",
+        "lr: 0.001",
+    ):
+        assert text in result.stdout, result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_a_mixture_says_how_often_each_source_is_read(shards, tmp_path):
+    rows = {name: json.loads((shards[name] / "manifest.json").read_text())["counts"]["rows"] for name in shards}
+    words = ["--recipe", "tiny", "--output", tmp_path / "run", "--training.global_batch_tokens", 8192, "--dry-run"]
+    mixture = [f"a={shards['train']}:30", f"{shards['validation']}:10"]
+    result = python("-m", "amplify_ds.train", *words, "--training.steps", 50, "--data.train", *mixture)
+    assert result.returncode == 0, result.stderr
+    for name, weight, share in (("train", 3, 0.75), ("validation", 1, 0.25)):
+        shown = "source a" if name == "train" else "source validation"
+        line = next(line for line in result.stdout.splitlines() if line.startswith(shown))
+        assert f"weight {weight}, {rows[name]} rows in" in line, line
+        assert f"steps an epoch {rows[name] / (8 * share):,.1f}, epochs in all {400 * share / rows[name]:,.2f}" in line
+
+
+@pytest.mark.parametrize(
+    "extra, text",
+    [
+        (["--training.global_batch_tokens", "1000"], "such as --training.global_batch_tokens 1024"),
+        (["--deepspeed_config", "absent.json"], "no such DeepSpeed file"),
+        (["--data.train", "absent"], "there is no directory absent"),
+        (["--model.num_attention_heads", "7"], "hidden_size 640"),
+        (["--optimizer.leraning_rate", "1"], "no such setting"),
+    ],
+)
+def test_bad_input_is_one_message(shards, tmp_path, extra, text):
+    words = ["--recipe", "120M", "--output", tmp_path / "run", "--data.train", shards["train"], "--dry-run"]
+    result = python("-m", "amplify_ds.train", *words, *extra)
+    assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+LAYERS = [
+    "start errors files network processes structured shell vocab config",
+    "data model",
+    "training",
+    "hub cluster prepare",
+    "inference",
+    "benchmarks",
+    "train evaluate export embed score contacts plot benchmark replay checkpoints launch preflight",
+]  # each imports from those above it and from its own
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module):
+    return next((i for i, names in enumerate(LAYERS) if module in names.split()), None)
+
+
+def test_imports_go_downwards_only():
+    package = ROOT / "amplify_ds"
+    for path in package.rglob("*.py"):
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        names = set(imported(path))
+        roots = {name.split(".")[0] for name in names}
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "amplify_ds" and len(parts) > 1 and own != "__init__":
+                below = layer(parts[1])
+                assert below is None or below <= layer(own), f"{path} imports {name}"
+        assert "deepspeed" not in roots or path.name == "engine.py", path
+        assert "data_prep" not in roots, path
+        if path.parent.name == "model":
+            assert roots <= {"torch", "transformers", "flash_attn", "dataclasses", "typing"}, (path, roots)
+        if path.parent.name == "data" and path.name not in ("loader.py", "workers.py"):
+            assert "torch" not in roots, path

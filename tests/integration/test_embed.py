@@ -1,0 +1,335 @@
+"""Embeddings against an independent AMPLIFY that reads one sequence at a time, without packing."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amplify_ds
+from amplify_ds.errors import AmplifyError
+from amplify_ds.hub.export import export
+from amplify_ds.inference.embeddings import Settings
+from amplify_ds.inference.jobs import embed_file
+from amplify_ds.inference.reading import check
+from amplify_ds.inference.records import Records
+from amplify_ds.inference.resumable import resumable
+from amplify_ds.inference.windows import rows, windows
+from tests.support.commands import interpreter, python
+from tests.support.paths import ROOT
+from tests.support.small_model import LIMIT, every_token, killed_and_continued, make_folder, window_of
+from tests.support.training import train
+
+PROTEINS = {
+    "first": "MKTAYIAKQRQISFVKSH",
+    "one": "M",
+    "antibody": "EVQLVES|DIQMTQ",
+    "odd": "mkXaZ*",
+    "long": "ACDEFGHIKLMNPQRSTVWY" * 5,
+    "limit": "W" * (LIMIT - 2),
+    "over": "MV" * (LIMIT // 2),
+}
+READ = {name: sequence.rstrip("*") for name, sequence in PROTEINS.items()}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embed") / "model"
+    return folder, make_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fasta") / "proteins.fasta"
+    path.write_text("".join(f">{name} some words\n{sequence}\n" for name, sequence in PROTEINS.items()))
+    return path
+
+
+def expected(reference, layer=2, norm=True):
+    """{name: [residues, H]}, and {name: [H]} at <bos>."""
+    tokens = {name: every_token(reference, sequence, layer, norm).numpy() for name, sequence in READ.items()}
+    return {name: x[1:-1] for name, x in tokens.items()}, {name: x[0] for name, x in tokens.items()}
+
+
+def read(path):
+    """{kind: {name: array}} of any format."""
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import read_table
+
+        table = read_table(path).to_pydict()
+        names, lengths = table.pop("name"), table.pop("length")
+        found = {kind: dict(zip(names, map(np.array, values))) for kind, values in table.items()}
+    else:
+        if path.suffix == ".h5":
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(path) as file:
+                arrays = {name: data[()] for name, data in file.items()}
+                assert json.loads(file.attrs["settings"])["layer"] == 2
+            arrays["names"] = [name.decode() for name in arrays["names"]]
+        else:
+            with np.load(path) as file:
+                arrays = dict(file)
+            assert json.loads(str(arrays.pop("settings")))["layer"] == 2
+        names, lengths, ends = list(arrays.pop("names")), arrays.pop("lengths"), arrays.pop("offsets")
+        found = {kind: dict(zip(names, values)) for kind, values in arrays.items() if kind != "residues"}
+        found["residues"] = {name: arrays["residues"][a:b] for name, a, b in zip(names, ends, ends[1:])}
+    assert names == list(PROTEINS) and list(lengths) == [len(sequence) for sequence in READ.values()]
+    return found
+
+
+@pytest.mark.parametrize("suffix, dtype", [(".npz", "float32"), (".parquet", "float16"), (".h5", "float32")])
+def test_files_hold_what_the_reference_gives(model, fasta, tmp_path, suffix, dtype):
+    if suffix == ".h5":
+        pytest.importorskip("h5py")
+    folder, reference = model
+    output = tmp_path / f"out{suffix}"
+    settings = Settings(("residues", "mean", "bos", "max"), dtype=dtype)
+    records = Records(fasta)
+    contents = check(records)
+    assert contents.unknown == {"X": 1, "Z": 1} and contents.proteins == len(PROTEINS)
+    embed_file(amplify_ds.load(folder, row_tokens=64), records, contents, output, settings, lambda residues: None)
+    assert os.listdir(tmp_path) == [output.name]
+    found = read(output)
+    residues, bos = expected(reference)
+    close = {"atol": 2e-5, "rtol": 1e-5} if dtype == "float32" else {"atol": 1e-3, "rtol": 1e-3}
+    for name in PROTEINS:
+        np.testing.assert_allclose(found["residues"][name], residues[name], err_msg=name, **close)
+        np.testing.assert_allclose(found["mean"][name], residues[name].mean(0), err_msg=name, **close)
+        np.testing.assert_allclose(found["max"][name], residues[name].max(0), err_msg=name, **close)
+        np.testing.assert_allclose(found["bos"][name], bos[name], err_msg=name, **close)
+        assert found["mean"][name].dtype == found["residues"][name].dtype or suffix == ".parquet"
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("raw", [False, True])
+def test_any_layer(model, layer, raw):
+    folder, reference = model
+    residues, bos = expected(reference, layer, not raw)
+    found = amplify_ds.embed(folder, READ, include=["residues", "bos"], layer=layer, raw=raw, row_tokens=100)
+    for index, name in enumerate(found.names):
+        np.testing.assert_allclose(found.residues[index], residues[name], atol=2e-5, rtol=1e-5)
+        np.testing.assert_allclose(found.bos[index], bos[name], atol=2e-5, rtol=1e-5)
+    assert found.mean is None
+
+
+def test_python_takes_lists_and_a_model_that_is_loaded(model):
+    reader = amplify_ds.load(model[0])
+    assert amplify_ds.embed(reader, ["MKV", "ACD"]).names == ["0", "1"]
+    np.testing.assert_array_equal(amplify_ds.embed(reader, ["MKV"]).mean, amplify_ds.embed(model[0], {"a": "MKV"}).mean)
+
+
+def test_nothing_but_the_proteins_is_computed(model, fasta, monkeypatch):
+    reader = amplify_ds.load(model[0], row_tokens=128)
+    sizes = []
+    original = reader.hidden
+    monkeypatch.setattr(reader, "hidden", lambda w, *rest: sizes.append([len(x) for x in w]) or original(w, *rest))
+    amplify_ds.embed(reader, {name: x for name, x in READ.items() if len(x) + 2 <= LIMIT})
+    tokens = [n for row in sizes for n in row]
+    assert sum(tokens) == sum(len(x) + 2 for x in READ.values() if len(x) + 2 <= LIMIT)
+    assert tokens == sorted(tokens, reverse=True) and max(map(sum, sizes)) <= 128
+
+
+@given(st.integers(1, 700), st.integers(8, 90))
+def test_windows_cover_each_token_once_from_where_it_is_farthest_from_an_edge(tokens, limit):
+    starts, borders, length = windows(tokens, limit)
+    assert borders[0] == 0 and borders[-1] == tokens and (np.diff(borders) > 0).all()
+    assert starts[0] == 0 and starts[-1] + length == tokens and length == min(tokens, limit)
+    assert (np.diff(starts) <= limit // 2).all()
+    for place in range(tokens):
+        owner = np.searchsorted(borders, place, side="right") - 1
+        inside = [min(place - s, s + length - 1 - place) for s in starts]
+        assert inside[owner] == max(inside)
+
+
+def test_the_tests_own_windows_are_those_of_the_rule():
+    for place in (0, 19, 20, 39, 60, 99, 101):
+        starts, borders, length = windows(102, LIMIT)
+        start = starts[np.searchsorted(borders, place, side="right") - 1]
+        assert window_of(place, 102) == (start, start + length)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(20, 200))
+def test_rows_hold_every_window_once_within_their_size(lengths, row_tokens):
+    found = list(rows(lengths, row_tokens))
+    assert sorted(i for row in found for i in row) == list(range(len(lengths)))
+    for row in found:
+        assert len(row) == 1 or sum(lengths[i] for i in row) <= row_tokens
+
+
+def test_killed_anywhere_it_continues_to_the_same_bytes(model, fasta, tmp_path):
+    words = ["--model", str(model[0]), "--input", str(fasta), "--include", "mean", "residues"]
+    killed_and_continued("amplify_ds.embed", words, tmp_path / "whole.npz", tmp_path / "killed.npz")
+
+
+def test_what_was_begun_with_other_settings_is_not_continued(model, tmp_path):
+    with resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}) as chunks:
+        chunks.write(0, {})
+        with pytest.raises(AmplifyError, match="another process is at work"):
+            with resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}):
+                pass
+    with pytest.raises(AmplifyError, match=r"something else: layer \(was 2, now 1\)\. Give the same"):
+        with resumable(tmp_path / "out.npz", {"layer": 1, "model": "a"}):
+            pass
+    with resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}) as chunks:
+        assert 0 in chunks and 1 not in chunks
+
+
+def refused(model_name, sequences, text, **options):
+    with pytest.raises(AmplifyError, match=text):
+        amplify_ds.embed(model_name, sequences, **options)
+
+
+def test_bad_sequences_are_refused(model, tmp_path):
+    folder = model[0]
+    refused(folder, {"a": "MK", "b": ""}, r"record 2 \('b'\) has an empty sequence")
+    refused(folder, {"": "MK"}, "has no name")
+    refused(folder, {"a": "MKXU"}, r"record 1 \('a'\) holds 'U', 'X'", strict=True)
+    refused(folder, {}, "holds no protein")
+    path = tmp_path / "proteins.fasta"
+    refused(folder, path, "there is no such file")
+    path.write_text(">a 1\nMK\n>b\nMK\n>a 2\nMKV\n")
+    refused(folder, path, "1 names appear more than once: 'a'")
+    path.write_text("MKV\n")
+    refused(folder, path, "line 1: not FASTA")
+    path.write_bytes(">a\nMKÄ\n".encode("latin1"))
+    refused(folder, path, "line 2: .* not ASCII")
+    path.with_suffix(".gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
+    refused(folder, path.with_suffix(".gz"), "cannot be read to its end")
+
+
+def test_bad_settings_are_refused(model):
+    folder, some = model[0], ["MKV"]
+    refused(folder, some, "layer must be 0 .* to 2 .*, found 3", layer=3)
+    refused(folder, some, "include must be of .* found 'median'", include=["median"])
+    refused(folder, some, "dtype must be of", dtype="int8")
+    refused(folder, some, "precision must be one of", precision="fp8")
+    refused(folder, some, "device nonsense", device="nonsense")
+    refused(folder, some, "device meta: the meta device computes nothing", device="meta")
+    for length in (4, LIMIT + 1):
+        refused(folder, some, f"8 to {LIMIT} tokens .* found {length}", max_length=length)
+    refused(amplify_ds.load(folder), some, "give them to load", row_tokens=9)
+
+
+def test_numbers_too_large_for_float16_are_refused(model, tmp_path):
+    folder = tmp_path / "large"
+    reference = make_folder(folder)
+    from safetensors.torch import save_file
+
+    weights = reference.state_dict()
+    weights["encoder.weight"] *= 1e6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, ["MKV"], "not finite in float16", raw=True, layer=0, dtype="float16")
+    assert np.isfinite(amplify_ds.embed(folder, ["MKV"], raw=True, layer=0).mean).all()
+    assert np.isfinite(amplify_ds.embed(folder, ["MKV"], dtype="float16").mean).all()
+
+
+def test_bad_models_are_refused(tmp_path, monkeypatch):
+    some = ["MKV"]
+    refused(tmp_path / "absent", some, "model folder .* is here")
+    make_folder(tmp_path / "model")
+    tokenizer = json.loads((tmp_path / "model/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {"A": 6, "L": 7}
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps(tokenizer))
+    refused(tmp_path / "model", some, "another vocabulary .*'L' is 7")
+    make_folder(tmp_path / "pickled")
+    (tmp_path / "pickled/model.safetensors").unlink()
+    torch.save({}, tmp_path / "pickled/pytorch_model.bin")
+    refused(tmp_path / "pickled", some, "pickle")
+    make_folder(tmp_path / "ids", mask_token_id=9)
+    refused(tmp_path / "ids", some, "another vocabulary .*mask_token_id 9, expected 2")
+
+
+HUB = """
+import sys
+from pathlib import Path
+import amplify_ds
+from amplify_ds.errors import AmplifyError
+from tests.support.small_model import make_folder
+try:
+    amplify_ds.embed("some-lab/AMPLIFY_tiny", ["MKV"])
+except AmplifyError as error:
+    print(error)
+repository = Path(sys.argv[1], "hub/models--some-lab--AMPLIFY_tiny")
+commit = "0" * 40
+for name in ("refs", "snapshots"):
+    (repository / name).mkdir(parents=True)
+(repository / "refs/main").write_text(commit)
+make_folder(repository / "snapshots" / commit)
+print(amplify_ds.embed("some-lab/AMPLIFY_tiny", ["MKV"]).mean.shape)
+"""
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_is_used(tmp_path):
+    home = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    result = interpreter("-c", HUB, tmp_path, env={**os.environ, **home})
+    assert result.returncode == 0, result.stderr
+    message, shape = result.stdout.strip().splitlines()
+    assert message.startswith("some-lab/AMPLIFY_tiny: there is no such folder here, and")
+    assert "could not be reached" in message and "hf download some-lab/AMPLIFY_tiny" in message
+    assert shape == "(1, 64)"
+
+
+def test_outputs_are_never_overwritten(model, fasta, tmp_path):
+    (tmp_path / "out.npz").write_text("precious")
+    words = (amplify_ds.load(model[0]), Records(fasta), check(Records(fasta)))
+    for name, text in (("out.npz", "exists already"), ("out.csv", "must end in .h5, .parquet, .npz")):
+        with pytest.raises(AmplifyError, match=text):
+            embed_file(*words, tmp_path / name, Settings(), lambda residues: None)
+    assert (tmp_path / "out.npz").read_text() == "precious" and os.listdir(tmp_path) == ["out.npz"]
+
+
+AUTO = """
+import sys, numpy as np, torch
+sys.modules["amplify_ds"] = None
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+with torch.no_grad():
+    found = [model(**tokenizer(x, return_tensors="pt")).last_hidden_state[0, 1:-1].mean(0) for x in sys.argv[3:]]
+np.save(sys.argv[2], torch.stack(found).numpy())
+"""
+
+
+def test_run_and_export_give_what_automodel_gives(shards, tmp_path):
+    assert train(1, tmp_path / "run", shards, training__steps=1).returncode == 0
+    export(tmp_path / "run", tmp_path / "folder")
+    fasta, output = tmp_path / "some.fasta", tmp_path / "out.npz"
+    sequences = ["MKTAYIAKQRQISFVKSHFSRQ", "EVQLVES", "MALWMRLLPLLALLALWGPDPAAA"]
+    fasta.write_text("".join(f">{i}\n{x}\n" for i, x in enumerate(sequences)))
+    result = python("-m", "amplify_ds.embed", "--model", tmp_path / "folder", "--input", fasta, "--output", output)
+    assert result.returncode == 0 and "wrote" in result.stdout and "3 proteins (53 residues)" in result.stdout, result
+    words = ["-c", AUTO, tmp_path / "folder", tmp_path / "auto.npy", *sequences]
+    result = interpreter(*words, env={**os.environ, "HF_HOME": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    with np.load(output) as found:
+        np.testing.assert_allclose(found["mean"], np.load(tmp_path / "auto.npy"), atol=1e-5, rtol=1e-5)
+        np.testing.assert_array_equal(found["mean"], amplify_ds.embed(tmp_path / "run", sequences).mean)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".parquet"])
+def test_one_long_name_makes_no_large_file(model, tmp_path, suffix):
+    """1,000 proteins, one of which has a name of 60,000 letters: as text of fixed width these are 240 MB."""
+    if suffix == ".h5":
+        pytest.importorskip("h5py")
+    names = [f"protein {number}" for number in range(999)] + ["é" * 30_000]
+    fasta = tmp_path / "some.fasta"
+    fasta.write_text("".join(f">{name}\nMKV\n" for name in names))
+    records, output = Records(fasta, names="header"), tmp_path / f"out{suffix}"
+    embed_file(amplify_ds.load(model[0]), records, check(records), output, Settings(), lambda residues: None)
+    assert output.stat().st_size < 3_000_000
+    if suffix == ".npz":
+        with np.load(output) as arrays:
+            found = arrays["names"].tolist()
+    elif suffix == ".h5":
+        import h5py
+
+        with h5py.File(output) as file:
+            found = [name.decode() for name in file["names"][()]]
+    else:
+        from pyarrow.parquet import read_table
+
+        found = read_table(output)["name"].to_pylist()
+    assert found == names

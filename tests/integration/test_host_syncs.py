@@ -1,0 +1,117 @@
+"""How often a training step makes the host wait for its device, at every ZeRO stage: counted on a CPU by host_syncs.py.
+
+A wait lets the GPU run dry: what comes next is only queued when it is over. Between logs none may come from us in a
+micro batch, and once a step the host must know whether the gradient is finite before any weight changes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+
+from amplify_ds.network import free_port
+from amplify_ds.training import engine
+from amplify_ds.training.agreement import Agreement
+from tests.support.commands import before_path, environment, run
+from tests.support.host_syncs import FIRST, STEPS
+from tests.support.paths import ROOT
+from tests.support.training import launch_words
+
+# What remains, each of it DeepSpeed's but the first: (in a micro batch, at the update).
+NORM = "_local_scalar_dense, is_invalid_grad_norm in deepspeed/runtime/utils.py"
+EXPECTED = {
+    (0, "fp32"): ({}, {"_local_scalar_dense, step in amplify_ds/training/engine.py": 1}),
+    (1, "fp32"): ({}, {NORM: 2}),  # one look before the update, one more while it clips
+    (2, "fp32"): ({}, {NORM: 2}),
+    ("2_overlap", "bf16"): (  # what is sent beside backward must have arrived
+        {"synchronize, independent_gradient_partition_epilogue in deepspeed/runtime/zero/stage_1_and_2.py": 1},
+        {NORM: 2, "_local_scalar_dense, has_overflow in deepspeed/runtime/zero/stage_1_and_2.py": 1},
+    ),
+    (3, "fp32"): (
+        {"Stream.synchronize, independent_gradient_partition_epilogue in deepspeed/runtime/zero/stage3.py": 1},
+        {NORM: 1, "synchronize, _allgather_params_coalesced in deepspeed/runtime/zero/partition_parameters.py": 1},
+    ),
+    (1, "bf16"): ({}, {NORM: 1, "_local_scalar_dense, clip_tensors_by_global_norm in deepspeed/runtime/utils.py": 1}),
+    (2, "bf16"): ({}, {NORM: 2, "_local_scalar_dense, has_overflow in deepspeed/runtime/zero/stage_1_and_2.py": 1}),
+}
+CONTROL = (1, "fp32")  # counted once more with a loss that reads itself
+READ = "_local_scalar_dense, _losses in amplify_ds/training/trainer.py"
+
+
+@pytest.fixture(scope="module")
+def found(shards, tmp_path_factory) -> dict:
+    """{(stage, precision, spoiled): [[step, micro batch, what, where], …]} of rank 0 of two."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    asked = [(*case, False) for case in EXPECTED] + [(*CONTROL, True)]
+    folder = tmp_path_factory.mktemp("syncs")
+    meeting["PYTHONPATH"] = before_path(ROOT)
+    words = [sys.executable, ROOT / "tests/support/host_syncs.py", shards["train"], shards["validation"], folder]
+    ranks = [
+        subprocess.Popen(
+            [*map(str, words), json.dumps(asked)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(2) | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1] + said[1][1]
+    line = next(line for line in said[0][0].splitlines() if line.startswith("FOUND "))
+    return dict(zip(asked, json.loads(line[6:])))
+
+
+def per_step(records, micro_batch) -> dict[int, Counter]:
+    """{step: {what and where: times}} in that micro batch of each step."""
+    steps = {step: Counter() for step in range(FIRST, STEPS)}
+    for step, place, what, where in records:
+        if place == micro_batch:
+            steps[step][f"{what}, {where.rpartition(':')[0]}"] += 1
+    return steps
+
+
+@pytest.mark.parametrize("stage, precision", EXPECTED)
+def test_waits_of_a_step_between_logs(found, stage, precision):
+    records = found[stage, precision, False]
+    of_micro_batch, at_update = EXPECTED[stage, precision]
+    told = "\n".join(f"step {step}, micro batch {place}: {what}, {where}" for step, place, what, where in records)
+    for counts in per_step(records, 0).values():
+        assert counts == Counter(of_micro_batch), f"the host waits in a micro batch:\n{told}"
+    for counts in per_step(records, 1).values():
+        assert counts == Counter(of_micro_batch) + Counter(at_update), f"the host waits in a step:\n{told}"
+
+
+def test_a_read_in_the_micro_batch_loop_is_counted(found):
+    records = found[(*CONTROL, True)]
+    assert all(counts == {READ: 1} for counts in per_step(records, 0).values())
+    assert all(counts == Counter({READ: 1}) + Counter(EXPECTED[CONTROL][1]) for counts in per_step(records, 1).values())
+
+
+def test_what_any_rank_tells_all_learn_at_the_next_look(monkeypatch):
+    others = torch.tensor([0.0, 0.0, 2.0])
+    monkeypatch.setattr(engine, "sum_over_ranks", lambda own: own.add_(others))
+    agreement = Agreement(3, torch.device("cpu"))
+    assert agreement.received() == [False, False, False]
+    agreement.send(True, False, False)
+    assert agreement.received() == agreement.received() == [True, False, True]
+    agreement.send(False, False, True)
+    assert agreement.received() == [False, False, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_on_a_gpu_the_host_waits_at_the_update_alone(shards, tmp_path, stage):
+    words = launch_words(1, tmp_path / "run", shards, stage, log__every=5, training__micro_batch_rows=2)
+    words[words.index("amplify_ds.train")] = "tests.support.strict_train"
+    strict = dict(os.environ) | {"PYTHONPATH": before_path(ROOT)}
+    result = run(*words, env=strict)
+    assert result.returncode == 0, result.stderr
+    words[words.index(str(tmp_path / "run"))] = str(tmp_path / "spoiled")
+    spoiled = run(*words, env=strict | {"SPOILED": "1"})
+    assert spoiled.returncode != 0 and "synchronizing CUDA operation" in spoiled.stderr, spoiled.stderr

@@ -1,0 +1,125 @@
+"""A rank with processes that prepare its batches ends soon, however it ends, says why and leaves nothing behind."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from amplify_ds.training import checkpoint
+from tests.support.commands import environment
+from tests.support.needs import needs_namespaces
+from tests.support.paths import ROOT
+from tests.support.training import launch_words
+
+PATIENCE = 60  # seconds; without a loader that is closed each of these waits for ever
+
+
+class Running:
+    """One rank with two workers, past its first checkpoint."""
+
+    def __init__(self, output, shards):
+        settings = {
+            "training__steps": 5000,
+            "checkpoint__every": 3,
+            "data__workers": 2,
+            "evaluation__max_rows": 1,
+            "watchdog__seconds": 0,
+        }
+        self.output = output
+        self.process = subprocess.Popen(
+            launch_words(1, output, shards, 1, **settings),
+            cwd=ROOT,
+            env=environment(1),
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + 10 * PATIENCE
+        while not checkpoint.listing(output):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.stderr.read()
+            time.sleep(0.02)
+        self.workers = psutil.Process(self.process.pid).children()
+        assert len(self.workers) == 2
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and standard error; the workers have ended too."""
+        _, said = self.process.communicate(timeout=PATIENCE)
+        _, left = psutil.wait_procs(self.workers, timeout=10)
+        assert not left
+        assert "Traceback" not in said
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def running(shards, tmp_path):
+    started = Running(tmp_path / "run", shards)
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+def test_a_killed_worker_ends_the_rank_with_its_reason(running):
+    running.workers[1].kill()
+    code, said = running.end()
+    assert code == 1
+    assert f"of 2 (process {running.workers[1].pid}), which prepares batches, was killed by SIGKILL" in said
+    assert "memory ran out" in said and "The same command continues" in said
+    assert said.count("error:") == 1
+
+
+def test_a_request_to_stop(running):
+    for process in (running.process, *running.workers):  # as SLURM does
+        process.send_signal(signal.SIGTERM)
+    code, said = running.end()
+    assert code == 75 and "the same command continues" in said
+
+
+def test_an_interruption_while_a_worker_stands_still(running):
+    running.workers[0].suspend()
+    running.process.send_signal(signal.SIGINT)
+    assert running.end()[0] == 130
+
+
+def test_a_disk_that_fills_up(running):
+    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    code, said = running.end()
+    assert code == 1 and "could not be written" in said
+
+
+def test_a_run_directory_that_is_removed(running):
+    """The next checkpoint makes it again: what was learnt is worth more than the directory."""
+    shutil.rmtree(running.output, ignore_errors=True)
+    deadline = time.monotonic() + PATIENCE
+    while not checkpoint.listing(running.output):
+        assert running.process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.end()[0] == 75
+
+
+def test_a_killed_rank(running):
+    running.process.kill()
+    assert running.end()[0] == -signal.SIGKILL
+
+
+@needs_namespaces
+def test_a_shared_memory_that_is_too_small(shards, tmp_path):
+    """Workers hand batches over in /dev/shm; containers often have 64 MB of it, here it is 64 kB."""
+    words = launch_words(1, tmp_path / "run", shards, 1, data__workers=2, watchdog__seconds=0)
+    small = [
+        "unshare",
+        "--mount",
+        "bash",
+        "-c",
+        'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"',
+        "bash",
+        *words,
+    ]
+    result = subprocess.run(small, cwd=ROOT, env=environment(1), text=True, capture_output=True, timeout=5 * PATIENCE)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert "/dev/shm" in result.stderr and "set --data.workers 0" in result.stderr

@@ -1,0 +1,34 @@
+"""Model folders with the weights of the independent model, in any layout."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.support.reference_amplify import ReferenceAMPLIFY
+
+SMALL = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=512)
+
+
+def reference(shape) -> ReferenceAMPLIFY:
+    """With weights large enough that every one of them shows in the logits."""
+    torch.manual_seed(0)
+    model = ReferenceAMPLIFY(**shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.dim() > 1 else 1.0).add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def write(folder: Path, tensors, config=SMALL) -> Path:
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": "AMPLIFY", "max_length": 512, **config}))
+    return folder
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in found)

@@ -1,0 +1,8 @@
+"""Where things are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "data_prep/example"  # the bundled proteins
+CASES = ROOT / "tests/cases"  # small files as people have them
+DATA_PREP = ROOT / "data_prep"

@@ -1,0 +1,50 @@
+"""The ten steps of a small run in a plain PyTorch loop around the independent model, to compare runs with."""
+
+import itertools
+
+import torch
+from torch.nn import functional as F
+
+from amplify_ds import config
+from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.mixture import Mixture, Source
+from amplify_ds.data.shards import Shards
+from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
+from amplify_ds.training.schedule import learning_rate
+from tests.support.reference_amplify import ReferenceAMPLIFY
+from tests.support.training import SMALL
+
+
+def plain_adamw(model, settings):
+    return torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
+
+
+def plain_training(shards, left_out=(), skips=(), optimizer_of=plain_adamw):
+    """Losses, gradient norms and final weights of ten steps in one process, of padded proteins."""
+    asked = config.resolve("tiny", None, SMALL)
+    torch.manual_seed(asked.training.seed)
+    model = ReferenceAMPLIFY(**asked.model.model_dump())
+    torch.manual_seed(asked.training.seed)
+    model.load_state_dict(AMPLIFY(AMPLIFYConfig(**asked.model.model_dump())).state_dict())  # same initial weights
+    settings = asked.optimizer
+    optimizer = optimizer_of(model, settings)
+    mixture = Mixture([Source("train", 1, Shards(shards["train"]))])
+    batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump(), skips=skips)
+    found = []
+    order = (number for number in itertools.count() if number not in left_out)
+    for step, number in zip(range(asked.training.steps), order):
+        batch = batches[number]
+        bounds = batch.cu_seqlens.unique().tolist()
+        segments = [batch.input_ids[a:b] for a, b in zip(bounds, bounds[1:])]
+        ids = torch.nn.utils.rnn.pad_sequence(segments, batch_first=True)
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(s) for s in segments])[:, None]
+        # An empty slot of a last, emptier row counts as a target of loss 0: see data/masking.py.
+        logits = model(ids, mask)[mask][batch.masked_positions]
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum") / len(batch.labels)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clipping)
+        optimizer.step()
+        found.append((loss.item() * len(batch.labels) / batch.targets, norm.item()))
+    return *zip(*found), model.state_dict()

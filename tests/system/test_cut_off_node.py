@@ -1,0 +1,56 @@
+"""A node that is cut off in the middle of training: the job ends, and goes on as if nothing had happened.
+
+The file system is shared and stays so for the node that is cut off; a real one might hang there.
+"""
+
+import psutil
+import pytest
+
+from tests.support.needs import needs_environment, needs_ip, needs_namespaces, needs_nodes
+from tests.support.nodes import namespace_nodes
+from tests.support.run_on_nodes import RunOnNodes, assert_same_bits_and_rows
+from tests.support.training import losses
+
+pytestmark = [pytest.mark.slow, needs_environment, needs_nodes, needs_ip, needs_namespaces]
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    with namespace_nodes(tmp_path, RECORD=str(tmp_path / "run.rows")) as nodes:
+        yield nodes
+
+
+def cut_off(run: RunOnNodes) -> None:
+    """… once there is a checkpoint, and a step behind it."""
+    run.wait_for_steps(5)
+    run.nodes.cut_off()
+
+
+def ended(run: RunOnNodes, node: int):
+    return lambda: not run.nodes.processes(node)
+
+
+def test_the_job_ends_and_starts_again_when_the_node_is_back(nodes, uninterrupted, shards, tmp_path):
+    """The watchdog of ten minutes plays no part: the launch script has to notice."""
+    run = RunOnNodes(tmp_path, nodes, shards, restart=("--restarts", "2"))
+    run.start()
+    cut_off(run)
+    before = {process.pid for node in (0, 1) for process in nodes.processes(node)}
+    run.wait_until(lambda: "exit code 69; restart 1 of 2" in run.log.read_text())
+    run.wait_until(ended(run, 0))
+    run.wait_until(ended(run, 1))  # on the node that is cut off, too: there they would disturb the next start
+    assert "error: the connection to 192.0.2.2 or the ranks there have ended" in run.log.read_text()
+    nodes.rejoin()
+    assert run.end() == 0, run.log.read_text()
+    assert not [pid for pid in before if psutil.pid_exists(pid)]
+    assert_same_bits_and_rows(run.output, uninterrupted)
+
+
+def test_the_job_goes_on_without_the_node(nodes, uninterrupted, shards, tmp_path):
+    """One rank computes what two did, within rounding."""
+    run = RunOnNodes(tmp_path, nodes, shards, restart=("--restarts", "2", "--drop-lost-nodes"))
+    run.start()
+    cut_off(run)
+    assert run.end() == 0, run.log.read_text()
+    assert run.read("result.json")["devices"] == 1
+    assert losses(run.output) == pytest.approx(losses(uninterrupted), abs=1e-5)

@@ -1,0 +1,108 @@
+"""One rank fails: the console has its message and nothing else, whichever it is and whatever the others wait for."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from amplify_ds.training.processes import ranks_below
+from tests.support.commands import environment, run
+from tests.support.interrupted import PATCH as SLOW
+from tests.support.needs import needs_environment
+from tests.support.paths import ROOT
+from tests.support.training import EVERY_THREE, launch_words, train, training_words
+
+LAUNCHER = re.compile(r"\[\d{4}-\d\d-\d\d .*\[launch.py:")  # DeepSpeed's own line when a rank has ended
+# Imported by every Python that starts: on one rank a function of ours raises an error instead.
+FAILING = """
+import os
+if os.environ.get("RANK") == os.environ["FAILING_RANK"]:
+    import functools, importlib, time
+    from amplify_ds.errors import AmplifyError
+    *owner, name = os.environ["FAILING_FUNCTION"].split(":")
+    place = functools.reduce(getattr, owner[1:], importlib.import_module(owner[0]))
+    def fail(*arguments, **options):
+        time.sleep(1)  # the other rank waits by now
+        raise {"AmplifyError": AmplifyError, "ValueError": ValueError}[os.environ["FAILING_WITH"]]("made to fail")
+    setattr(place, name, fail)
+"""
+ENGINE = "amplify_ds.training.engine"
+
+
+def said(result) -> list[str]:
+    return [line for line in result.stderr.splitlines() if not LAUNCHER.match(line)]
+
+
+@pytest.mark.parametrize(
+    "rank, function",
+    [
+        (0, f"{ENGINE}:start_ranks"),  # the other rank waits for this one to join
+        (1, f"{ENGINE}:start_ranks"),
+        (0, f"{ENGINE}:Engine:load_state"),  # it waits in a collective, or does the same
+        (1, f"{ENGINE}:Engine:step"),
+    ],
+)
+def test_the_console_has_the_message_of_the_rank_that_failed_and_nothing_else(shards, tmp_path, rank, function):
+    output = tmp_path / "run"
+    if "load_state" in function:
+        assert train(1, output, shards, training__steps=4, **EVERY_THREE).returncode == 0
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    faults = {"FAILING_RANK": str(rank), "FAILING_FUNCTION": function, "FAILING_WITH": "AmplifyError"}
+    began = time.monotonic()
+    result = run(
+        *launch_words(2, output, shards, **EVERY_THREE),
+        env=environment(2) | faults | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    prefix = f"[rank 1 on {os.uname().nodename}] " if rank else ""
+    assert result.returncode == 1 and time.monotonic() - began < 120
+    assert [line for line in said(result) if not line.startswith(("step ", "    ", "continuing"))] == [
+        f"{prefix}error: made to fail"
+    ]
+
+
+def test_of_an_unexpected_error_the_console_has_one_traceback(shards, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    faults = {"FAILING_RANK": "0", "FAILING_FUNCTION": f"{ENGINE}:Engine:step", "FAILING_WITH": "ValueError"}
+    words = launch_words(2, tmp_path / "run", shards)
+    result = run(*words, env=environment(2) | faults | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert result.returncode == 1 and result.stderr.count("Traceback") == 1 and "frame #" not in result.stderr
+    assert said(result)[-1].endswith("ValueError: made to fail") and "[rank 1" not in result.stderr
+    log = (tmp_path / "run/logs/rank-00001.log").read_text()
+    assert f"rank 0 on {os.uname().nodename} has failed: made to fail" in log
+
+
+@needs_environment
+def test_a_refusal_is_all_that_the_launch_script_says(shards, tmp_path):
+    output = tmp_path / "run"
+    assert train(1, output, shards, training__steps=4, **EVERY_THREE).returncode == 0
+    before = {path: path.read_bytes() for path in output.rglob("[!.]*") if path.is_file()}
+    words = training_words(output, shards, training__seed=7, **EVERY_THREE)
+    result = run("bash", ROOT / "launch/train.sh", "--ranks", "2", "--", *words, env=environment(2))
+    assert result.returncode == 1 and not result.stdout
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"error: {output}: ") and "training.seed: the run has 0, asked for is 7" in lines[1]
+    assert len(lines) == 3 and lines[2].startswith("Choose another --output"), result.stderr
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_killed_rank_is_named_with_the_step_that_training_had_reached(shards, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    output = tmp_path / "run"
+    log = tmp_path / "log"
+    words = launch_words(2, output, shards, checkpoint__every=1)
+    with open(log, "w") as file:
+        job = subprocess.Popen(
+            words, cwd=ROOT, env=environment(2) | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, stdout=file, stderr=file
+        )
+    while not (output / "checkpoints/step-00000002").exists():
+        assert job.poll() is None, log.read_text()
+        time.sleep(0.02)
+    [victim] = [pid for pid, rank in ranks_below(job.pid).items() if rank == 1]
+    os.kill(victim, signal.SIGKILL)
+    assert job.wait(timeout=60) != 0
+    message = rf"error: rank 1 \(process {victim}\) on \S+ has ended; this rank was at step (\d+), "
+    found = re.search(message, log.read_text())
+    assert found and int(found[1]) >= 2, log.read_text()

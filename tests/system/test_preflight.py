@@ -1,0 +1,286 @@
+"""The preflight on two real ssh servers: what it says when all is well, and of each thing that is not.
+
+What cannot be broken for real is faked, and says so: another version of a package is a folder of metadata, a wrong
+clock and a process that hangs are modules that Python imports at its start.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from amplify_ds.cluster import judge, meet, node
+from amplify_ds.cluster.hostfile import Host
+from amplify_ds.cluster.remote import run_on
+from tests.support.commands import python
+from tests.support.needs import needs
+from tests.support.nodes import LOOPBACK, Nodes, loopback_nodes
+from tests.support.paths import ROOT
+from tests.support.training import training_words
+
+HERE = {"PYTHONPATH": str(ROOT)}
+
+
+def can_mount() -> bool:
+    words = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
+
+
+needs_sshd = needs("sshd")
+needs_mounts = pytest.mark.skipif(  # under CI it fails
+    not can_mount() and not os.environ.get("CI"), reason="no right to mount: a node needs a file system of its own"
+)
+
+
+@contextmanager
+def unlike_nodes(place, befores, variables):
+    """Two nodes that differ: words in front of their servers, and environment variables."""
+    with ExitStack() as at_end:
+        nodes = Nodes(place, LOOPBACK, "lo")
+        at_end.callback(nodes.end)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / "user_key"], check=True)
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", exist_ok=True)
+        for number, (before, own) in enumerate(zip(befores, variables)):
+            nodes.serve(number, before, own)
+        nodes.wait_until_reached()
+        yield nodes
+
+
+def check(nodes, hostfile, *words):
+    environment = {**os.environ, **nodes.variables, "OMP_NUM_THREADS": "1"}
+    return python("-m", "amplify_ds.preflight", hostfile, *words, env=environment)
+
+
+def cells(result) -> dict:
+    """{(host, check): cell} of the table."""
+    lines = [line.split("  ") for line in result.stdout.splitlines()]
+    rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    head = next(row for row in rows if row[:1] == ["host"])
+    return {(row[0], name): cell for row in rows if len(row) == len(head) for name, cell in zip(head, row)}
+
+
+def failed(result) -> set:
+    return {key for key, cell in cells(result).items() if cell == "FAILED"}
+
+
+@needs_sshd
+def test_two_nodes_that_can_train(shards, tmp_path):
+    place = tmp_path / "place"
+    (output := place / "runs").mkdir(parents=True)
+    with loopback_nodes(place, **HERE) as nodes:
+        result = check(nodes, nodes.hostfile, *training_words(output / "run", shards))
+        assert not nodes.processes(0) and not nodes.processes(1)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = cells(result)
+    for host in LOOPBACK:
+        assert found[host, "step"].endswith("iB") and found[host, "slots"].startswith("1 of ")
+        for name in ("ssh", "versions", "clock", "shards", "output", "ports", "all-reduce"):
+            assert found[host, name] == "ok"
+    assert "all-reduce: 2 ranks" in result.stdout
+    assert f"Next: bash launch/train.sh --hostfile {nodes.hostfile} -- --recipe tiny" in result.stdout
+    assert not list(output.iterdir()), "nothing is left of it"
+
+
+@needs_sshd
+@needs_mounts
+def test_everything_that_is_wrong_is_found_at_once(shards, tmp_path):
+    place, output, faked = tmp_path / "place", tmp_path / "runs", tmp_path / "faked"
+    for folder in (place, output, faked / "deepspeed-0.0.1.dist-info"):
+        folder.mkdir(parents=True)
+    (faked / "deepspeed-0.0.1.dist-info/METADATA").write_text("Name: deepspeed\nVersion: 0.0.1\nSummary: a fake\n")
+    (faked / "sitecustomize.py").write_text(
+        "import time\ntrue = time.time\ntime.time = lambda: true() + 3600  # fake\n"
+    )
+    copy = tmp_path / "shards"
+    shutil.copytree(shards["train"], copy)
+    hide = 'mount -t tmpfs none "$0" && exec "$@"'
+    befores = [
+        ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', str(output)],
+        ["unshare", "-m", "sh", "-c", hide, str(copy)],
+    ]
+    variables = [HERE, {"PYTHONPATH": os.pathsep.join([str(faked), str(ROOT)])}]
+    with unlike_nodes(place, befores, variables) as nodes:
+        cores = len(os.sched_getaffinity(0))
+        nodes.hostfile.write_text("".join(f"{host} slots={cores + 1}\n" for host in LOOPBACK))
+        words = training_words(output / "run", {**shards, "train": copy})
+        result = check(nodes, nodes.hostfile, *words, "--training.global_batch_tokens", 1024 * 2 * (cores + 1))
+    assert result.returncode == 1, result.stdout + result.stderr
+    first, second = LOOPBACK
+    assert failed(result) == {
+        (first, "slots"),
+        (first, "disk"),
+        *((second, name) for name in ("slots", "versions", "clock", "shards", "output")),
+    }, result.stdout + result.stderr
+    # 70,363 parameters (2 blocks of 33,408, embedding, decoder and last norm), 12 bytes each, 4 times: 3.2 MiB.
+    for text in (
+        "deepspeed 0.0.1 (elsewhere ",
+        "off by 3,",
+        f"{cores + 1} slots, {cores} cores",
+        f"{copy} holds no manifest.json",
+        f"{output} is another directory there than on {first}",
+        "1 MiB free, 3 MiB needed for 4 checkpoints",
+        f"slots on {first}, {second}: ",
+    ):
+        assert text in result.stderr, result.stderr
+    assert result.stderr.count("-> ") == 6, "each with its remedy, alike ones once"
+    assert cells(result)[first, "ports"] == "ok" and cells(result)[first, "all-reduce"] == "-"
+    assert not list(output.iterdir()), "the second node's file is gone too"
+
+
+@needs_sshd
+def test_machines_that_are_not_reached_and_a_port_that_is_taken(tmp_path):
+    with loopback_nodes(tmp_path, **HERE) as nodes, socket.create_server((LOOPBACK[0], 0)) as taken:
+        port = taken.getsockname()[1]
+        hosts = (LOOPBACK[0], "127.0.0.9", "no-such-machine.invalid")
+        nodes.hostfile.write_text("".join(f"{host} slots=1\n" for host in hosts))
+        result = check(nodes, nodes.hostfile, "--master_port", port)
+    assert result.returncode == 1
+    assert failed(result) == {(hosts[0], "ports"), (hosts[1], "ssh"), (hosts[2], "ssh")}, result.stdout + result.stderr
+    for text in (
+        f"{hosts[0]}:{port}: Address already in use",
+        "127.0.0.9 port 22",
+        "Could not resolve hostname",
+        "ssh-copy-id 127.0.0.9",
+        "another --master_port",
+    ):
+        assert text in result.stderr, result.stderr
+    assert "left out: shards, output, disk, step" in result.stdout
+
+
+@needs_sshd
+def test_a_machine_that_hangs_ends_in_time_and_nothing_stays_there(tmp_path):
+    (faked := tmp_path / "faked").mkdir()
+    (faked / "sitecustomize.py").write_text("import time\ntime.sleep(3600)  # a fake of a file system that hangs\n")
+    with unlike_nodes(tmp_path, [[], []], [HERE, {"PYTHONPATH": str(faked)}]) as nodes:
+        began = time.monotonic()
+        result = check(nodes, nodes.hostfile, "--seconds", 20)
+        took = time.monotonic() - began
+        assert not nodes.processes(1), "what hung is ended there, too"
+    assert result.returncode == 1 and failed(result) == {(LOOPBACK[1], "ssh")}, result.stdout + result.stderr
+    assert "no answer in time" in result.stderr
+    assert took < 40
+
+
+def test_ranks_that_cannot_meet_and_a_batch_of_too_few_rows(shards, tmp_path):
+    (tmp_path / "hostfile").write_text("localhost slots=2\n")
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "absent0", "OMP_NUM_THREADS": "1"}
+    words = [*training_words(tmp_path / "run", shards), "--training.global_batch_tokens", 1024]
+    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words, env=environment)
+    assert result.returncode == 1
+    assert failed(result) == {("localhost", "shards"), ("localhost", "all-reduce")}, result.stdout + result.stderr
+    assert "set it to a multiple of 1,024 from 2,048 on" in result.stderr
+    assert "absent0" in result.stderr and "GLOO_SOCKET_IFNAME" in result.stderr
+    assert cells(result)["localhost", "step"] == "-"
+
+
+FAKE_SRUN = """#!/usr/bin/env bash
+# A fake of SLURM's srun: writes down its words and runs the command on this machine.
+echo "$@" >>"$(dirname "$0")/words"
+while [[ $1 = --* ]]; do shift; done
+exec "$@"
+"""
+
+
+def test_inside_a_slurm_job_machines_are_reached_by_srun(tmp_path):
+    (tmp_path / "srun").write_text(FAKE_SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    (tmp_path / "hostfile").write_text("node-7 slots=1\n")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    words = ["--srun", "--master_addr", "127.0.0.1"]
+    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert cells(result)["node-7", "all-reduce"] == "ok"
+    told = (tmp_path / "words").read_text().splitlines()
+    assert len(told) == 3 and all("--nodelist=node-7 " in line and "--overlap" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        (None, "cannot be read"),
+        ("# nobody\n", "names no machine"),
+        ("node-1 slots=8\nnode-2 slots=4\n", "different numbers of slots"),
+        ("node-1\n", "expected 'NAME slots=N'"),
+    ],
+)
+def test_a_hostfile_without_sense_is_refused(tmp_path, content, text):
+    if content is not None:
+        (tmp_path / "hostfile").write_text(content)
+    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile")
+    assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr
+    assert not result.stdout
+
+
+def test_a_run_that_does_not_hold_is_refused_before_any_machine_is_asked(tmp_path):
+    (tmp_path / "hostfile").write_text("no-such-machine.invalid slots=1\n")
+    words = ["--recipe", "120M", "--data.train", "absent", "--output", "run", "--optimizer.leraning_rate", "1"]
+    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words)
+    assert result.returncode == 1 and "did you mean optimizer.lr" in result.stderr
+
+
+def test_an_interpreter_that_is_missing():
+    answer = run_on(Host("localhost", 1), ["/absent/python", "-m", "amplify_ds.cluster.node"])
+    (found,) = judge.reached(Host("node-1", 1), answer, False, "/absent/python", "ssh")
+    assert found.check == "versions" and "/absent/python" in found.text and "the same path" in found.remedy
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    report = {"output": node._output(tmp_path / "file" / "run", ".preflight")}
+    (found,) = judge.output(Host("node-1", 1), report)
+    assert found.check == "output" and "Not a directory" in found.text and found.remedy
+
+
+def test_one_byte_of_the_source_counts(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "amplify_ds", tmp_path / "amplify_ds", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(node, "PACKAGE", tmp_path / "amplify_ds")
+    before = node.source_hash()
+    file = tmp_path / "amplify_ds/recipes/120M.yaml"
+    file.write_text(file.read_text().replace("lr: 1.0e-3", "lr: 2.0e-3"))
+    assert node.source_hash() != before
+
+
+def meeting(port, **others):
+    place = {"name": "node-2", "address": "127.0.0.1", "port": port}
+    return {**place, "token": "ours", "files": {}, "seconds": 4, **others}
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def test_a_first_machine_that_does_not_listen():
+    found = meet.report(meeting(free_port(), peers=None))
+    assert found["to_first"] == "Connection refused"
+
+
+def test_a_machine_that_the_first_one_cannot_reach_and_a_stranger():
+    port, closed, found = free_port(), free_port(), {}
+    first = threading.Thread(target=lambda: found.update(meet.report(meeting(port, peers=2))))
+    first.start()
+    for token, name in (("theirs", "node-3"), ("ours", "node-2")):
+        greeting = {"token": token, "name": name, "port": closed}
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as connection:
+                    connection.sendall(f"{json.dumps(greeting)}\n".encode())
+                break
+            except ConnectionRefusedError:  # it does not listen yet
+                time.sleep(0.05)
+    first.join()
+    assert found["back"] == {"node-2": "127.0.0.1: Connection refused"}
+
+
+def test_help_names_every_check():
+    shown = python("-m", "amplify_ds.preflight", "--help")
+    assert shown.returncode == 0 and all(f"  {name} " in shown.stdout for name in judge.CHECKS)
+    assert sys.executable not in shown.stdout

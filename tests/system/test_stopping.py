@@ -1,0 +1,117 @@
+"""launch/train.sh: stop by signals at any moment, a stopped rank, and the same command goes on to the same bits."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from amplify_ds.training import checkpoint
+from tests.support.commands import python
+from tests.support.interrupted import Run
+from tests.support.needs import needs_environment
+from tests.support.paths import ROOT
+from tests.support.training import assert_same_bits
+
+
+@needs_environment
+@pytest.mark.parametrize(
+    "moment, name",
+    [
+        pytest.param("before the first step", "SIGTERM", marks=pytest.mark.slow),
+        pytest.param("during a step", "SIGUSR1", marks=pytest.mark.slow),
+        ("during a save", "SIGTERM"),
+    ],
+)
+def test_stopped_by_a_signal_at_any_moment_it_ends_with_the_same_bits(moment, name, uninterrupted, shards, tmp_path):
+    run = Run(tmp_path, shards)
+    moments = {
+        "before the first step": (run.output / ".lock").exists,
+        "during a step": lambda: run.rank(1)["step"] > 1,
+        "during a save": (run.output / ".saving").exists,
+    }
+    run.start()
+    run.wait_until(moments[moment])
+    run.script.send_signal(getattr(signal, name))
+    assert run.end() == 75, run.log.read_text()
+    stopped, newest = run.read("stopped.json"), checkpoint.newest(run.output)
+    assert stopped["reason"] == name and stopped["step"] == (newest.step if newest else 0), moment
+    assert stopped["checkpoint"] == (newest and str(newest.path))
+    assert bool(newest) == (moment != "before the first step")
+
+    run.start()
+    assert run.end() == 0, run.log.read_text()
+    assert not (run.output / "stopped.json").exists(), "that was the earlier part's"
+    assert_same_bits(run.output, uninterrupted)
+
+
+@needs_environment
+def test_a_stopped_rank_ends_the_run_and_it_goes_on_to_the_same_bits(uninterrupted, shards, tmp_path):
+    run = Run(tmp_path, shards)
+    run.start()
+    run.wait_until(lambda: run.rank(1)["step"] > 1)
+    os.kill(run.rank(1)["pid"], signal.SIGSTOP)
+    assert run.end() == 70, run.log.read_text()
+    log, record = run.log.read_text(), run.rank(1)
+    place = f"rank 1 on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}"
+    assert place in log and "it is stopped (state T)" in log and "its stack" in log and ".py:" in log
+    assert run.read("stalled.json")["ranks"] == [1] and log.count("error: training has stood still") == 1
+
+    run.start()
+    assert run.end() == 0, run.log.read_text()
+    assert_same_bits(run.output, uninterrupted)
+
+
+@needs_environment
+def test_a_rank_that_is_stuck_is_named_with_the_line_where_it_stands(shards, tmp_path):
+    run = Run(tmp_path, shards)
+    run.start(STUCK="0")
+    assert run.end() == 70, run.log.read_text()
+    log = run.log.read_text()
+    assert f"rank 0 on {os.uname().nodename}" in log and "step 4, waiting for data: it is behind the other ranks" in log
+    assert "sitecustomize.py:" in log and "in slow" in log
+    assert "rank 1 ends with code 70" in log and run.read("stalled.json")["silent"] is False
+
+
+LISTENING = """
+import sys, time
+from pathlib import Path
+from amplify_ds.training import stopping
+stopping.SECONDS_BETWEEN_LOOKS = 0.01
+stopping.listen_to_file(Path("."))
+time.sleep(1)
+sys.exit(stopping.requested())
+"""
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("", 0),
+        ("stop", 1),
+        ("SIGTERM of mine", 1),
+        ("SIGTERM of another", 0),
+        ("end of another", 0),
+        ("end of mine", 143),
+    ],
+)
+def test_a_stop_is_for_all_or_for_the_launch_that_it_names(tmp_path, text, code):
+    (tmp_path / ".stop").write_text(text + "\n")
+    names = {**os.environ, "AMPLIFY_LAUNCH": "mine", "PYTHONPATH": str(ROOT)}
+    assert python("-c", LISTENING, cwd=tmp_path, env=names).returncode == code
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["--recipe", "tiny"], "--output RUN is missing"),
+        (["--ranks", "two", "--", "--output", "o"], "--ranks: needs a number"),
+        (["--hostfile", "absent", "--", "--output", "o"], "--hostfile absent: cannot be read"),
+        (["--num_nodes", "2", "--", "--output", "o"], "choose machines by the hostfile's lines"),
+    ],
+)
+def test_bad_words_are_one_message(words, text):
+    result = subprocess.run(["bash", ROOT / "launch/train.sh", *words], text=True, capture_output=True)
+    assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr
+    shown = subprocess.run(["bash", ROOT / "launch/train.sh", "--help"], text=True, capture_output=True)
+    assert shown.returncode == 0 and "75    stopped on request and saved" in shown.stdout

@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# Kill a real training run N times (default 30) at random moments, resume it each time, compare it with one that nobody
-# disturbed: bash tests/torture.sh [N] [--seed S]
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/environment.sh
-exec python tests/torture.py "$@"

@@ -1,0 +1,65 @@
+"""Who holds everybody up, from what the ranks wrote; and that a stuck process ends."""
+
+import json
+import time
+
+from amplify_ds.training.watchdog import FINISHED, STALLED, judge
+from tests.support.commands import python
+
+WAITS = ["/lib/torch/distributed/distributed_c10d.py:1 in all_reduce"]
+WORKS = ["/lib/amplify_ds/training/checkpoint.py:1 in write"]
+
+
+def records(**changes):
+    """Four ranks that wait for each other at the same place; changes: r1={…} of rank 1. -> (before, after)"""
+    usual = {"phase": "forward and backward", "moves": 7, "stack": WAITS}
+    before = {rank: {**usual, "beat": 10, **changes.get(f"r{rank}", {})} for rank in range(4)}
+    after = {rank: {**usual, "beat": 14, **changes.get(f"r{rank}", {})} for rank in range(4)}
+    return before, after, 4
+
+
+def test_a_rank_whose_file_stays_the_same_is_silent():
+    verdict = judge(*records(r2={"beat": 3}, r1={"moves": 6}))
+    assert verdict.ranks == [2] and verdict.silent
+    before, after, size = records()
+    del before[3], after[3]
+    assert judge(before, after, size).ranks == [3], "it has never written"
+    assert judge(*records(r0={"beat": 3, "phase": FINISHED}, r1={"moves": 6})).ranks == [1], "it may be silent"
+
+
+def test_else_the_rank_that_is_behind_or_does_not_wait():
+    assert judge(*records(r3={"moves": 6})).ranks == [3]
+    assert judge(*records(r0={"phase": "waiting for data"})).ranks == [0]
+    assert judge(*records(r0={"stack": WORKS})).ranks == [0]
+    both = judge(*records(r1={"moves": 5, "stack": WORKS}, r2={"moves": 5}))
+    assert both.ranks == [1] and "no collective" in both.why
+    assert judge(*records()).ranks == [0, 1, 2, 3] and "same place" in judge(*records()).why
+
+
+def test_a_loop_that_moves_is_left_alone_and_one_that_stands_still_ends(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from amplify_ds.training.watchdog import Watchdog, forget_earlier\n"
+        "run = Path(sys.argv[1]); (run / 'stalled.json').write_text('{}'); forget_earlier(run)\n"
+        "watch = Watchdog(run, 0, 1, 1.0, job=5).start()\n"
+        "for _ in range(30): watch.at(3, 'evaluation'); time.sleep(0.1)\n"
+        "print('moved', flush=True); time.sleep(100)\n"
+    )
+    began = time.monotonic()
+    result = python("-c", program, tmp_path)
+    assert result.returncode == STALLED and result.stdout == "moved\n" and 3.9 < time.monotonic() - began < 20
+    assert "step 3, evaluation: its loop does not move" in result.stderr and "<string>:6 in <module>" in result.stderr
+    assert json.loads((tmp_path / "stalled.json").read_text())["job"] == 5
+
+
+def test_a_process_that_holds_the_interpreter_ends_too(tmp_path):
+    """Its thread cannot run: faulthandler's timer, half as late again and five seconds, does not need it."""
+    program = (
+        "import ctypes, sys; from pathlib import Path\n"
+        "from amplify_ds.training.watchdog import Watchdog, forget_earlier\n"
+        "run = Path(sys.argv[1]); forget_earlier(run); watch = Watchdog(run, 0, 1, 0.5, job=5).start()\n"
+        "import time; time.sleep(0.2); ctypes.PyDLL(None).sleep(60)\n"
+    )
+    began = time.monotonic()
+    result = python("-c", program, tmp_path)
+    assert result.returncode == 1 and "Timeout" in result.stderr and time.monotonic() - began < 30
