@@ -202,9 +202,12 @@ def refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
         line = "" if error.line is None else f", line {error.line + _lines(place, begin):,}"
         raise AmplifyError(f"{place}{line}: {error.message}.{hint}") from error
     except _BROKEN as error:
-        raise AmplifyError(
-            explain(error) or f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
-        ) from error
+        text = explain(error)
+        if text is None:
+            text = f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
+        elif place not in text:  # pyarrow asks for the memory that a damaged file claims to need
+            text = f"{place}: {text} A damaged file can be the reason, too.{hint}"
+        raise AmplifyError(text) from error
 
 
 def _lines(path: str, stop: int) -> int:
