@@ -9,6 +9,7 @@ kernel kills them. A worker that is killed ends the rank with a message.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,11 @@ from amplify_ds.data.loader import PackedBatch, TrainingBatches
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import end_with_parent
 
-_OF_A_WORKER = "DataLoader worker"  # stands in every error of torch about a worker that has ended
+# What torch says, from a handler of SIGCHLD, of a worker that has ended. It may interrupt the very wait that would have
+# told the exit code, which is lost then; so the code is read from here, too.
+_OF_A_WORKER = re.compile(
+    r"DataLoader worker \(pid(\(s\))? (?P<pid>\d+).*?(signal: (?P<signal>[^.]*)|exit code (?P<code>\d+)|$)", re.DOTALL
+)
 _LIKELY = {
     signal.SIGKILL: "probably because memory ran out: fewer --data.workers need less",
     signal.SIGBUS: "probably because /dev/shm is full (df -h /dev/shm): make it larger, or set --data.workers 0",
@@ -63,10 +68,13 @@ class TrainingLoader:
             raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
-        ended = [(worker, process) for worker, process in enumerate(self._workers) if process.exitcode]
+        pids = [process.pid for process in self._workers]
+        codes = {process.pid: process.exitcode for process in self._workers if process.exitcode}
         self.close()
-        if ended and isinstance(error, RuntimeError) and _OF_A_WORKER in str(error):
-            raise AmplifyError(self._lost(*ended[0])) from None
+        if isinstance(error, RuntimeError) and (told := _OF_A_WORKER.search(str(error))):
+            pid, code = next(iter(codes.items()), (int(told["pid"]), _code_told(told)))
+            if pid in pids:
+                raise AmplifyError(self._lost(pids.index(pid), pid, code)) from None
 
     def close(self) -> None:
         """End the workers: those that do not leave when they are asked to (5 seconds each) are killed."""
@@ -79,16 +87,21 @@ class TrainingLoader:
                 process.join()
         self._workers = []
 
-    def _lost(self, worker: int, process: multiprocessing.Process) -> str:
-        code = process.exitcode
+    def _lost(self, worker: int, pid: int, code: int) -> str:
         how = f"ended with code {code}"
         if code < 0:
             likely = _LIKELY.get(-code)
             how = f"was killed by {signal.Signals(-code).name}{f', {likely}' if likely else ''}"
         return (
-            f"worker {worker} of {self._count} (process {process.pid}), which prepares batches, {how}. The same "
+            f"worker {worker} of {self._count} (process {pid}), which prepares batches, {how}. The same "
             "command continues from the newest checkpoint."
         )
+
+
+def _code_told(told: re.Match) -> int:
+    """The exit code of what torch says, negative for a signal."""
+    number = next((n for n in signal.Signals if signal.strsignal(n) == told["signal"]), 0)
+    return -number if told["signal"] else int(told["code"] or 1)
 
 
 def _in_shared_memory(batch: PackedBatch) -> PackedBatch:
