@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import random
 import socket
+from contextlib import suppress
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+BELOW_THE_SYSTEMS = range(20_000, 32_768)
 _DISCARD = 9  # a port for finding a route; nothing is sent to it
 
 
 def free_port(address: str = LOOPBACK) -> int:
     """Return a TCP port that is free at the moment; "" asks for one that is free on all interfaces.
 
-    The port is bound for a moment and never listened on.
+    The port is bound for a moment and never listened on. It lies below those that the system gives to connections
+    (from 32768 on in Linux), any of which may be in use before the port is.
     """
-    with socket.socket() as found:
-        found.bind((address, 0))
-        return found.getsockname()[1]
+    for port in (*random.SystemRandom().sample(BELOW_THE_SYSTEMS, 100), 0):  # 0: let the system choose after all
+        with socket.socket() as found, suppress(OSError):
+            found.bind((address, port))
+            return found.getsockname()[1]
+    raise OSError(errno.EADDRINUSE, "no TCP port is free", address)
 
 
 def listener(address: str, port: int) -> socket.socket:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from amplify_ds.network import free_port
 from amplify_ds.processes import end_with_parent
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or "sshd"
@@ -39,7 +39,7 @@ class Nodes:
 
     def __init__(self, place: Path, addresses: tuple[str, str], interface: str, before: tuple[str, ...] = ()):
         self.place, self.addresses, self.before = place, addresses, list(before)
-        self.ports = [_free_port(address) if interface == "lo" else 22 for address in addresses]
+        self.ports = [free_port(address) if interface == "lo" else 22 for address in addresses]
         self.hostfile, self.config = place / "hostfile", place / "ssh_config"
         self.hostfile.write_text("".join(f"{address} slots=1\n" for address in addresses))
         self.config.write_text(
@@ -50,7 +50,7 @@ class Nodes:
         self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", NAME: f"{place}/launch"}
         # The runner's own ssh, to check and to find an address, knows nothing of PDSH_SSH_ARGS_APPEND.
         self.launcher = ["--hostfile", str(self.hostfile), "--no_ssh_check", "--master_addr", addresses[0]]
-        self.launcher += ["--master_port", str(_free_port("127.0.0.1"))]
+        self.launcher += ["--master_port", str(free_port("127.0.0.1"))]
         self.servers: list[subprocess.Popen] = []
 
     def processes(self, node: int) -> list[psutil.Process]:
@@ -180,12 +180,6 @@ def _named_processes() -> Iterator[tuple[str, psutil.Process]]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # it has ended, or is somebody else's
             yield process.environ().get(NAME, ""), process
-
-
-def _free_port(address: str) -> int:
-    with socket.socket() as free:
-        free.bind((address, 0))
-        return free.getsockname()[1]
 
 
 def _keygen(file: Path) -> None:

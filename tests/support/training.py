@@ -2,11 +2,11 @@
 
 import base64
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from amplify_ds.network import free_port
 from tests.support.commands import environment, ranks_of, run
 from tests.support.paths import ROOT
 
@@ -38,8 +38,8 @@ def launch_words(ranks: int, output, shards, stage: int | str = 1, **settings) -
     words = [sys.executable, "-m"]
     if ranks > 1:
         world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
-        words += ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1"]
-        words += [f"--master_port={29600 + os.getpid() % 1000}", "--no_local_rank", "--log_level=error", "--module"]
+        words += ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr", "127.0.0.1"]
+        words += ["--master_port", str(free_port()), "--no_local_rank", "--log_level=error", "--module"]
     return [*words, "amplify_ds.train", *training_words(output, shards, stage, **settings)]
 
 

@@ -19,6 +19,7 @@ import pytest
 from amplify_ds.cluster import judge, meet, node
 from amplify_ds.cluster.hostfile import Host
 from amplify_ds.cluster.remote import run_on
+from amplify_ds.network import free_port
 from tests.support.commands import python
 from tests.support.needs import needs
 from tests.support.nodes import LOOPBACK, Nodes, loopback_nodes
@@ -223,7 +224,7 @@ def test_a_run_that_does_not_hold_is_refused_before_any_machine_is_asked(tmp_pat
     (tmp_path / "hostfile").write_text("no-such-machine.invalid slots=1\n")
     words = ["--recipe", "120M", "--data.train", "absent", "--output", "run", "--optimizer.leraning_rate", "1"]
     result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words)
-    assert result.returncode == 1 and "did you mean optimizer.lr" in result.stderr
+    assert result.returncode == 1 and "no such setting" in result.stderr
 
 
 def test_an_interpreter_that_is_missing():
@@ -251,11 +252,6 @@ def test_one_byte_of_the_source_counts(tmp_path, monkeypatch):
 def meeting(port, **others):
     place = {"name": "node-2", "address": "127.0.0.1", "port": port}
     return {**place, "token": "ours", "files": {}, "seconds": 4, **others}
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 def test_a_first_machine_that_does_not_listen():
