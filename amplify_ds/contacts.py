@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.extras import require
 from amplify_ds.inference.contacts.arguments import parse
 from amplify_ds.shell import next_commands
 
@@ -27,6 +28,7 @@ def main() -> int:
 
 
 def _fit(arguments, left_out: dict[str, str]) -> list[str]:
+    require("sklearn", "fitting a head")
     reader, targets, _ = _prepare(arguments, left_out, arguments.output)
     from amplify_ds.inference.contacts import head as heads
     from amplify_ds.inference.contacts.jobs import Fitting, fit_head
@@ -77,6 +79,8 @@ def _evaluate(arguments, left_out: dict[str, str]) -> list[str]:
 
 
 def _predict(arguments, left_out: dict[str, str]) -> list[str]:
+    if arguments.plot:
+        require("matplotlib", "--plot")
     head = _head(arguments)
     reader, targets, contents = _prepare(arguments, left_out, arguments.output, arguments.plot)
     head.check_model(reader, str(arguments.head))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.extras import pyplot
 from amplify_ds.shell import next_commands
 
 DESCRIPTION = """\
@@ -33,11 +34,7 @@ def read_scalars(run: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 def draw(run: Path, output: Path) -> list[Path]:
     """Write the three figures into `output`; returns their paths. Raises AmplifyError when the run logged nothing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     scalars = read_scalars(run)
     if "train/loss" not in scalars:
         raise AmplifyError(f"{run}: its events hold no training loss yet")

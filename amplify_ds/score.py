@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.extras import require
 from amplify_ds.inference.arguments import add_arguments, prepare
 
 DESCRIPTION = """\
@@ -52,6 +53,8 @@ def main() -> int:
     if arguments.protein and not arguments.heatmap:
         parser.error("--protein names the protein that --heatmap draws")
 
+    if arguments.heatmap:
+        require("matplotlib", "--heatmap")
     from tqdm import tqdm
 
     from amplify_ds.inference.mutation_tables import read_table

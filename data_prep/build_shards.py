@@ -20,13 +20,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from build_options import Asked, parse
-from manifest import check_records, describe, make_manifest
-from pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
-from ranks import launched, wait_for_first, watching
-from report import counts, table
-from tasks import Workers, workers
-
 from amplify_ds.data.shard_writer import building, partial_directory, publish_shard, remove_leftovers, write_manifest
 from amplify_ds.data.shards import MANIFEST, Shards
 from amplify_ds.data.verify import verify
@@ -37,6 +30,12 @@ from amplify_ds.prepare.pieces import STANDARD_INPUT, Source
 from amplify_ds.prepare.sources import find_sources
 from amplify_ds.shell import next_commands
 from amplify_ds.training.orphans import end_with_launcher
+from build_options import Asked, parse
+from manifest import check_records, describe, make_manifest
+from pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
+from ranks import launched, wait_for_first, watching
+from report import counts, table
+from tasks import Workers, workers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,11 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from clean import Cleaner, Rules
-from manifest import describe, proof_path
-from mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
-from pipeline import check_unchanged, inspect_inputs
-from tasks import Progress, Task, run_tasks, workers
 from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import remove_leftovers, working, writing
@@ -41,6 +36,11 @@ from amplify_ds.prepare.sources import find_sources
 from amplify_ds.processes import check_workers, sigterm_interrupts
 from amplify_ds.shell import next_commands
 from amplify_ds.vocab import BOS, EOS, TOKENS
+from clean import Cleaner, Rules
+from manifest import describe, proof_path
+from mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
+from pipeline import check_unchanged, inspect_inputs
+from tasks import Progress, Task, run_tasks, workers
 
 DESCRIPTION = """\
 Find the training sequences that are similar to a validation sequence, with MMseqs2, and

@@ -24,6 +24,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from amplify_ds.data.shard_writer import working, writing
+from amplify_ds.errors import AmplifyError, command
+from amplify_ds.processes import check_workers
+from amplify_ds.shell import command_line, next_commands
 from fetched import (
     FETCHED,
     LICENCE,
@@ -37,16 +46,7 @@ from fetched import (
     split_names,
     write_listing,
 )
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from pydantic import ValidationError
 from report import table
-from tqdm import tqdm
-
-from amplify_ds.data.shard_writer import working, writing
-from amplify_ds.errors import AmplifyError, command
-from amplify_ds.processes import check_workers
-from amplify_ds.shell import command_line, next_commands
 
 DESCRIPTION = f"""\
 Download UR100P ({REPOSITORY} on the Hugging Face hub, {LICENCE}): the folders

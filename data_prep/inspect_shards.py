@@ -15,16 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from picture import PICTURES, UNIPROT, draw, frequencies
-from report import counts, table
 from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
+from amplify_ds.extras import require
 from amplify_ds.processes import check_workers
 from amplify_ds.vocab import BOS, EOS, decode
+from picture import PICTURES, UNIPROT, draw, frequencies
+from report import counts, table
 
 DESCRIPTION = """\
 Say what a directory of shards holds: where its sequences come from, how many there are
@@ -66,6 +67,8 @@ def _check(options: argparse.Namespace) -> None:
         raise AmplifyError(f"{options.fasta} exists; choose another --fasta, or delete it.")
     if options.plot and options.plot.suffix not in PICTURES:
         raise AmplifyError(f"--plot is {options.plot}, expected a name that ends in {' '.join(PICTURES)}.")
+    if options.plot:
+        require("matplotlib", "--plot")
     for file in (options.fasta, options.plot):
         if file and not file.absolute().parent.is_dir():
             raise AmplifyError(f"cannot write {file}: there is no directory {file.parent}. Make it first.")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from clean import Rules
 
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
@@ -15,6 +14,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare.pieces import Source
 from amplify_ds.structured import parse_json
 from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
+from clean import Rules
 
 NOT_IN = {"train": ("validation", "in the validation set"), "validation": ("train", "in the training set")}
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.data.shards import Shards
+from amplify_ds.extras import pyplot
 from amplify_ds.vocab import BOS, EOS, RESIDUES, encode
 
 PICTURES = (".png", ".pdf", ".svg")  # by their names
@@ -26,11 +27,7 @@ def frequencies(manifest: dict) -> dict[str, float]:
 
 def draw(shards: Shards, file: Path) -> None:
     """Write the picture to `file`, whose name says the format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     manifest = shards.manifest
     style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "savefig.dpi": 150}
     with plt.rc_context(style):

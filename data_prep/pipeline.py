@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from clean import Cleaner, Rules
-from runs import bounds_of, identity, read_slice, scramble, write_run
-from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 from amplify_ds.data.order import permute
 from amplify_ds.data.packing import crop, pack, tile
@@ -34,6 +31,9 @@ from amplify_ds.prepare.options import Reading
 from amplify_ds.prepare.pieces import Piece, Source, version_of
 from amplify_ds.prepare.readers import refusing
 from amplify_ds.vocab import PAD, TOKENS
+from clean import Cleaner, Rules
+from runs import bounds_of, identity, read_slice, scramble, write_run
+from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 MEGABYTE = 10**6
 INSPECTED = 2**20  # bytes read at a time

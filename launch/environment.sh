@@ -1,5 +1,5 @@
-# Sourced by the scripts of this repository, from its top: makes .venv from requirements.txt (once, and again when that
-# file changes), enters it, and sets what every rank needs to know about this machine.
+# Sourced by the scripts of this repository, from its top: makes .venv from requirements.txt and the extras for users (once,
+# and again when these change), enters it, and sets what every rank needs to know about this machine.
 #   sets: gpus, cores     exports: DS_ACCELERATOR=cpu where there is no GPU
 
 python=${PYTHON:-python3}
@@ -7,16 +7,15 @@ python=${PYTHON:-python3}
   echo "error: Python 3.10 or newer is needed, found $("$python" --version 2>&1). Set PYTHON to a newer one." >&2
   exit 1
 }
-wanted=$(cat requirements.txt pyproject.toml | cksum)
+wanted=$(cat requirements.txt requirements-contacts.txt requirements-plots.txt pyproject.toml | cksum)
 if [ "$(cat .venv/complete 2>/dev/null)" != "$wanted" ]; then
-  echo "making .venv and installing requirements.txt (a minute or more)"
+  echo "making .venv and installing amplify_ds[all] (a minute or more)"
   "$python" -m venv .venv || {
     echo "error: .venv could not be made; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 1
   }
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt &&
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . || {
-    echo "error: pip could not install requirements.txt (see above); run the same command again to continue" >&2
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' || {
+    echo "error: pip could not install amplify_ds[all] (see above); run the same command again to continue" >&2
     exit 1
   }
   echo "$wanted" >.venv/complete

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The tests, in the environment that the quick start uses: bash tests/run.sh [--all] [pytest arguments]
-#   without --all: those that are not slow by nature, in a few minutes; continuous integration runs all
+# The tests, in the environment that the quick start uses and requirements-dev.txt: bash tests/run.sh [--all] [pytest
+# arguments]. Without --all: those that are not slow by nature, in a few minutes; continuous integration runs all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/environment.sh
+. tests/environment.sh
 # Other versions and other models that some tests compare with, each in a folder of its own beside the environment.
 for list in tests/others/*.txt; do
   place=.venv/others/$(basename "$list" .txt)

@@ -150,11 +150,11 @@ class Ours(Contestant):
     """The training path."""
 
     def build(self, ranks: int) -> None:
-        from amplify_ds.model.modeling_amplify import AMPLIFY
+        from amplify_ds.model.encoder import Encoder
         from amplify_ds.training import engine
 
         self.device = engine.start_ranks()
-        model = AMPLIFY(self.config)
+        model = Encoder(self.config)
         zero = {"zero_optimization": {"stage": 1}}
         self.engine = engine.Engine(model, self.run, zero, 1, self.precision, self.device)
         for name in COLLECTIVES:

@@ -30,6 +30,7 @@ from amplify_ds.benchmarks.common import cores, gpus
 from amplify_ds.benchmarks.prep import DATA_PREP
 from amplify_ds.config import RunConfig, resolve
 from amplify_ds.errors import AmplifyError
+from amplify_ds.extras import require
 from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.shell import next_commands
 
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     if min(options.seeds, options.steps, options.every, options.ranks or 1) < 1 or options.steps == 1:
         raise AmplifyError("--seeds, --every and --ranks must be at least 1, --steps at least 2")
+    require("matplotlib", "the picture of the curves")
     for file in filter(None, (options.picture, options.markdown)):
         if file.exists():
             raise AmplifyError(f"{file}: exists already; choose another name, or remove it first")

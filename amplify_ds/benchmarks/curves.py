@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amplify_ds.extras import pyplot
 from amplify_ds.structured import read_json
 
 
@@ -111,11 +112,7 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
 
     The untrained model lies above the picture, which would have no room for the rest otherwise.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     style = {
         "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.alpha": 0.25, "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,

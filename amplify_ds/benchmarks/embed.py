@@ -86,7 +86,7 @@ def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     reader = load(folder, options.device)
     usual = AutoModel.from_pretrained(folder.resolve(), trust_remote_code=True).eval()
-    usual.to(reader.device, reader.model.dtype)
+    usual.to(reader.device, reader.dtype)
     some = [p for p in islice(proteins(Records(fasta)), options.proteins) if len(p.tokens) + 2 <= reader.max_length]
     residues = sum(len(protein.tokens) for protein in some)
     ids = [torch.from_numpy(framed(protein.tokens).astype(np.int64)) for protein in some]
@@ -125,7 +125,7 @@ def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
     print(
         f"mean embeddings of {len(some)} proteins, {residues:,} residues, lengths {min(lengths)} to {max(lengths)}, "
         f"mean {np.mean(lengths):.0f}; {sum(p.numel() for p in usual.parameters()):,} parameters, "
-        f"{reader.model.dtype}, {reader.device.type}"
+        f"{reader.dtype}, {reader.device.type}"
     )
     lines = []
     for name, found in speeds.items():

@@ -93,7 +93,7 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
 
     from amplify_ds.config import RunConfig
     from amplify_ds.data.loader import TrainingBatches
-    from amplify_ds.model.modeling_amplify import AMPLIFY
+    from amplify_ds.model.encoder import Encoder
     from amplify_ds.training import engine, fp8, plan
     from amplify_ds.training.metrics import peak_memory
 
@@ -105,7 +105,7 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     torch.manual_seed(run.training.seed)
     shape = plan.model_config(run, mixture.max_length)
     fp8.check(run, shape, mixture.row_tokens, device.type)
-    model = AMPLIFY(shape)
+    model = Encoder(shape)
     model.gradient_checkpointing = run.training.activation_checkpointing
     precision = plan.resolve_precision(run.training.precision, device.type)
     under = engine.Engine(model, run, question["zero"], cut.accumulation, precision, device)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.shape import Shape
 
 CARD = """\
 ---
@@ -88,7 +88,7 @@ every target by `<mask>`. The two are not comparable with each other."""
 UNKNOWN = "Not known: these weights were converted from a model that does not say. See the card of that model."
 
 
-def model_card(provenance: dict[str, Any], config: AMPLIFYConfig, layout: str, version: str) -> str:
+def model_card(provenance: dict[str, Any], config: Shape, layout: str, version: str) -> str:
     """Fill the card from what provenance.json holds."""
     own = "settings" in provenance
     licence = "Apache 2.0, as amplify_ds." if own else "The weights keep the licence of the model they come from."

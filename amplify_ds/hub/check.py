@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from amplify_ds.hub.layouts import LAYOUTS, Layout
 from amplify_ds.hub.tokenizer import build_tokenizer
 from amplify_ds.model.attention import ROPE_BASE
-from amplify_ds.model.modeling_amplify import AMPLIFY
+from amplify_ds.model.encoder import Encoder
 
 SAMPLE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV", "MALWMRLLPLLALLALWGPDPAAA|FVNQHLC")
 # Of exported against own logits, both float32, as a share of the largest logit (or of 1). Rounding alone gave up to
@@ -24,7 +24,7 @@ SAMPLE = ("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEV
 TOLERANCE = 1e-3
 
 
-def agreement(model: AMPLIFY, folder: Path, layout: str) -> float:
+def agreement(model: Encoder, folder: Path, layout: str) -> float:
     """The largest difference of logits between `model`, fed packed proteins, and `folder`, over the largest logit."""
     ids = [torch.tensor(build_tokenizer().encode(sequence).ids) for sequence in SAMPLE]
     lengths = [len(x) for x in ids]

@@ -12,7 +12,7 @@ import torch
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.layouts import BLOCK, LAYOUTS, OURS, Layout
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.shape import Shape
 from amplify_ds.vocab import TOKENS
 
 Weights = dict[str, torch.Tensor]
@@ -30,7 +30,7 @@ def recognise(keys: Iterable[str], where: str) -> Layout:
     return best
 
 
-def config_from_shapes(weights: Mapping[str, torch.Tensor], layout: Layout, where: str) -> tuple[AMPLIFYConfig, str]:
+def config_from_shapes(weights: Mapping[str, torch.Tensor], layout: Layout, where: str) -> tuple[Shape, str]:
     """The configuration that the shapes show, and a sentence on what they do not.
 
     Raises AmplifyError when embedding or first layer are missing or no AMPLIFY has their shapes.
@@ -53,9 +53,9 @@ def config_from_shapes(weights: Mapping[str, torch.Tensor], layout: Layout, wher
         hidden_size=hidden_size, num_hidden_layers=layout.layers(weights), num_attention_heads=hidden_size // head_size
     )
     # Several nominal sizes give one SwiGLU width: the published models have four times the hidden size.
-    config = AMPLIFYConfig(**sizes, intermediate_size=4 * hidden_size)
+    config = Shape(**sizes, intermediate_size=4 * hidden_size)
     if config.ffn_size != ffn_size:
-        config = AMPLIFYConfig(**sizes, intermediate_size=3 * ffn_size // 2)
+        config = Shape(**sizes, intermediate_size=3 * ffn_size // 2)
     return config, (
         f"no config.json: the shapes give {config.num_hidden_layers} layers, hidden size {hidden_size} and SwiGLU "
         f"width {ffn_size}; taken as published, for they do not show it: heads of {head_size}, norm_eps "
@@ -63,7 +63,7 @@ def config_from_shapes(weights: Mapping[str, torch.Tensor], layout: Layout, wher
     )
 
 
-def expected_shapes(config: AMPLIFYConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Shape, layout: Layout) -> dict[str, tuple[int, ...]]:
     """{their name: shape} for a configuration: the table applied to tensors without content."""
     vocabulary, size, width = config.vocab_size, config.hidden_size, config.ffn_size
     shapes = {
@@ -79,7 +79,7 @@ def expected_shapes(config: AMPLIFYConfig, layout: Layout) -> dict[str, tuple[in
     return {name: tuple(tensor.shape) for name, tensor in from_ours(ours, config, layout).items()}
 
 
-def from_ours(weights: Mapping[str, torch.Tensor], config: AMPLIFYConfig, layout: Layout) -> Weights:
+def from_ours(weights: Mapping[str, torch.Tensor], config: Shape, layout: Layout) -> Weights:
     """Our weights as those of `layout`; types are kept."""
     return {
         theirs: rule.join([weights[name] for name in names], config.num_attention_heads).contiguous()
@@ -88,7 +88,7 @@ def from_ours(weights: Mapping[str, torch.Tensor], config: AMPLIFYConfig, layout
 
 
 def to_ours(
-    weights: Mapping[str, torch.Tensor], config: AMPLIFYConfig, layout: Layout, where: str
+    weights: Mapping[str, torch.Tensor], config: Shape, layout: Layout, where: str
 ) -> tuple[Weights, list[str]]:
     """The weights of `layout` as ours, and sentences on what was left behind; types are kept.
 

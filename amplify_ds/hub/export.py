@@ -22,24 +22,26 @@ from amplify_ds.hub.card import model_card
 from amplify_ds.hub.check import TOLERANCE, agreement
 from amplify_ds.hub.folder import CONFIG, EXPORTED_FROM, PROVENANCE, Source, read_source, say
 from amplify_ds.hub.tokenizer import write_tokenizer
-from amplify_ds.model import modeling_amplify
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model import encoder
+from amplify_ds.model.shape import Shape
 from amplify_ds.training import checkpoint
 
 CODE = (
-    "modeling_amplify.py", "configuration_amplify.py", "layers.py", "inputs.py", "loss.py", "attention.py",
-    "elementwise.py",
+    "modeling_amplify.py", "configuration_amplify.py", "encoder.py", "shape.py", "layers.py", "inputs.py", "loss.py",
+    "attention.py", "elementwise.py",
 )  # fmt: skip
 
 
-def layout_config(config: AMPLIFYConfig, dtype: str = "float32", padded: bool = False) -> dict[str, Any]:
+def layout_config(config: Shape, dtype: str = "float32", padded: bool = False) -> dict[str, Any]:
     """config.json: the published fields, and for `hf` the entry for masked-language modelling that they lack.
 
     For the padded layouts these are the same fields without the entries that name model code, and `padded_vocab_size`.
     Which further fields NVIDIA's own model classes ask for is not known here; Megatron-Core has no config.json at all.
     """
+    from amplify_ds.model.configuration_amplify import AMPLIFYConfig  # and transformers, which nothing else here needs
+
     fields = {
-        **config.to_diff_dict(),
+        **AMPLIFYConfig(**config.sizes()).to_diff_dict(),
         "_name_": "AMPLIFY",
         "architectures": ["AMPLIFY"],
         "other_special_token_ids": None,
@@ -81,7 +83,7 @@ def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if layout == "hf":
             for name in CODE:
-                shutil.copy(Path(modeling_amplify.__file__).with_name(name), partial / name)
+                shutil.copy(Path(encoder.__file__).with_name(name), partial / name)
         write_tokenizer(partial, found.config.context_length)
         provenance = found.history | {EXPORTED_FROM: [*found.history.get(EXPORTED_FROM, []), found.place()]}
         write_json(partial / PROVENANCE, provenance)

@@ -6,7 +6,6 @@ error or a note.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,13 @@ from amplify_ds.files import sha256
 from amplify_ds.hub import conversion, layouts, official
 from amplify_ds.hub.download import download, is_hub_name
 from amplify_ds.hub.tensors import check_finite, read_json, read_tensors
-from amplify_ds.model import configuration_amplify
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
-from amplify_ds.model.modeling_amplify import AMPLIFY
+from amplify_ds.model.encoder import Encoder
+from amplify_ds.model.shape import FIELDS, Shape
 from amplify_ds.training import checkpoint, runs
 from amplify_ds.vocab import SPECIAL, TOKENS
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 LARGEST = 2**20  # of any size in config.json
-# Fields that a configuration of ours has; those of another layout may have more.
-FIELDS = {*inspect.signature(AMPLIFYConfig.__init__).parameters, *configuration_amplify.FIXED} - {"self", "kwargs"}
 # What a run tells about itself, in a checkpoint's state.json or an export's provenance.json.
 HISTORY = ("step", "settings", "binding", "progress", "precision", "origin")
 EXPORTED_FROM = "exported_from"  # in provenance.json: the places that the weights came through, the first one first
@@ -43,16 +39,16 @@ class Source:
     name: str  # as a person would name it: an absolute path, or the name on the hub
     path: Path
     layout: str
-    config: AMPLIFYConfig
+    config: Shape
     weights: conversion.Weights  # under our names, in the type of the file
     files: dict[str, str]  # {name: sha256} of those that held the weights
     history: dict[str, Any]
     notes: list[str]  # what was ignored, dropped or assumed
 
-    def model(self) -> AMPLIFY:
+    def model(self) -> Encoder:
         """The model, in float32 and evaluation mode."""
-        with torch.device("meta"):
-            model = AMPLIFY(self.config)
+        with torch.device("meta"), _NoInitialisation():
+            model = Encoder(self.config)
         model.load_state_dict({name: tensor.float() for name, tensor in self.weights.items()}, assign=True)
         return model.eval()
 
@@ -63,6 +59,16 @@ class Source:
         if self.path.parent.name == "snapshots":  # of the hub's cache
             found["commit"] = self.path.name
         return found
+
+
+class _NoInitialisation(torch.overrides.TorchFunctionMode):
+    """Modules are built without drawing values: on the meta device that does nothing, but imports torch's compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
@@ -114,7 +120,7 @@ def read_source(source: str | Path) -> Source:
     return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [told, note]), *notes])
 
 
-def load_model(source: str | Path) -> AMPLIFY:
+def load_model(source: str | Path) -> Encoder:
     """The model (float32, evaluation mode) of whatever `read_source` takes; its notes go to standard error."""
     found = read_source(source)
     say(found)
@@ -142,7 +148,7 @@ def say(found: Source) -> None:
         print(f"note: {found.name}: {note}", file=sys.stderr)
 
 
-def _config(file: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AMPLIFYConfig, str | None]:
+def _config(file: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[Shape, str | None]:
     """file: where `raw` is from."""
     if raw is None:
         return conversion.config_from_shapes(weights, layout, str(file.parent))
@@ -156,7 +162,7 @@ def _config(file: Path, raw: dict[str, Any] | None, weights, layout) -> tuple[AM
                 f"{file}: {key} is {known[key]!r:.40}, expected a whole number from 1 to {largest:,}{of_the_weights}"
             )
     try:
-        return AMPLIFYConfig(**{**known, "vocab_size": len(TOKENS)}), None
+        return Shape(**{**known, "vocab_size": len(TOKENS)}), None
     except (ValueError, TypeError) as error:
         raise AmplifyError(f"{file}: {error}") from None
 

@@ -24,6 +24,7 @@ import torch
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.folder import CONFIG, PROVENANCE, find_checkpoint, load_model, locate
 from amplify_ds.hub.tensors import check_finite, count_tensors, read_json
+from amplify_ds.model.shape import Shape
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
 Logits = Callable[..., torch.Tensor]  # inputs of PackedBatch.model_inputs -> [M, 27]
@@ -57,7 +58,9 @@ def scorable(source: str) -> Scorable:
 
 
 def _is_of_transformers(model_type: str | None) -> bool:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    if model_type in (None, Shape.model_type):
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # seconds to import, so only now
 
     return model_type in CONFIG_MAPPING
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amplify_ds.extras import pyplot
 from amplify_ds.vocab import TOKENS, UNK
 
 ORDER = "GAVLIMFWPSTCYNQDEKRH"  # hydrophobic, polar, negative, positive: neighbours are alike
@@ -22,11 +23,7 @@ def effects(tokens: np.ndarray, log_p: np.ndarray) -> np.ndarray:
 
 def draw(path: Path, name: str, tokens: np.ndarray, log_p: np.ndarray, one_pass: bool) -> None:
     """Write the PNG: log_p [n, V], see scores.py. Wild-type residues are marked by dots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     values = effects(tokens, log_p)
     limit = float(np.nanquantile(np.abs(values), 0.99)) if np.isfinite(values).any() else 1.0
     count = len(tokens)

@@ -165,5 +165,5 @@ def _origin(reader: Reader, contents: Contents) -> dict[str, object]:
     """What decides the numbers, besides the settings of the job."""
     return {
         "sequences": contents.sha256, "model": reader.fingerprint(), "max_length": reader.max_length,
-        "precision": str(reader.model.dtype).removeprefix("torch."),
+        "precision": str(reader.dtype).removeprefix("torch."),
     }  # fmt: skip

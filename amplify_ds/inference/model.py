@@ -15,8 +15,8 @@ import xxhash
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.folder import load_model
 from amplify_ds.inference.windows import SHORTEST_LIMIT
-from amplify_ds.model.attention import Segments
-from amplify_ds.model.modeling_amplify import AMPLIFY, rotary_angles
+from amplify_ds.model.attention import Segments, rotary_angles
+from amplify_ds.model.encoder import Encoder
 
 PRECISIONS = ("auto", "fp32", "bf16")
 ROW_TOKENS = 8192
@@ -29,7 +29,7 @@ class Reader:
     are faster on a GPU and need more of its memory.
     """
 
-    def __init__(self, model: AMPLIFY, max_length: int | None = None, row_tokens: int = ROW_TOKENS) -> None:
+    def __init__(self, model: Encoder, max_length: int | None = None, row_tokens: int = ROW_TOKENS) -> None:
         self.model = model
         self.max_length = max_length or model.config.context_length
         self.row_tokens = row_tokens
@@ -46,7 +46,11 @@ class Reader:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.model.encoder.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.encoder.weight.dtype
 
     def fingerprint(self) -> str:
         """Of the weights as they are computed with: equal for equal values in equal precision."""

@@ -12,6 +12,8 @@ Depends on torch only: this file is part of every exported model folder.
 Shapes: T tokens, S segments, N heads, D head size.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -26,6 +28,19 @@ except ImportError:
 ROPE_BASE = 10_000.0
 
 
+def not_compiled(function):
+    """`function`, which torch.compile leaves as it is. torch.compiler.disable would do, but imports the compiler at
+    once, which takes two seconds of a processor: this marks it as torch's own optimizers mark theirs.
+    """
+    left_alone = torch._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        return left_alone(*args) if torch.compiler.is_compiling() else function(*args)
+
+    return call
+
+
 class Segments:
     """Where the proteins of a packed batch begin and end: made once a forward, used by every layer.
 
@@ -38,7 +53,7 @@ class Segments:
         self.max_seqlen = max_seqlen
         self._on_device = self._ends = None
 
-    @torch.compiler.disable  # values decide
+    @not_compiled  # values decide
     def check(self, tokens):
         """Return self. Raises ValueError unless these are segments of `tokens` tokens."""
         ends = self.ends() if self.cu_seqlens.dim() == 1 else []
@@ -152,7 +167,7 @@ def _sdpa(query, key, value, mask=None):
     return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(-2, -3)
 
 
-@torch.compiler.disable  # segments differ from batch to batch, and their kernels are compiled already
+@not_compiled  # segments differ from batch to batch, and their kernels are compiled already
 def _on_device(query, key, value, segments):
     """[T, N, D] each and returned."""
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
@@ -165,7 +180,7 @@ def _on_device(query, key, value, segments):
     return torch.cat([_sdpa(*(x[None, a:b] for x in (query, key, value)))[0] for a, b in segments.bounds()])
 
 
-@torch.compiler.disable
+@not_compiled
 def _on_cpu(qkv, rotation, segments):
     return _SegmentedOnCPU.apply(qkv, rotation, segments.bounds())
 

@@ -1,14 +1,8 @@
-"""AMPLIFY: a pre-norm bidirectional Transformer encoder for proteins, with a masked-language-model head.
+"""AMPLIFY for transformers: the model of encoder.py, with the arguments and outputs that Hugging Face users expect.
 
-    tokens -> embedding -> [x + attention(norm(x)); x + SwiGLU(norm(x))] × layers -> norm -> decoder -> logits
-
-RMSNorm, rotary positions on interleaved pairs, no dropout, no biases except the decoder's; embedding and decoder are
-not tied. Parameters carry the names of the published checkpoints (`chandar-lab/AMPLIFY_*`), without prefix, so one
-class serves `AutoModel` and `AutoModelForMaskedLM`, and published weights load as they are.
-
-The same forward takes two kinds of batch: padded ([B, L] with a mask, what Hugging Face users pass) and packed ([T]
-with `cu_seqlens`, what the trainer passes: see attention.py). The file that trains is the file that is exported;
-it depends on torch and transformers only.
+One class serves `AutoModel` and `AutoModelForMaskedLM`. Its forward takes two kinds of batch: padded ([B, L] with a
+mask) and packed ([T] with `cu_seqlens`, what the trainer passes: see attention.py). It depends on torch and
+transformers only.
 
 Shapes: B batch, L padded length, T packed tokens, H hidden, N heads, D head size (H = N·D), F SwiGLU width,
 M masked positions, V vocabulary; `…` stands for [B, L], [T] or [1, T].
@@ -18,18 +12,18 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 # transformers before 5 copies the files that are imported here, but not those that they import in turn: name them all.
 from .attention import rotary_angles
 from .configuration_amplify import AMPLIFYConfig
-from .elementwise import RMSNorm
+from .elementwise import RMSNorm  # noqa: F401
+from .encoder import Encoder
 from .inputs import arrange
-from .layers import EncoderBlock
+from .layers import EncoderBlock  # noqa: F401
 from .loss import accepts_loss_kwargs, masked_lm_loss
+from .shape import Shape  # noqa: F401
 
 
 @dataclass
@@ -49,17 +43,7 @@ class AMPLIFYOutput(ModelOutput):
     attentions: Optional[tuple] = None
 
 
-def at_places(x, masked_positions):
-    """x […, H] at places [M] of its flattened tokens -> [M, H]."""
-    if masked_positions.dim() != 1 or masked_positions.dtype == torch.bool:
-        raise ValueError(
-            "masked_positions must be integers [M], places in the flattened tokens, found "
-            f"{masked_positions.dtype} {list(masked_positions.shape)}"
-        )
-    return x.flatten(0, -2)[masked_positions]
-
-
-class AMPLIFY(PreTrainedModel):
+class AMPLIFY(Encoder, PreTrainedModel):
     config_class = AMPLIFYConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
@@ -67,24 +51,9 @@ class AMPLIFY(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(self, config):
-        super().__init__(config)
-        self.encoder = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.transformer_encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
-        self.layer_norm_2 = RMSNorm(config.hidden_size, config.norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.gradient_checkpointing = False
+        PreTrainedModel.__init__(self, config)
+        self._build(config)
         self.post_init()
-
-    def _init_weights(self, module):
-        """Published initialisation: uniform in ±0.02 (the padding row too), biases zero, norms one."""
-        if isinstance(module, nn.Embedding):
-            nn.init.uniform_(module.weight, -self.config.embedding_init_range, self.config.embedding_init_range)
-        elif isinstance(module, nn.Linear):
-            nn.init.uniform_(module.weight, -self.config.decoder_init_range, self.config.decoder_init_range)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
 
     def get_input_embeddings(self):
         return self.encoder
@@ -154,18 +123,14 @@ class AMPLIFY(PreTrainedModel):
         x = self.encoder(input_ids) if inputs_embeds is None else inputs_embeds  # […, H]
         hidden_states, attentions = [x], []
         for block in self.transformer_encoder:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, segments, mask, eager, use_reentrant=False)
-            else:
-                x = block(x, rotation, segments, mask, eager)
+            x = self.through(block, x, rotation, segments, mask, eager)
             if eager:
                 x, probabilities = x
             if output_attentions:
                 attentions.append(probabilities)
             if output_hidden_states:
                 hidden_states.append(x)
-        x = self.layer_norm_2(x)
-        logits = self.decoder(x if masked_positions is None else at_places(x, masked_positions))
+        logits, x = self.head(x, masked_positions)
         output = AMPLIFYOutput(
             None if labels is None else masked_lm_loss(logits, labels, num_items_in_batch),
             logits,

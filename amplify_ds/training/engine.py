@@ -3,7 +3,8 @@
 DeepSpeed keeps float32 weights and Adam's moments in flat partitions that depend on ZeRO stage and number of ranks.
 Checkpoints must not depend on either, so `named_state` gathers them as full tensors under the parameters' names and
 `load_state` puts such tensors into a fresh engine of any stage and size. That reaches into DeepSpeed 0.19.8 (the pin
-of requirements.txt; the places are marked "insides"); tests/integration/test_checkpoint.py fails if another version differs.
+of requirements.txt; the places are marked "insides"); tests/integration/test_checkpoint.py fails if another version
+differs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import deepspeed
 import deepspeed.ops
 from deepspeed import comm
 from deepspeed.constants import default_pg_timeout
+from deepspeed.runtime import compiler
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import (
     logger,
@@ -38,10 +40,11 @@ from amplify_ds.config import Optimizer, RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import keep_freed_memory
 from amplify_ds.training import ds_config, fp8, rendezvous
+from amplify_ds.training.adamw import AdamW
 from amplify_ds.training.normuon import NorMuon
 from amplify_ds.training.orthogonal import Piece
 
-ZERO_SUPPORTED_OPTIMIZERS.append(NorMuon)  # else DeepSpeed warns that it has not tried it; the tests here have
+ZERO_SUPPORTED_OPTIMIZERS += [AdamW, NorMuon]  # else DeepSpeed warns that it has not tried them; the tests here have
 MOMENTS = ("exp_avg", "exp_avg_sq")
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls, not ours
@@ -108,10 +111,25 @@ def from_leader(text: str) -> str:
 def _optimizer(model: torch.nn.Module, settings: Optimizer, device: torch.device) -> torch.optim.Optimizer:
     if settings.kind == "normuon":
         return NorMuon(model, settings, device)
-    return torch.optim.AdamW(
+    return AdamW(
         model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
         weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
     )  # fmt: skip
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, which its ZeRO does to see that the optimizer is another, but not torch's compiler.
+
+    Its functions are decorated to be compiled, and the decorator alone imports the compiler: two seconds of every
+    rank. Insides: here they get the decorator that DeepSpeed has for a torch without compiler. Nothing calls them; the
+    run's settings, not DeepSpeed's file, choose the optimizer.
+    """
+    usual = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = usual
 
 
 class Engine:
@@ -135,6 +153,7 @@ class Engine:
         if run.training.compile:
             for block in model.transformer_encoder:  # one by one: what is compiled for the first serves all
                 block.compile()
+        _import_muon()
         try:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError

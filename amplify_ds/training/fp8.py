@@ -14,14 +14,14 @@ from torch import nn
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.shape import Shape
 
 MULTIPLE = 16  # of all sizes of a product, says TransformerEngine's autocast
 OLDEST = (8, 9)  # compute capability of the first GPUs with FP8 (Ada; Hopper is 9.0)
 LAYERS = ("q", "k", "v", "wo", "ffn.w12", "ffn.w3")  # of a block
 
 
-def check(run: RunConfig, model: AMPLIFYConfig, row_tokens: int, device_type: str) -> None:
+def check(run: RunConfig, model: Shape, row_tokens: int, device_type: str) -> None:
     """Raise AmplifyError naming what of the run's settings or of this machine rules out FP8, if it is asked for."""
     if run.training.precision != "fp8":
         return

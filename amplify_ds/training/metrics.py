@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from amplify_ds.data.loader import PackedBatch
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.shape import Shape
 from amplify_ds.training import engine
 
 _HOST = ("targets", "residues", "tokens", "places", "pairs", "waited")
@@ -110,7 +110,7 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def model_flops(config: AMPLIFYConfig, tokens: float, pairs: float) -> float:
+def model_flops(config: Shape, tokens: float, pairs: float) -> float:
     """Of a forward and backward over `tokens` tokens, of which `pairs` ordered pairs attend to each other."""
     size = config.hidden_size
     weights = config.num_hidden_layers * (4 * size * size + 3 * size * config.ffn_size)

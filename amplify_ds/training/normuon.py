@@ -24,13 +24,14 @@ import torch
 from torch import distributed
 
 from amplify_ds.config import Optimizer
+from amplify_ds.training.adamw import AdamW
 from amplify_ds.training.orthogonal import Matrices, Piece
 
 UPDATE_RMS = 0.2  # root mean square of AdamW's update, in learning rates, as Moonlight measured it
 EPS = 1e-8
 
 
-class NorMuon(torch.optim.AdamW):
+class NorMuon(AdamW):
     """One optimizer of two parameter groups: the matrices, and what AdamW steps.
 
     Whoever cuts the parameters into partitions sets `locate`: the pieces of parameters that a partition holds.

@@ -14,7 +14,7 @@ from amplify_ds.data.loader import BatchPlan
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.shape import Shape
 
 
 def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> BatchPlan:
@@ -39,14 +39,14 @@ def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> B
     return BatchPlan(rows, -(-most // accumulation), accumulation, rank, world_size)
 
 
-def model_config(run: RunConfig, max_length: int) -> AMPLIFYConfig:
+def model_config(run: RunConfig, max_length: int) -> Shape:
     try:
-        return AMPLIFYConfig(**run.model.model_dump(), max_length=max_length)
+        return Shape(**run.model.model_dump(), max_length=max_length)
     except ValueError as error:
         raise AmplifyError(str(error)) from None
 
 
-def parameter_count(config: AMPLIFYConfig) -> int:
+def parameter_count(config: Shape) -> int:
     """Of the encoder, its embedding and its decoder: 118,276,507 for the 120M, 354,008,667 for the 350M."""
     size, vocabulary = config.hidden_size, config.vocab_size
     layer = 4 * size * size + 3 * size * config.ffn_size + 2 * size
@@ -96,7 +96,7 @@ def _opened(setting: str, entries: list[str]) -> dict[str, Shards]:
 
 
 def memory_per_device(
-    run: RunConfig, config: AMPLIFYConfig, row_tokens: int, stage: int, world_size: int, precision: str
+    run: RunConfig, config: Shape, row_tokens: int, stage: int, world_size: int, precision: str
 ):
     """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
 

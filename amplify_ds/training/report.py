@@ -15,7 +15,7 @@ from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import BatchPlan
 from amplify_ds.data.mixture import Mixture
 from amplify_ds.errors import AmplifyError
-from amplify_ds.model.configuration_amplify import AMPLIFYConfig
+from amplify_ds.model.shape import Shape
 from amplify_ds.training import checkpoint, engine, event_files, guards, runs
 from amplify_ds.training.evaluate import perplexity
 from amplify_ds.training.events import Events, NoEvents
@@ -34,7 +34,7 @@ class Report:
     """Of one run. peak: FLOP/s of a device, to compare with."""
 
     def __init__(
-        self, output: Path, run: RunConfig, sources: Mixture, plan: BatchPlan, config: AMPLIFYConfig,
+        self, output: Path, run: RunConfig, sources: Mixture, plan: BatchPlan, config: Shape,
         peak: float,
     ):  # fmt: skip
         self.output, self.run, self.sources, self.plan = output, run, sources, plan

@@ -28,10 +28,11 @@ from amplify_ds.data.verify import verify
 from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
-from amplify_ds.model.modeling_amplify import AMPLIFY
+from amplify_ds.model.encoder import Encoder
 from amplify_ds.training import checkpoint, engine, fp8, guards, logs, orphans, overlap, runs, stopping, visibility
 from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.evaluate import PROTOCOLS, evaluate
+from amplify_ds.training.hub_fields import hub_fields
 from amplify_ds.training.metrics import Interval, device_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
 from amplify_ds.training.progress import Progress
@@ -94,7 +95,7 @@ class Trainer:
         stopping.listen_to_file(output)
 
         torch.manual_seed(run.training.seed)  # every rank draws the same initial weights
-        model = AMPLIFY(shape)
+        model = Encoder(shape)
         model.gradient_checkpointing = run.training.activation_checkpointing
         self.parameters = sum(p.numel() for p in model.parameters())
         model_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -288,7 +289,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "binding": self.binding,
             "settings": self.run.model_dump(mode="json"),
-            "model": self.engine.module.config.to_dict(),
+            "model": hub_fields(self.engine.module.config),
             "precision": self.engine.precision,
             "skips": self.skips,
             "origin": self.origin,

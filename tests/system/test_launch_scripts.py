@@ -38,7 +38,8 @@ def copy(tmp_path_factory):
     )
     (top / ".venv/bin").mkdir(parents=True)
     (top / ".venv/bin/activate").write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
-    wanted = subprocess.run("cat requirements.txt pyproject.toml | cksum", shell=True, cwd=top, capture_output=True)
+    own = '. <(grep ^wanted= launch/environment.sh) && echo "$wanted"'  # what the script looks for
+    wanted = subprocess.run(["bash", "-c", own], cwd=top, capture_output=True, check=True)
     (top / ".venv/complete").write_bytes(wanted.stdout)
     return top
 

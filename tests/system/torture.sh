@@ -3,5 +3,5 @@
 # disturbed: bash tests/system/torture.sh [N] [--seed S]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-. launch/environment.sh
+. tests/environment.sh
 exec python -m tests.system.torture "$@"

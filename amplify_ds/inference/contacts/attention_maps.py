@@ -40,7 +40,7 @@ def contact_features(reader: Reader, tokens: np.ndarray) -> Iterator[torch.Tenso
 
 
 def require_float32(reader: Reader) -> None:
-    if reader.model.dtype != torch.float32:
+    if reader.dtype != torch.float32:
         raise AmplifyError('contacts are read from attention in float32: load the model with precision="fp32"')
 
 

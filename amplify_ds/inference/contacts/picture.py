@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amplify_ds.extras import pyplot
 from amplify_ds.inference.contacts.targets import MINIMUM_SEPARATION, THRESHOLD, UNKNOWN, Target
 
 
@@ -23,11 +24,7 @@ def layers(probability: np.ndarray, contacts: np.ndarray | None) -> tuple[np.nda
 
 def draw(path: Path, target: Target, probability: np.ndarray) -> None:
     """Write the PNG: probability [n, n] of a protein."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     predicted, known = layers(probability, target.contacts)
     count = len(probability)
     edges = (0.5, count + 0.5, count + 0.5, 0.5)

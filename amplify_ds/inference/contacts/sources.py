@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.extras import require
 from amplify_ds.inference.contacts.targets import Target, read_contacts
 from amplify_ds.inference.reading import Contents, check, proteins
 from amplify_ds.inference.records import Records, Sequences
@@ -22,6 +23,7 @@ def from_structures(
     left_out: {name: why} is added of each that cannot be used (structures.py). Raises AmplifyError, which lists these
     all, where no other is left, and for any of them without `left_out`.
     """
+    require("gemmi", "reading structures")
     from amplify_ds.inference.contacts import structures
 
     places = structures.find(words)

@@ -1,0 +1,118 @@
+"""What is installed: every import of the product is listed, and a command that lacks an extra says which."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+
+import pytest
+
+from amplify_ds.extras import EXTRAS
+from tests.support.commands import environment
+from tests.support.paths import EXAMPLE, ROOT
+
+NEVER_REQUIRED = {"flash_attn", "transformer_engine"}  # the code goes on without
+WITHOUT = """
+import runpy, sys
+sys.modules[sys.argv[1]] = None
+sys.argv = sys.argv[2:]
+if sys.argv[0].endswith(".py"):
+    sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+else:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def without(module, *words):
+    """A command in a process that cannot import `module`."""
+    words = [sys.executable, "-c", WITHOUT, module, *map(str, words)]
+    return subprocess.run(words, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=600)
+
+
+def listed(name) -> set[str]:
+    """Names of the packages in a requirements file, in lower case and with hyphens."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in lines if line}
+
+
+def imported() -> dict[str, str]:
+    """{module: a file that imports it} of the product, the standard library and its own modules left out."""
+    found = {}
+    files = [path for folder in ("amplify_ds", "data_prep", "launch") for path in (ROOT / folder).rglob("*.py")]
+    own = {"amplify_ds", *(path.stem for path in files)}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+            found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    return {name: file for name, file in found.items() if name not in own | sys.stdlib_module_names}
+
+
+def test_every_import_is_listed_where_it_belongs():
+    distributions = packages_distributions()
+    homes = {"": listed("requirements.txt")}
+    homes |= {extra: listed(f"requirements-{extra}.txt") for extra in ("plots", "contacts")}
+    for module, file in imported().items():
+        if module not in NEVER_REQUIRED:
+            extra = EXTRAS[module][1] if module in EXTRAS else ""
+            packages = {name.lower().replace("_", "-") for name in distributions[module]}
+            assert packages & homes[extra], f"{file} imports {module}, which {extra or 'requirements.txt'} lacks"
+    assert {EXTRAS[module] for module in EXTRAS} == {(p, e) for e in ("plots", "contacts") for p in homes[e]}
+
+
+def test_the_tools_of_the_tests_are_no_requirement_of_users():
+    tools = listed("requirements-dev.txt")
+    assert {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"} <= tools
+    for name in ("requirements.txt", "requirements-plots.txt", "requirements-contacts.txt", "requirements-gpu.txt"):
+        assert not tools & listed(name), name
+
+
+@pytest.mark.parametrize(
+    "module, words, purpose, install",
+    [
+        ("matplotlib", ("amplify_ds.plot", "RUN"), "a picture needs matplotlib", "plots"),
+        (
+            "matplotlib",
+            ("amplify_ds.score", "--model", "NONE", "--input", "FASTA", "--heatmap", "OUT"),
+            "--heatmap needs matplotlib",
+            "plots",
+        ),
+        (
+            "matplotlib",
+            ("amplify_ds.contacts", "predict", "--head", "NONE", "--input", "FASTA", "--plot", "OUT"),
+            "--plot needs matplotlib",
+            "plots",
+        ),
+        ("matplotlib", ("data_prep/inspect_shards.py", "SHARDS", "--plot", "OUT"), "--plot needs matplotlib", "plots"),
+        (
+            "sklearn",
+            ("amplify_ds.contacts", "fit", "--model", "NONE", "--structures", "NONE", "--output", "OUT"),
+            "fitting a head needs scikit-learn",
+            "contacts",
+        ),
+        (
+            "gemmi",
+            ("amplify_ds.contacts", "fit", "--model", "NONE", "--structures", "NONE", "--output", "OUT"),
+            "reading structures needs gemmi",
+            "contacts",
+        ),
+    ],
+    ids=["plot", "heatmap", "picture of contacts", "picture of shards", "fit", "structures"],
+)
+def test_a_missing_extra_is_one_message(module, words, purpose, install, shards, tmp_path):
+    (tmp_path / "events").mkdir()
+    out = tmp_path / "picture.png"
+    places = {"RUN": tmp_path, "OUT": out, "SHARDS": shards["train"], "FASTA": EXAMPLE / "validation.fasta.gz"}
+    result = without(module, *(places.get(word, word) for word in words))
+    assert result.returncode == 1
+    assert result.stderr == f"error: {purpose}, which is not installed: pip install 'amplify_ds[{install}]'\n"
+    assert result.stdout == "" and not out.exists()
+
+
+@pytest.mark.parametrize("module", sorted(EXTRAS))
+@pytest.mark.parametrize("command", ["amplify_ds.train", "amplify_ds.plot", "amplify_ds.contacts", "amplify_ds.score"])
+def test_help_needs_no_extra(module, command):
+    result = without(module, command, "--help")
+    assert result.returncode == 0 and "usage" in result.stdout, result.stderr
