@@ -28,7 +28,7 @@ from tests.support.building import (
     script,
     write_fasta,
 )
-from tests.support.commands import environment, python, start
+from tests.support.commands import environment, interpreter, start
 from tests.support.forking import Process
 from tests.support.needs import needs_mmseqs
 from tests.support.paths import DATA_PREP, ROOT
@@ -72,6 +72,12 @@ class Build:
         """Exit codes and messages of all ranks."""
         ranks = [self.start(rank, code, len(codes)) for rank, code in enumerate(codes)]
         return [(rank.wait(30), rank.stderr.read()) for rank in ranks]
+
+    def wait_for_shards(self) -> None:
+        """Until the records have been read and shards are being written."""
+        while not list(self.place.glob(".out.partial/work-*/scatter-*.json")):
+            assert all(rank.poll() is None for rank in self.started)
+            time.sleep(0.02)
 
     def is_as_undisturbed(self) -> bool:
         same = content(self.place / "out") == content(self.place / "undisturbed")
@@ -156,7 +162,7 @@ def test_a_rank_that_sees_other_inputs_is_refused(several):
 
 def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
     first = [several.start(rank, slow(0.7)) for rank in (0, 1)]
-    time.sleep(1.5)
+    several.wait_for_shards()
     for code, message in several.run("", ""):
         assert code == 1 and "another build is writing this directory" in message
     assert [rank.wait(30) for rank in first] == [0, 0], [rank.stderr.read() for rank in first]
@@ -165,7 +171,7 @@ def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
 
 def test_a_suspended_build_goes_on(several):
     ranks = [several.start(rank, slow(0.4)) for rank in (0, 1)]
-    time.sleep(1.5)
+    several.wait_for_shards()
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for rank in ranks:
             rank.send_signal(number)
@@ -203,7 +209,7 @@ def test_killed_before_any_operation_on_the_disk_it_continues_to_the_same_bytes(
     """Python tells of every file that it opens, renames or removes, and of directories: die at one after another."""
     write_fasta(tmp_path / "in.fasta", proteins(60))
     program = ROOT / "tests/support/kill_each.py"
-    result = python(program, DATA_PREP, tmp_path)
+    result = interpreter(program, DATA_PREP, tmp_path)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) > 80
 

@@ -48,6 +48,7 @@ def done(small, tmp_path_factory):
     return place / "runs", asked, (place / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_runs_wrote(done):
     place, _, text = done
     rows = {cells[1]: cells[2:-1] for line in text.splitlines() if len(cells := re.split(r" *\| *", line)) > 6}
@@ -69,6 +70,7 @@ def test_the_table_says_what_the_runs_wrote(done):
     assert "tuned on this same validation set" in text
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_had_cost_is_what_the_checkpoint_of_its_step_knows(done, small):
     place, asked, _ = done
     curve = curves.read(place / "published-seed-0")
@@ -79,6 +81,7 @@ def test_what_an_evaluation_had_cost_is_what_the_checkpoint_of_its_step_knows(do
         assert curve.seconds[0, number] == pytest.approx(state["progress"]["seconds"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_trained_again_and_other_settings_are_refused(done, small, capsys, tmp_path):
     place, asked, text = done
     with pytest.MonkeyPatch.context() as patch:

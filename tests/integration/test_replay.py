@@ -14,7 +14,7 @@ from amplify_ds.files import content_digest
 from amplify_ds.training import checkpoint
 from amplify_ds.training.replay import batch_index
 from amplify_ds.vocab import TOKENS, decode
-from tests.support.commands import python
+from tests.support.commands import interpreter, python
 from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import losses, train
 
@@ -162,7 +162,7 @@ def test_neither_deepspeed_nor_ranks_are_needed(run):
         f"rebuild(Path({str(run)!r}), 3)\n"
         "assert 'deepspeed' not in sys.modules and not torch.distributed.is_initialized()\n"
     )
-    result = python("-c", program)
+    result = interpreter("-c", program)
     assert result.returncode == 0, result.stderr
     refused = python("-m", "amplify_ds.replay", run.parent / "nowhere", "--step", 1)
     assert refused.returncode == 1 and "is" in refused.stderr and "Traceback" not in refused.stderr

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from amplify_ds import errors, start
-from tests.support.commands import python
+from tests.support.commands import interpreter
 from tests.support.paths import EXAMPLE, ROOT
 
 COMMANDS = [
@@ -97,7 +97,7 @@ def limited(limit: int, value: int):
 
 def refused(*words, **options) -> str:
     """The message of a command that has to fail, without a traceback, with code 1."""
-    result = python(*words, **options)
+    result = interpreter(*words, **options)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     return result.stderr.splitlines()[-1]
 

@@ -77,7 +77,7 @@ class Process:
         return self.stdout.read(), self.stderr.read()
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
+        if self.poll() is None:
             os.kill(self.pid, number)
 
     def terminate(self) -> None:
