@@ -44,8 +44,10 @@ def _fit(arguments, left_out: dict[str, str]) -> list[str]:
     none = "note: no head of this model tells contacts of these proteins from other pairs; all pairs will be alike"
     return [
         *([] if used else [none]),
-        f"wrote {arguments.output}: {used:,} of {len(head.weights) * len(head.weights[0]):,} heads are used, fitted on "
-        f"{len(targets):,} proteins, {head.fit['contacts']:,} contacts among {head.fit['pairs']:,} pairs",
+        (
+            f"wrote {arguments.output}: {used:,} of {len(head.weights) * len(head.weights[0]):,} heads are used, "
+            f"fitted on {len(targets):,} proteins, {head.fit['contacts']:,} contacts among {head.fit['pairs']:,} pairs"
+        ),
         next_commands((*EVALUATE, "--head", arguments.output, "--structures", "OTHER_PROTEINS")),
     ]
 

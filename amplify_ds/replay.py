@@ -54,15 +54,19 @@ def describe(batch) -> str:
     lines = [
         f"step {batch.step}: batch {batch.index}, {len(batch.sources)} rows of {batch.row_tokens:,} tokens ({sources})"
         + shown,
-        f"{sum(row.tokens for row in batch.rows):,} tokens, {sum(row.residues for row in batch.rows):,} residues, "
-        f"{sum(row.targets for row in batch.rows):,} targets",
+        (
+            f"{sum(row.tokens for row in batch.rows):,} tokens, {sum(row.residues for row in batch.rows):,} residues, "
+            f"{sum(row.targets for row in batch.rows):,} targets"
+        ),
         LEGEND,
     ]
     for row in batch.rows:
         lines += [
             "",
-            f"row {row.number}: row {row.row:,} of {row.source}, epoch {row.epoch}; {row.tokens:,} tokens, "
-            f"{len(row.windows)} proteins, {row.targets:,} targets",
+            (
+                f"row {row.number}: row {row.row:,} of {row.source}, epoch {row.epoch}; {row.tokens:,} tokens, "
+                f"{len(row.windows)} proteins, {row.targets:,} targets"
+            ),
         ]
         for number, window in enumerate(row.windows):
             targets = [f"{p} {decode([t])}" for p, t in zip(window.positions.tolist(), window.labels.tolist())]

@@ -109,7 +109,7 @@ def _publish(manifest: dict, work: Path, directory: Path) -> None:
 
 def is_free(output: Path) -> bool:
     """Whether nothing is at `output`, or an empty directory."""
-    return not output.exists() or output.is_dir() and not any(output.iterdir())
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 
 def _check_same(output: Path, settings: dict, inputs: Sequence[Source], exclude: Sequence[Source]) -> None:

@@ -96,8 +96,10 @@ def _summary(shards: Shards) -> list[tuple[str, str]]:
         ("  in Swiss-Prot", "  ".join(f"{residue} {UNIPROT[residue]:.2f}" for residue, _ in residues)),
         (
             "files",
-            f"{len(shards.files())} of {len(manifest['shards'])} shards, written by amplify_ds "
-            f"{manifest['amplify_ds_version']}",
+            (
+                f"{len(shards.files())} of {len(manifest['shards'])} shards, written by amplify_ds "
+                f"{manifest['amplify_ds_version']}"
+            ),
         ),
     ]
 

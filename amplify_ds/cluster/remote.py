@@ -100,4 +100,4 @@ def run_each(
 def run_on_all(hosts: Iterable[Host], words: Iterable[str], seconds: float = 60) -> dict[Host, Answer]:
     """The same command on all machines at once."""
     words = list(words)
-    return run_each({host: words for host in hosts}, seconds)
+    return run_each(dict.fromkeys(hosts, words), seconds)

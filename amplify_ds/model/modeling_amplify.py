@@ -9,7 +9,6 @@ M masked positions, V vocabulary; `…` stands for [B, L], [T] or [1, T].
 """
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from transformers import PreTrainedModel
@@ -36,11 +35,11 @@ class AMPLIFYOutput(ModelOutput):
     attentions, when asked for: the probabilities [B, N, L, L] of each layer (see `eager_attention`).
     """
 
-    loss: Optional[torch.Tensor] = None
-    logits: Optional[torch.Tensor] = None
-    last_hidden_state: Optional[torch.Tensor] = None
-    hidden_states: Optional[tuple] = None
-    attentions: Optional[tuple] = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
 
 
 class AMPLIFY(Encoder, PreTrainedModel):

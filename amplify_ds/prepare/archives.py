@@ -93,9 +93,9 @@ def _data_files(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _is_data(name: str, single: bool) -> bool:
     ending = suffix(name)
-    known = ending in DATA_NAMES or ending == "" and PurePosixPath(name).suffix in COMPRESSED_NAMES
+    known = ending in DATA_NAMES or (ending == "" and PurePosixPath(name).suffix in COMPRESSED_NAMES)
     return not _hidden(name) and (single or known)
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in name.split("/"))
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))

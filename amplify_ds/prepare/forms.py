@@ -80,7 +80,7 @@ def text_form(head: bytes, name: str, table: bool) -> str:
         return "fasta"
     if wrong := not_read(text):
         raise Malformed(wrong, head[: len(head) - len(text)].count(b"\n") + 1)
-    if ending in JSON_NAMES or ending not in TABLE_NAMES and _is_json(lines):
+    if ending in JSON_NAMES or (ending not in TABLE_NAMES and _is_json(lines)):
         return "json"
     if table or ending in TABLE_NAMES:
         return "delimited"
@@ -102,7 +102,7 @@ def named(line: bytes) -> str:
 
 def _is_json(lines: list[bytes]) -> bool:
     """Whether the first line, or what is seen of it, is a JSON object and the second, if there is one, begins one."""
-    if not lines or not lines[0].startswith(b"{") or lines[1:] and not lines[1].startswith(b"{"):
+    if not lines or not lines[0].startswith(b"{") or (lines[1:] and not lines[1].startswith(b"{")):
         return False
     try:
         return isinstance(json.loads(lines[0]), dict)

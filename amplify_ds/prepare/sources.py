@@ -42,7 +42,7 @@ def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list
     if files and Path(folder).is_dir():
         return _local(Path(folder), files, reading, tell)
     name_like_file = address.lower().endswith((*forms.DATA_NAMES, *forms.COMPRESSED_NAMES, ".txt", ".fna"))
-    if not files and name_like_file or not _HUB_NAME.fullmatch(address) or Path(folder).parent.is_dir():
+    if (not files and name_like_file) or not _HUB_NAME.fullmatch(address) or Path(folder).parent.is_dir():
         raise AmplifyError(
             f"there is no file {address}. Check the path; expected FASTA, a table, an archive or a folder of such "
             "files, the name of a dataset on the Hugging Face hub (OWNER/NAME:FOLDER/SPLIT), - or an http(s) address."

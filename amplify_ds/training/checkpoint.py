@@ -152,7 +152,7 @@ def _checked(path: Path, text: bytes) -> dict[str, Any]:
         raise ValueError(f"{STATE} holds no JSON object")
     if DIGEST in state and state[DIGEST] != content_digest(state, DIGEST):
         raise ValueError(f"{STATE} was altered: it does not match the checksum that it carries")
-    if type(state.get("format")) is not int or state["format"] == FORMAT and DIGEST not in state:
+    if type(state.get("format")) is not int or (state["format"] == FORMAT and DIGEST not in state):
         raise ValueError(f"{STATE} lacks its format or its checksum")
     if state["format"] not in (WITHOUT_DIGEST, FORMAT):
         version = "a newer" if state["format"] > FORMAT else "an older"

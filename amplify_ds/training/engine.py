@@ -3,8 +3,8 @@
 DeepSpeed keeps float32 weights and Adam's moments in flat partitions that depend on ZeRO stage and number of ranks.
 Checkpoints must not depend on either, so `named_state` gathers them as full tensors under the parameters' names and
 `load_state` puts such tensors into a fresh engine of any stage and size. That reaches into DeepSpeed 0.19.8 (the pin
-of requirements.txt; the places are marked "insides"); tests/integration/test_checkpoint.py fails if another version
-differs.
+of requirements.txt; the places are marked "insides"); if another version differs, tests/integration/test_checkpoint.py
+fails.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _transformer_engine():
         import transformer_engine.pytorch as te
         from transformer_engine.common import recipe
 
-        te.autocast  # new in 2.9
+        _ = te.autocast  # new in 2.9
     except (ImportError, OSError, AttributeError) as error:  # OSError: its libraries are of another CUDA
         install = "pip install --no-build-isolation 'transformer_engine[pytorch]>=2.9'"
         raise _refusal(f"TransformerEngine 2.9 or newer cannot be used ({error}); install it: {install}") from None

@@ -327,7 +327,7 @@ def test_a_proof_that_is_damaged_or_of_another_file_is_refused(tmp_path, content
 
 @needs_mmseqs
 @pytest.mark.parametrize("where", ["before the proof is written", "when the file is in its place"])
-def test_decontamination_killed_and_run_again_gives_the_same_file(tmp_path, families, where):  # noqa: F811
+def test_decontamination_killed_and_run_again_gives_the_same_file(tmp_path, families, where):
     words = ["--train", tmp_path / "train.fasta", "--validation", tmp_path / "valid.fasta", "--output"]
     decontaminate.main([*map(str, words), str(tmp_path / "undisturbed.fasta")])
     complete = where == "when the file is in its place"
@@ -357,7 +357,7 @@ def test_when_nothing_is_similar_the_proof_still_reaches_the_manifest(tmp_path):
 
 
 @needs_mmseqs
-def test_sigterm_ends_the_search_too(tmp_path, families):  # noqa: F811
+def test_sigterm_ends_the_search_too(tmp_path, families):
     program = tmp_path / "bin" / "mmseqs"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n[ $1 = version ] && echo 1 && exit\ntouch $0.begun\nexec sleep 60\n")

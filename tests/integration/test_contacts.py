@@ -420,7 +420,7 @@ MORE = [*NAMES, "n\x00l", "a_b-2", "..", ".", "é" * 200, "é" * 199]
 def test_file_names_are_distinct_and_safe(names):
     found = file_names(names)
     assert len(found) == len(set(found)) == len(names)
-    for name, there in zip(names, found):
+    for there in found:
         assert Path(there).name == there and 0 < len(there.encode()) <= 250 and there.encode()
         assert not set(there) & set("/\\\0\n") and not there.startswith(".")
     assert file_names(found) == found

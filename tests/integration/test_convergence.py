@@ -72,7 +72,7 @@ def test_the_table_says_what_the_runs_wrote(done):
 
 @pytest.mark.slow
 def test_what_an_evaluation_had_cost_is_what_the_checkpoint_of_its_step_knows(done, small):
-    place, asked, _ = done
+    place, *_ = done
     curve = curves.read(place / "published-seed-0")
     assert curve.steps.tolist() == [0, 10, 20] and curve.seconds[0, 0] == curve.residues[0, 0] == 0
     for number, step in ((1, 10), (2, 20)):

@@ -299,7 +299,7 @@ def test_a_second_build_is_refused(tmp_path):
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, where):
     path = write_fasta(tmp_path / "in.fasta", proteins(100))
     build(path, tmp_path / "undisturbed")
-    module, name = where.split(".", 1)
+    module = where.split(".")[0]
     kill = f"import os, signal, {module}; {where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
     if module == "build_shards":  # the script runs as __main__, so call its module instead
         kill += "; build_shards.main()"

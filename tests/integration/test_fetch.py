@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import dnaio
 import pytest
 
-from amplify_ds.prepare.sources import find_sources  # noqa: E402
+from amplify_ds.prepare.sources import find_sources
 from tests.support.commands import python
 from tests.support.paths import EXAMPLE, ROOT
 

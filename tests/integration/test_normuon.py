@@ -65,7 +65,9 @@ def test_every_stage_steps_as_whole_matrices_would(plain, shards, tmp_path):
     assert list(losses(tmp_path / "run").values()) == pytest.approx(plain[0], abs=1e-5)
     saved = load_file(tmp_path / "run/checkpoints/step-00000010/model.safetensors")
     for name, weight in plain[2].items():
-        torch.testing.assert_close(saved[name], weight, atol=1e-4, rtol=1e-3, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            saved[name], weight, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
     moments = load_file(tmp_path / "run/checkpoints/step-00000010/optimizer.safetensors")
     [second] = [moment for name, moment in moments.items() if "exp_avg_sq" in name and "0.ffn.w3" in name]
     assert (second == second[:, :1]).all() and len(second.unique()) > 1, "one second moment a row"

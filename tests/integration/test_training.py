@@ -48,7 +48,9 @@ def test_every_stage_trains_as_one_plain_process_does(plain, shards, tmp_path, s
     saved = load_file(tmp_path / "run/checkpoints/step-00000010/model.safetensors")
     assert saved.keys() == weights.keys()
     for name in saved:
-        torch.testing.assert_close(saved[name], weights[name], atol=1e-4, rtol=1e-3, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            saved[name], weights[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_bfloat16_stays_near_float32(plain, shards, tmp_path):

@@ -16,7 +16,10 @@ def mutated(sequence: str, share: float, draw: random.Random) -> str:
 def write(place: Path) -> dict[str, list[str]]:
     """Validation proteins and their relatives at known distances, among unrelated proteins."""
     draw = random.Random(0)
-    new = lambda: "".join(draw.choices(STANDARD, k=200))  # noqa: E731
+
+    def new() -> str:
+        return "".join(draw.choices(STANDARD, k=200))
+
     held_out = [new() for _ in range(5)]
     found = {
         "held_out": held_out,

@@ -42,15 +42,14 @@ class Recorder:
         self.found, self.place = [], None
 
     def add(self, what: str) -> None:
-        stack = traceback.extract_stack()
-        frames = [frame.filename.rpartition("site-packages/")[2] for frame in stack]
-        if self.place and not any(frame.endswith(place) for frame in frames for place in ON_THE_HOST):
-            for file, frame in reversed(list(zip(frames, stack))):
-                file = file.removeprefix(f"{ROOT}/")
-                if file.startswith(("deepspeed/", "amplify_ds/")):
-                    break
-            where = f"{frame.name} in {file}"
-            self.found.append([*self.place, what, f"{where}:{frame.lineno}"])
+        stack = [
+            (frame.filename.rpartition("site-packages/")[2].removeprefix(f"{ROOT}/"), frame)
+            for frame in reversed(traceback.extract_stack())
+        ]
+        if self.place and not any(file.endswith(place) for file, _ in stack for place in ON_THE_HOST):
+            known = (entry for entry in stack if entry[0].startswith(("deepspeed/", "amplify_ds/")))
+            file, frame = next(known, stack[-1])
+            self.found.append([*self.place, what, f"{frame.name} in {file}:{frame.lineno}"])
 
 
 class Operations(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """What some tests need beside the Python environment. Without it they are skipped, by its name; under CI they fail."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,6 +18,11 @@ def needs(*programs: str):
     missing = [name for name in programs if not shutil.which(name, path=f"{os.environ['PATH']}:{BEYOND_USERS}")]
     packages = " ".join(PACKAGES[name] for name in missing)
     return _unless(not missing, f"not installed here: {', '.join(missing)}; apt install {packages}")
+
+
+def needs_tools(*modules: str):
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    return _unless(not missing, f"not installed: {', '.join(missing)}; pip install --requirement requirements-dev.txt")
 
 
 def _unless(there: bool, reason: str):

@@ -26,7 +26,7 @@ def log(folder: Path, steps: range, offset: int) -> None:
 def test_a_run_resumed_after_the_clock_was_set_back_shows_its_later_points(tmp_path, monkeypatch):
     now, shift = time.time, [0, -3600, -3590, -86400]
     for number, begin in enumerate((1, 4, 6, 8)):
-        monkeypatch.setattr(time, "time", lambda: now() + shift[number])
+        monkeypatch.setattr(time, "time", lambda number=number: now() + shift[number])
         log(tmp_path / "events", range(begin, begin + 5), 100 * number)
     assert len(list((tmp_path / "events").iterdir())) == 4
     steps, values = read_scalars(tmp_path)["train/loss"]

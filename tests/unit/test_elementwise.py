@@ -201,4 +201,6 @@ def test_gradients_of_each_protein_of_a_batch_by_torch_func(packed):
         row = row if packed else row[None]
         expected = torch.autograd.grad(model(row, labels=row, **more).loss, list(model.parameters()))
         for (name, of_all), one in zip(found.items(), expected):
-            torch.testing.assert_close(of_all[i], one, atol=1e-6, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+            torch.testing.assert_close(
+                of_all[i], one, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            )

@@ -124,7 +124,9 @@ def test_loss_and_gradient_of_a_packed_row(way, model, reference, proteins):
     reference.zero_grad()
     F.cross_entropy(torch.cat([reference(ids[None])[0] for ids in proteins]), labels[0]).backward()
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters()):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("flash", [False, True])

@@ -183,7 +183,7 @@ def test_evaluation_masks_a_protein_alike_in_every_packing_and_protocol():
 
 def test_evaluation_masks_at_least_one_token_of_a_window_that_has_any():
     tokens = np.array([BOS, 9, EOS, BOS, EOS, 5, 7, PAD], dtype=np.uint8)
-    input_ids, positions, labels = mask_windows(tokens, np.array([3, 2, 2], dtype=np.uint16), 0.15, "mask_only")
+    _, positions, labels = mask_windows(tokens, np.array([3, 2, 2], dtype=np.uint16), 0.15, "mask_only")
     assert positions[0] == 1 and len(positions) == 2 and positions[1] in (5, 6)
     assert labels.tolist() == tokens[positions].tolist()
     empty = mask_windows(tokens, np.array([], dtype=np.uint16))

@@ -73,7 +73,9 @@ def test_packed_logits_and_gradients_are_those_of_the_padded_reference(pair, pro
     F.cross_entropy(expected, labels[mask]).backward()
     F.cross_entropy(found, labels[mask]).backward()
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters()):
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", ["boolean", "integer", "float", "additive", "additive finite", "dense boolean"])
@@ -98,7 +100,7 @@ def test_additive_mask_of_zeros_hides_nothing(pair, proteins):
 
 
 def test_logits_at_masked_positions_and_loss(pair, proteins):
-    reference, model = pair
+    _, model = pair
     places, labels = torch.tensor([0, 40, 41, 200]), torch.tensor([7, -100, 9, 12])
     everything = model(**packed(proteins)).logits
     out = model(**packed(proteins), masked_positions=places, labels=labels)

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import build_shards  # noqa: E402
+import build_shards
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.reading import check, proteins
@@ -210,7 +210,7 @@ def test_filters_need_names(tmp_path, drop):
 
 def test_filters_that_match_nothing_say_so(tmp_path, capsys):
     (tmp_path / "a.fasta").write_text(f">a\n{A}\n>b PE=1\n{B}\n")
-    found, counts = built(tmp_path / "a.fasta", tmp_path / "out", "--fragments", "drop", "--max-existence", "3")
+    _, counts = built(tmp_path / "a.fasta", tmp_path / "out", "--fragments", "drop", "--max-existence", "3")
     assert counts["rejected"] == {"fragments": 0, "protein existence": 0}
     assert counts["noted"] == {"names without PE= (kept)": 1}
     text = capsys.readouterr().out
@@ -304,7 +304,7 @@ def test_plain_fasta_is_what_dnaio_reads(text, size):
     finally:
         fasta.BLOCK = block
     lines = [line.strip() for line in re.split(rb"\r\n|\r|\n", text)]
-    if any(line[:1] == b";" or b">" in line[1:] and line[:1] not in (b">", b"#") for line in lines):
+    if any(line[:1] == b";" or (b">" in line[1:] and line[:1] not in (b">", b"#")) for line in lines):
         return
     if not text.isascii() or re.search(rb"[\x1c-\x1f]", text):
         return

@@ -19,15 +19,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplify_ds.errors import AmplifyError  # noqa: E402
-from amplify_ds.prepare import (
-    download,  # noqa: E402
-    rows,  # noqa: E402
-    streams,  # noqa: E402
-)
-from amplify_ds.prepare.batches import LONGEST_RECORD  # noqa: E402
-from amplify_ds.prepare.options import Reading  # noqa: E402
-from amplify_ds.prepare.sources import find_sources  # noqa: E402
+from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare import download, rows, streams
+from amplify_ds.prepare.batches import LONGEST_RECORD
+from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.sources import find_sources
 from tests.support.paths import EXAMPLE
 
 SCANNED = 64  # bytes at a time
