@@ -68,9 +68,14 @@ def parse(arguments: Sequence[str] | None) -> Asked:
     """Return what the command line asks for; AmplifyError for what cannot be."""
     options = _parser().parse_args(arguments)
     rules = Rules(
-        options.ambiguous, options.fragments, options.max_existence, options.shortest, options.longest,
-        not options.no_mending, options.duplicates,
-    )  # fmt: skip
+        options.ambiguous,
+        options.fragments,
+        options.max_existence,
+        options.shortest,
+        options.longest,
+        not options.no_mending,
+        options.duplicates,
+    )
     names_for = "--fragments drop" if rules.fragments == "drop" else None
     if rules.max_existence < max(LEVELS):
         names_for = f"--max-existence {rules.max_existence}"

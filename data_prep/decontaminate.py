@@ -85,9 +85,13 @@ def _tell(note: str) -> None:
 
 
 def _find(
-    train: Sequence[Source], held_out: Sequence[Source], reading: Reading, output: Path, criteria: Criteria,
+    train: Sequence[Source],
+    held_out: Sequence[Source],
+    reading: Reading,
+    output: Path,
+    criteria: Criteria,
     threads: int,
-) -> None:  # fmt: skip
+) -> None:
     """Write the similar sequences of `train` to `output`, and the proof beside it."""
     if output.exists():
         remove_leftovers(output)

@@ -191,11 +191,16 @@ def _download(
         counter = _counter(bar)
         running = {
             pool.submit(
-                hf_hub_download, REPOSITORY, name, repo_type="dataset", revision=commit, local_dir=output,
+                hf_hub_download,
+                REPOSITORY,
+                name,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=output,
                 tqdm_class=counter,
             ): name
             for name in missing
-        }  # fmt: skip
+        }
         try:
             for future in as_completed(running):
                 name = running[future]

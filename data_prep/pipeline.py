@@ -65,9 +65,14 @@ def inspect_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> Insp
 
 
 def scatter_inputs(
-    inputs: Sequence[Source], exclude: Sequence[Source], inspected: Inspected, rules: Rules, settings: dict, work: Path,
+    inputs: Sequence[Source],
+    exclude: Sequence[Source],
+    inspected: Inspected,
+    rules: Rules,
+    settings: dict,
+    work: Path,
     crew: Workers,
-) -> tuple[list[dict], list[dict]]:  # fmt: skip
+) -> tuple[list[dict], list[dict]]:
     """Write the runs of the inputs and of what is excluded; return the results of their pieces, with their `source`."""
     shared = {key: settings[key] for key in ("seed", "validation_fraction", "shard_megabytes")}
     groups = [(inputs, rules, shared), (exclude, rules.of_sequences(), shared | {"validation_fraction": 0.0})]
@@ -163,9 +168,14 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
             size = 0
     write()
     return {
-        "records": records, "mended": cleaner.mended, "rejected": cleaner.rejected, "noted": cleaner.noted,
-        "runs": runs, "sequences": counts, "tokens": tokens,
-    }  # fmt: skip
+        "records": records,
+        "mended": cleaner.mended,
+        "rejected": cleaner.rejected,
+        "noted": cleaner.noted,
+        "runs": runs,
+        "sequences": counts,
+        "tokens": tokens,
+    }
 
 
 def _divide(

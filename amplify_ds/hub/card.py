@@ -97,26 +97,31 @@ def model_card(provenance: dict[str, Any], config: Shape, layout: str, version: 
     return CARD.format(
         licence="license: apache-2.0\n" if own else "",
         library="library_name: transformers\n" if layout == "hf" else "",
-        made="pretrained" if own else "converted", version=version, use=USE[layout],
+        made="pretrained" if own else "converted",
+        version=version,
+        use=USE[layout],
         parts=f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, 27 tokens",
         training=_training(provenance) if own else UNKNOWN,
         validation=_validation(provenance.get("progress", {}).get("history", [])) if own else UNKNOWN,
         settings=yaml.safe_dump(provenance["settings"] if own else settings, sort_keys=False),
         places="".join(f"- {_place(place)}\n" for place in provenance["exported_from"]),
         licence_text=licence + ("" if layout != "hf" or own else " The Python files of this folder: Apache 2.0."),
-    )  # fmt: skip
+    )
 
 
 def _training(provenance: dict[str, Any]) -> str:
     batch = provenance["settings"]["training"]["global_batch_tokens"]
     return TRAINING.format(
-        step=provenance["step"], batch=batch, tokens=provenance["step"] * batch,
-        residues=provenance["progress"]["residues"], precision=provenance["precision"],
+        step=provenance["step"],
+        batch=batch,
+        tokens=provenance["step"] * batch,
+        residues=provenance["progress"]["residues"],
+        precision=provenance["precision"],
         sources="\n".join(
             f"| {s['name']} | {s['weight']} | `{s['fingerprint']}` |" for s in provenance["binding"]["training data"]
         ),
         origin=_origin(provenance["origin"]),
-    ).rstrip()  # fmt: skip
+    ).rstrip()
 
 
 def _validation(history: list[dict[str, Any]]) -> str:

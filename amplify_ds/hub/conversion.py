@@ -67,10 +67,13 @@ def expected_shapes(config: Shape, layout: Layout) -> dict[str, tuple[int, ...]]
     """{their name: shape} for a configuration: the table applied to tensors without content."""
     vocabulary, size, width = config.vocab_size, config.hidden_size, config.ffn_size
     shapes = {
-        "encoder.weight": (vocabulary, size), "decoder.weight": (vocabulary, size), "decoder.bias": (vocabulary,),
-        f"{BLOCK}ffn.w12.weight": (2 * width, size), f"{BLOCK}ffn.w3.weight": (size, width),
+        "encoder.weight": (vocabulary, size),
+        "decoder.weight": (vocabulary, size),
+        "decoder.bias": (vocabulary,),
+        f"{BLOCK}ffn.w12.weight": (2 * width, size),
+        f"{BLOCK}ffn.w3.weight": (size, width),
         **{f"{BLOCK}{x}.weight": (size, size) for x in ("q", "k", "v", "wo")},
-    }  # fmt: skip
+    }
     ours = {
         name.format(i): torch.empty(shapes.get(name, (size,)), device="meta")
         for name in OURS
@@ -98,9 +101,10 @@ def to_ours(
     beside = [key for key in weights if key not in expected and re.fullmatch(layout.ignored, key)]
     found = {key: tuple(tensor.shape) for key, tensor in weights.items() if key not in beside}
     wrong = [
-        f"{key}: expected {expected[key]}, found {found[key]}" for key in expected.keys() & found.keys()
+        f"{key}: expected {expected[key]}, found {found[key]}"
+        for key in expected.keys() & found.keys()
         if expected[key] != found[key]
-    ]  # fmt: skip
+    ]
     misfits = {
         "missing": list(expected.keys() - found.keys()),
         "not of this layout": list(found.keys() - expected.keys()),

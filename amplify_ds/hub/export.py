@@ -27,9 +27,16 @@ from amplify_ds.model.shape import Shape
 from amplify_ds.training import checkpoint
 
 CODE = (
-    "modeling_amplify.py", "configuration_amplify.py", "encoder.py", "shape.py", "layers.py", "inputs.py", "loss.py",
-    "attention.py", "elementwise.py",
-)  # fmt: skip
+    "modeling_amplify.py",
+    "configuration_amplify.py",
+    "encoder.py",
+    "shape.py",
+    "layers.py",
+    "inputs.py",
+    "loss.py",
+    "attention.py",
+    "elementwise.py",
+)
 
 
 def layout_config(config: Shape, dtype: str = "float32", padded: bool = False) -> dict[str, Any]:

@@ -123,35 +123,48 @@ def _fused(name: str, embedding: str, decoder: str, lowest: bool, final_norm: st
 
 
 OURS = (
-    "encoder.weight", *_QKV,
+    "encoder.weight",
+    *_QKV,
     *(f"{BLOCK}{x}.weight" for x in ("wo", "ffn.w12", "ffn.w3", "attention_norm", "ffn_norm")),
-    "layer_norm_2.weight", "decoder.weight", "decoder.bias",
-)  # fmt: skip
+    "layer_norm_2.weight",
+    "decoder.weight",
+    "decoder.bias",
+)
 _MEGATRON = (
-    "embedding.word_embeddings.weight", "output_layer", False, "encoder.final_layernorm.weight", "encoder.layers.{}.",
-)  # fmt: skip
+    "embedding.word_embeddings.weight",
+    "output_layer",
+    False,
+    "encoder.final_layernorm.weight",
+    "encoder.layers.{}.",
+)
 
 LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout("hf", tuple(Same(name, (name,)) for name in OURS), padded=False),
         _fused(
-            "te", "amplify.encoder.weight", "decoder", True, "decoder.layer_norm_weight",
+            "te",
+            "amplify.encoder.weight",
+            "decoder",
+            True,
+            "decoder.layer_norm_weight",
             "amplify.transformer_encoder.{}.",
             "self_attention.layernorm_qkv.weight self_attention.layernorm_qkv.layer_norm_weight "
             "self_attention.proj.weight "
             "layernorm_mlp.layer_norm_weight layernorm_mlp.fc1_weight layernorm_mlp.fc2_weight",
         ),
         _fused(
-            "megatron", *_MEGATRON,
+            "megatron",
+            *_MEGATRON,
             "self_attention.linear_qkv.weight self_attention.linear_qkv.layer_norm_weight "
             "self_attention.linear_proj.weight "
             "mlp.linear_fc1.layer_norm_weight mlp.linear_fc1.weight mlp.linear_fc2.weight",
         ),
         _fused(
-            "megatron-local", *_MEGATRON,
+            "megatron-local",
+            *_MEGATRON,
             "self_attention.linear_qkv.weight input_layernorm.weight self_attention.linear_proj.weight "
             "pre_mlp_layernorm.weight mlp.linear_fc1.weight mlp.linear_fc2.weight",
         ),
     )
-}  # fmt: skip
+}

@@ -31,10 +31,15 @@ class Embeddings:
 
 
 def embed(
-    model_name: str | Path | model.Reader, sequences: str | Path | Mapping[str, str] | Iterable[str],
-    include: Sequence[str] = ("mean",), layer: int | None = None, raw: bool = False, dtype: str = "float32",
-    strict: bool = False, **loading,
-) -> Embeddings:  # fmt: skip
+    model_name: str | Path | model.Reader,
+    sequences: str | Path | Mapping[str, str] | Iterable[str],
+    include: Sequence[str] = ("mean",),
+    layer: int | None = None,
+    raw: bool = False,
+    dtype: str = "float32",
+    strict: bool = False,
+    **loading,
+) -> Embeddings:
     """Embed proteins: a file in any form that the command reads, {name: sequence} or plain sequences.
 
     model_name: a checkpoint, run, Hugging Face folder or hub name, or what `amplify_ds.load` made of one. include: of
@@ -58,9 +63,12 @@ def embed(
 
 
 def score(
-    model_name: str | Path | model.Reader, sequences: str | Path | Mapping[str, str] | Iterable[str],
-    one_pass: bool = False, strict: bool = False, **loading,
-) -> dict[str, float]:  # fmt: skip
+    model_name: str | Path | model.Reader,
+    sequences: str | Path | Mapping[str, str] | Iterable[str],
+    one_pass: bool = False,
+    strict: bool = False,
+    **loading,
+) -> dict[str, float]:
     """{name: pseudo-perplexity}, every position masked in turn; one_pass: the quick approximation of scores.py, not
     comparable with it. Arguments as for `embed`.
     """
@@ -98,9 +106,12 @@ def mutation_effects(
 
 
 def contacts(
-    model_name: str | Path | model.Reader, head: str | Path, sequences: str | Path | Mapping[str, str] | Iterable[str],
-    strict: bool = False, device: str | None = None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    model_name: str | Path | model.Reader,
+    head: str | Path,
+    sequences: str | Path | Mapping[str, str] | Iterable[str],
+    strict: bool = False,
+    device: str | None = None,
+) -> dict[str, np.ndarray]:
     """{name: float32 [n, n]}: the probability of contact of each pair of residues, from a head that
     `python -m amplify_ds.contacts fit` made of this model. Other arguments as for `embed`; computed in float32.
 

@@ -16,37 +16,48 @@ INPUT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="FOLDER_OR_HUB",
+        "--model",
+        required=True,
+        metavar="FOLDER_OR_HUB",
         help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name[@revision])",
-    )  # fmt: skip
+    )
     parser.add_argument("--input", required=True, metavar="INPUT", help=INPUT)
     parser.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")
     parser.add_argument(
-        "--max-length", type=int, metavar="N",
+        "--max-length",
+        type=int,
+        metavar="N",
         help="tokens a window, <bos> and <eos> counted; longer proteins are read in overlapping windows (default: the "
         "model's own limit)",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument(
         "--precision", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on GPUs, fp32 on CPUs"
     )
     parser.add_argument(
-        "--row-tokens", type=int, default=8192, metavar="N", help="tokens computed at once (default: 8192); fewer need "
-        "less memory",
-    )  # fmt: skip
+        "--row-tokens",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens computed at once (default: 8192); fewer need less memory",
+    )
     add_reading(parser)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """How proteins are read; see prepare/options.py."""
     parser.add_argument(
-        "--names", default="id", metavar="id|header",
+        "--names",
+        default="id",
+        metavar="id|header",
         help="of the proteins: the first word of a header, or all of it (default: id)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--duplicates", default="refuse", metavar="refuse|skip|number",
+        "--duplicates",
+        default="refuse",
+        metavar="refuse|skip|number",
         help="what to do with a name that appeared before (default: refuse)",
-    )  # fmt: skip
+    )
     options.add_arguments(parser)
 
 
@@ -77,7 +88,5 @@ def prepare(arguments: argparse.Namespace, *outputs: Path | None):
         contents = check(records, arguments.strict, bar.update)
     if note := describe_unknown(contents):
         print(f"{records}: {note}", file=sys.stderr)
-    reader = load(
-        arguments.model, arguments.device, arguments.precision, arguments.max_length, arguments.row_tokens
-    )  # fmt: skip
+    reader = load(arguments.model, arguments.device, arguments.precision, arguments.max_length, arguments.row_tokens)
     return reader, records, contents

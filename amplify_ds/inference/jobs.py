@@ -81,9 +81,15 @@ def score_file(
 
 
 def effects_file(
-    reader: Reader, wild_types: dict[str, np.ndarray], contents: Contents, table: Table, output: Path,
-    one_pass: bool, progress: Progress, offset: int = 0,
-) -> tuple[list[str], np.ndarray, np.ndarray]:  # fmt: skip
+    reader: Reader,
+    wild_types: dict[str, np.ndarray],
+    contents: Contents,
+    table: Table,
+    output: Path,
+    one_pass: bool,
+    progress: Progress,
+    offset: int = 0,
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Write a table with the effects of its mutations, a CSV; wild_types: {name: tokens} of the proteins it may name;
     offset: of its positions.
 
@@ -164,6 +170,8 @@ def _all_tokens(reader: Reader, chunk: list[Sites], one_pass: bool) -> dict[str,
 def _origin(reader: Reader, contents: Contents) -> dict[str, object]:
     """What decides the numbers, besides the settings of the job."""
     return {
-        "sequences": contents.sha256, "model": reader.fingerprint(), "max_length": reader.max_length,
+        "sequences": contents.sha256,
+        "model": reader.fingerprint(),
+        "max_length": reader.max_length,
         "precision": str(reader.dtype).removeprefix("torch."),
-    }  # fmt: skip
+    }

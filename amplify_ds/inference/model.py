@@ -84,9 +84,12 @@ class Reader:
 
 
 def load(
-    name: str | Path | Reader, device: str | None = None, precision: str = "auto", max_length: int | None = None,
+    name: str | Path | Reader,
+    device: str | None = None,
+    precision: str = "auto",
+    max_length: int | None = None,
     row_tokens: int = ROW_TOKENS,
-) -> Reader:  # fmt: skip
+) -> Reader:
     """A model, ready to read proteins. name: a checkpoint, run, model folder in any layout or hub name
     (hub/folder.read_source).
 

@@ -20,9 +20,8 @@ from amplify_ds.vocab import RESIDUES, TOKENS, encode_bytes
 
 WILD_TYPE = ("WT", "_WT", "WILDTYPE", "WILD-TYPE", "WILD_TYPE", "WILD TYPE", "=", "P.=", "P.(=)")
 Changes = list[tuple[int, int, int]]  # (position from 0, wild-type token, new token)
-_THREE = dict(zip(
-    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL".split(), "ARNDCQEGHILKMFPSTWYV"
-))  # fmt: skip
+_THREE_LETTERS = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL"
+_THREE = dict(zip(_THREE_LETTERS.split(), "ARNDCQEGHILKMFPSTWYV"))
 _ONE = re.compile(r"([A-Z]|[A-Z]{3})(-?[0-9]+)([A-Z]|[A-Z]{3}|=)")
 _NO_SUBSTITUTION = re.compile(r"DEL|INS|DUP|FS|EXT|TER|\*|[0-9]-$")
 _SEQUENCE = re.compile(r"[A-Za-z]{20,}\*?")

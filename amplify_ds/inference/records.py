@@ -31,9 +31,13 @@ class Records:
     all but the first, "number" them. notes: of the last time, what was left out or changed."""
 
     def __init__(
-        self, address: str | Path, reading: Reading = Reading(), names: str = "id", duplicates: str = "refuse",
+        self,
+        address: str | Path,
+        reading: Reading = Reading(),
+        names: str = "id",
+        duplicates: str = "refuse",
         tell: Callable[[str], object] = lambda note: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         for option, value, known in (("names", names, NAMES), ("duplicates", duplicates, DUPLICATES)):
             if value not in known:
                 raise AmplifyError(f"--{option} is {value!r}, expected {', '.join(known)}")

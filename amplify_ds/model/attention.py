@@ -212,9 +212,13 @@ class _SegmentedOnCPU(torch.autograd.Function):
         back = rotation * rotation.new_tensor([1.0, -1.0])  # the other way round
         for (a, b), logsumexp in zip(ctx.bounds, logsumexps):
             *turned, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                _heads_first(grad_out[a:b]), *_segment(qkv[a:b], rotation[a:b]), _heads_first(out[a:b]), logsumexp,
-                0.0, False,
-            )  # fmt: skip
+                _heads_first(grad_out[a:b]),
+                *_segment(qkv[a:b], rotation[a:b]),
+                _heads_first(out[a:b]),
+                logsumexp,
+                0.0,
+                False,
+            )
             for i, part in enumerate(turned):
                 found[a:b, i] = rotate(part[0].transpose(0, 1), back[a:b])
             found[a:b, 2] = of_value[0].transpose(0, 1)

@@ -15,9 +15,18 @@ from .attention import Segments
 
 
 def arrange(
-    shape, device, attention_mask=None, pad_mask=None, position_ids=None, cu_seqlens=None, max_seqlen=None,
-    cu_seq_lens_q=None, cu_seq_lens_k=None, max_length_q=None, max_length_k=None,
-):  # fmt: skip
+    shape,
+    device,
+    attention_mask=None,
+    pad_mask=None,
+    position_ids=None,
+    cu_seqlens=None,
+    max_seqlen=None,
+    cu_seq_lens_q=None,
+    cu_seq_lens_k=None,
+    max_length_q=None,
+    max_length_k=None,
+):
     """Return (position_ids, segments, mask) of a batch of `shape` …; the arguments are those of `AMPLIFY.forward`.
 
     segments: of a packed batch, else None. mask: boolean, broadcasts to [B, N, L, L], True where a key may be seen; or

@@ -113,9 +113,18 @@ class AMPLIFY(Encoder, PreTrainedModel):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         position_ids, segments, mask = arrange(
-            tokens.shape, tokens.device, attention_mask, pad_mask, position_ids, cu_seqlens, max_seqlen,
-            cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k,
-        )  # fmt: skip
+            tokens.shape,
+            tokens.device,
+            attention_mask,
+            pad_mask,
+            position_ids,
+            cu_seqlens,
+            max_seqlen,
+            cu_seq_lens_q,
+            cu_seq_lens_k,
+            max_length_q,
+            max_length_k,
+        )
         rotation = rotary_angles(position_ids, self.config.head_size)
         eager = self._is_eager(output_attentions, segments)
 

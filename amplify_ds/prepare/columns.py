@@ -15,9 +15,12 @@ NAMES = ("name", "sequence_id", "entry", "accession", "id")
 _CHAINS = ("{}", "sequence_alignment_aa_{}", "sequence_aa_{}", "sequence_{}")
 _PROTEIN, _FRAGMENT, _EXISTENCE = "protein names", "fragment", "protein existence"  # of UniProt's tables
 _LEVELS = {
-    "evidence at protein level": 1, "evidence at transcript level": 2, "inferred from homology": 3, "predicted": 4,
+    "evidence at protein level": 1,
+    "evidence at transcript level": 2,
+    "inferred from homology": 3,
+    "predicted": 4,
     "uncertain": 5,
-}  # fmt: skip
+}
 _EMPTY_CHAIN = "one of two chains is empty"
 
 

@@ -17,8 +17,13 @@ COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz", ".bgz")
 DATA_NAMES = (*FASTA_NAMES, *TABLE_NAMES, *JSON_NAMES, *BINARY_NAMES, *ARCHIVE_NAMES)
 HEAD = 2**12  # bytes that show the form
 
-_BINARY = {b"PAR1": "parquet", b"ARROW1": "arrow file", b"\xff\xff\xff\xff": "arrow stream", b"PK\x03\x04": "zip",
-           b"PK\x05\x06": "zip"}  # fmt: skip
+_BINARY = {
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow file",
+    b"\xff\xff\xff\xff": "arrow stream",
+    b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",
+}
 _NOT_READ = (
     (rb"@\S.*\n[A-Za-z.*\n]+\n\+", "FASTQ, reads of nucleotides", "translate them into proteins first"),
     (rb"LOCUS +\S", "GenBank", "convert it to FASTA, or download the proteins as FASTA"),

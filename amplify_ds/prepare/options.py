@@ -47,9 +47,13 @@ class Reading:
     def of_columns(self) -> list[str]:
         """The options that were given and mean nothing for FASTA."""
         given = {
-            "--sequence-column": self.sequence_column, "--name-column": self.name_column, "--join": self.join,
-            "--delimiter": self.delimiter, "--no-header": not self.header, "--quoting": self.quoting != "auto",
-        }  # fmt: skip
+            "--sequence-column": self.sequence_column,
+            "--name-column": self.name_column,
+            "--join": self.join,
+            "--delimiter": self.delimiter,
+            "--no-header": not self.header,
+            "--quoting": self.quoting != "auto",
+        }
         return [name for name, value in given.items() if value]
 
     def unusual(self) -> dict:
@@ -67,26 +71,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reading", "what an input is, is seen from its content")
     add = group.add_argument
     add(
-        "--sequence-column", metavar="NAME",
+        "--sequence-column",
+        metavar="NAME",
         help="of a table (default: sequence_aa or sequence_alignment_aa, else sequence)",
-    )  # fmt: skip
+    )
     add("--name-column", metavar="NAME", help="of a table (default: name, sequence_id, Entry, accession or id)")
     add(
-        "--join", nargs=2, metavar="CHAIN",
+        "--join",
+        nargs=2,
+        metavar="CHAIN",
         help="two columns, or what the names of theirs end in (heavy light), read as one sequence: HEAVY|LIGHT, and "
         "LIGHT|HEAVY as a second one, as in UR100P",
-    )  # fmt: skip
+    )
     add("--delimiter", metavar="C", help='between columns; "tab" is one (default: tab or comma, by the first line)')
     add("--no-header", action="store_true", help="a table's first line holds data; its columns are called 1, 2, …")
     add(
-        "--quoting", choices=QUOTING, default="auto",
+        "--quoting",
+        choices=QUOTING,
+        default="auto",
         help='csv: cells in "" may hold delimiters and line breaks; none: a quote is a letter; auto: csv between '
         "commas; between tabs each line is a row, and a cell wholly in quotes loses them (default: auto)",
-    )  # fmt: skip
+    )
     add(
-        "--alignment", choices=ALIGNMENTS, default="refuse",
+        "--alignment",
+        choices=ALIGNMENTS,
+        default="refuse",
         help="strip: sequences are aligned, their gaps (- and .) are removed, insertions (small letters) are residues",
-    )  # fmt: skip
+    )
     add("--allow-nucleotides", action="store_true", help="do not refuse an input of A C G T U N only")
 
 
@@ -94,6 +105,13 @@ def reading_of(options: argparse.Namespace, names_for: str | None = None) -> Rea
     """What the arguments ask for. Raises AmplifyError."""
     delimiter = {"tab": "\t", "\\t": "\t"}.get(options.delimiter, options.delimiter)
     return Reading(
-        options.sequence_column, options.name_column, options.join and tuple(options.join), delimiter,
-        not options.no_header, options.quoting, options.alignment, options.allow_nucleotides, names_for,
-    )  # fmt: skip
+        options.sequence_column,
+        options.name_column,
+        options.join and tuple(options.join),
+        delimiter,
+        not options.no_header,
+        options.quoting,
+        options.alignment,
+        options.allow_nucleotides,
+        names_for,
+    )

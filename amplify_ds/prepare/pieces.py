@@ -92,9 +92,14 @@ def source_of_file(path: Path, reading: Reading, tell: Callable[[str], object]) 
 
 
 def _source_of(
-    path: Path, size: int, version: str, reading: Reading, whole: Piece,
-    pieces: Callable[[Sequence[int]], list[Piece]] | None = None, cutter: Callable[[], rows.Cutter] | None = None,
-) -> Source:  # fmt: skip
+    path: Path,
+    size: int,
+    version: str,
+    reading: Reading,
+    whole: Piece,
+    pieces: Callable[[Sequence[int]], list[Piece]] | None = None,
+    cutter: Callable[[], rows.Cutter] | None = None,
+) -> Source:
     return Source(path.name, path, size, version, whole, pieces or (lambda cuts: [whole]), cutter)
 
 

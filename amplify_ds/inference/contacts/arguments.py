@@ -56,8 +56,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="amplify_ds.contacts", description=DESCRIPTION, formatter_class=raw)
     commands = parser.add_subparsers(required=True, dest="command", metavar="fit|evaluate|predict")
     for name, text, add in (
-        ("fit", FIT, _add_fit), ("evaluate", EVALUATE, _add_evaluate), ("predict", PREDICT, _add_predict)
-    ):  # fmt: skip
+        ("fit", FIT, _add_fit),
+        ("evaluate", EVALUATE, _add_evaluate),
+        ("predict", PREDICT, _add_predict),
+    ):
         part = commands.add_parser(name, description=text, epilog=STRUCTURES, formatter_class=raw)
         add(part)
         _add_common(part)
@@ -100,9 +102,11 @@ def _add_head(parser: argparse.ArgumentParser) -> None:
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="FOLDER_OR_HUB",
+        "--model",
+        required=True,
+        metavar="FOLDER_OR_HUB",
         help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name)",
-    )  # fmt: skip
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="to write; it must not exist")
     parser.add_argument(
         "--inverse-strength", type=float, default=0.15, metavar="C", help="of the L1 penalty (default: 0.15)"

@@ -41,9 +41,13 @@ class Fitting(NamedTuple):
 
 
 def fit_head(
-    reader: Reader, model_name: str, targets: Sequence[Target], settings: Fitting, progress: Progress,
+    reader: Reader,
+    model_name: str,
+    targets: Sequence[Target],
+    settings: Fitting,
+    progress: Progress,
     left_out: Sequence[str] = (),
-) -> Head:  # fmt: skip
+) -> Head:
     """The head of a model from proteins whose contacts are known. progress: proteins. left_out: names of those that
     were given but could not be used; the head records them.
 
@@ -73,10 +77,17 @@ def fit_head(
     from sklearn import __version__ as sklearn_version
 
     described = {
-        "proteins": {target.name: _digest(target) for target in targets}, "left_out": list(left_out), "pairs": count,
-        "contacts": int(contacts.sum()), "minimum_separation": MINIMUM_SEPARATION, "threshold_angstrom": THRESHOLD,
-        "penalty": "l1", **settings._asdict(), "scikit_learn": sklearn_version, "version": amplify_ds.__version__,
-    }  # fmt: skip
+        "proteins": {target.name: _digest(target) for target in targets},
+        "left_out": list(left_out),
+        "pairs": count,
+        "contacts": int(contacts.sum()),
+        "minimum_separation": MINIMUM_SEPARATION,
+        "threshold_angstrom": THRESHOLD,
+        "penalty": "l1",
+        **settings._asdict(),
+        "scikit_learn": sklearn_version,
+        "version": amplify_ds.__version__,
+    }
     return Head(model_name, reader.fingerprint(), intercept, weights.reshape(shape).tolist(), described)
 
 
@@ -100,7 +111,7 @@ def predict(reader: Reader, head: Head, tokens: np.ndarray) -> np.ndarray:
 
 def evaluate(
     reader: Reader, head: Head, targets: Sequence[Target], progress: Progress
-) -> Iterator[tuple[Target, dict[str, dict[str, float]]]]:  # fmt: skip
+) -> Iterator[tuple[Target, dict[str, dict[str, float]]]]:
     """(protein, its precisions) for each; see precision.py. progress: proteins."""
     for target in targets:
         yield target, precision.precisions(predict(reader, head, target.tokens), target.contacts)
@@ -124,7 +135,7 @@ def write_precisions(path: Path, found: Sequence[tuple[Target, dict[str, dict[st
 
 def predict_file(
     reader: Reader, head: Head, targets: Sequence[Target], sequences: str, output: Path, progress: Progress
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Write an .npz with a float16 matrix [n, n] for each protein, in order; resumable (resumable.py).
 
     sequences: their checksum. progress: proteins. The comment of the archive says which model and head this was.
@@ -133,9 +144,12 @@ def predict_file(
     if output.suffix != ".npz":
         raise AmplifyError(f"{output}: the name must end in .npz, the format that is written")
     job = {
-        "what": "contact probabilities", "sequences": sequences, "proteins": len(targets),
-        "model": head.fingerprint, "head": xxhash.xxh3_128_hexdigest(repr((head.weights, head.intercept)).encode()),
-    }  # fmt: skip
+        "what": "contact probabilities",
+        "sequences": sequences,
+        "proteins": len(targets),
+        "model": head.fingerprint,
+        "head": xxhash.xxh3_128_hexdigest(repr((head.weights, head.intercept)).encode()),
+    }
     names = file_names([target.name for target in targets])
     with resumable(output, job) as chunks:
         for number, target in enumerate(targets):
