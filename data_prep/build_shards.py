@@ -81,7 +81,9 @@ def _build(
         if crew.rank.number == 0:
             places = {part: stack.enter_context(building(asked.outputs[part])) for part in parts}
             work = places[parts[0]].work
-        elif not (work := wait_for_first(partial_directory(home), lambda: not is_free(home))):
+        elif begun := wait_for_first(partial_directory(home), lambda: not is_free(home)):
+            work = begun
+        else:
             return
         crew = crew._replace(check=stack.enter_context(watching(work, crew.rank, plan)))
         found = inspect_inputs([*inputs, *exclude], work, crew)

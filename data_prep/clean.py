@@ -83,8 +83,8 @@ class Cleaner:
         translated = text.translate(self._table)
         kept = translated.split(bytes([_BETWEEN]))
         if _UNCLEAN in translated or b"" in kept:
-            lines = zip(kept, text.split(b"\n"))
-            kept = [ids if ids and _UNCLEAN not in ids else self._mend(line) for ids, line in lines]
+            pairs = zip(kept, text.split(b"\n"))
+            kept = [ids if ids and _UNCLEAN not in ids else self._mend(line) for ids, line in pairs]
             kept = [ids for ids in kept if ids]
         if self._of_length:
             kept = [ids for ids in kept if self._fits(len(ids))]

@@ -137,7 +137,9 @@ def _find(
 
 def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem: Path, progress: Progress) -> dict:
     """Search a piece of the training sequences; write those that are similar, in chunks of bounded memory."""
-    cleaner, counts, files = Cleaner(Rules()), Counter(), []
+    cleaner = Cleaner(Rules())
+    counts: Counter[str] = Counter()
+    files: list[str] = []
     chunk: list[bytes] = []
 
     def search() -> None:

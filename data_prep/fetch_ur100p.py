@@ -173,7 +173,8 @@ def _ask_hub(output: Path, parts: Sequence[str], revision: str | None) -> Listin
         for entry in info.siblings or []
     }
     try:
-        return Listing(commit=info.sha, files={name: file for name, file in files.items() if is_data(name)})
+        data = {name: file for name, file in files.items() if is_data(name)}
+        return Listing.model_validate({"commit": info.sha, "files": data})
     except ValidationError as error:
         raise AmplifyError(
             f"{HfApi().endpoint} does not describe {REPOSITORY} as expected: {error.errors()[0]['msg']}. Is it a "
@@ -294,15 +295,15 @@ def _some(wrong: Mapping[str, str]) -> str:
 def _without_a_network(output: Path, parts: Sequence[str]) -> str:
     include = [word for part in parts for word in ("--include", f"{part}*")]
     by_hand = ["hf", "download", REPOSITORY, "--repo-type", "dataset", *include, "--local-dir", str(output)]
-    fetch, [first, *_] = ["fetch_ur100p.py", "--output", output], [*parts, "UniProt"]
+    script, first = "fetch_ur100p.py", [*parts, "UniProt"][0]
     source = f"{output}:{first if '/' in first else f'{first}/train'}"
     return f"""
 If this machine has no network, run on one that has:
-  {_words(*fetch, *(["--part", *parts] if parts else []))}
+  {_words(script, "--output", output, *(["--part", *parts] if parts else []))}
 or, which --check cannot check:
   {command_line(*by_hand)}
 Copy the folder here, with the {FETCHED} in it, then run here:
-  {_words(*fetch, "--check")}
+  {_words(script, "--output", output, "--check")}
   {_words("build_shards.py", "--input", source, "--output", "shards/train")}"""
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
@@ -21,7 +21,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.structured import read_json
 
-REPOSITORY = "chandar-lab/UR100P"
+REPOSITORY: Final = "chandar-lab/UR100P"
 LICENCE = "CC-BY-4.0"
 FETCHED = "fetched.json"
 _AGAIN = "Delete it; the next fetch checks the files against the hub and writes it again."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,10 @@ def make_manifest(
     origins: `describe` of the inputs and of what was excluded. scattered, packed: results of the pieces and of the
     shards, from which the entries of the shards come as they are.
     """
-    mended, rejected, noted, lengths = Counter(), Counter(), Counter(), Counter()
+    mended: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
     for result in scattered:
         noted.update(result["noted"])
         mended.update(result["mended"])
@@ -52,7 +56,7 @@ def make_manifest(
             f"no usable sequence among {records:,} records{'' if part == 'all' else f' for {part}'}: {reasons} (why: "
             "data_prep/clean.py). Expected proteins in one-letter code."
         )
-    token_counts = np.sum([result["token_counts"] for result in packed], axis=0, dtype=np.int64)
+    token_counts = np.array([result["token_counts"] for result in packed], dtype=np.int64).sum(axis=0)
     rows, tokens = sum(shard["rows"] for shard in shards), int(token_counts.sum())
     not_residues = int(token_counts[: len(SPECIAL)].sum() + token_counts[encode("|")].sum())
     return {
@@ -85,7 +89,7 @@ def describe(sources: Sequence[Source], hashes: Mapping[str, str]) -> list[dict]
     """Return what the manifest says of sources: names, and of files their sizes, sha256 by `hashes` and proofs."""
     found = []
     for source in sources:
-        origin = {"name": source.name}
+        origin: dict[str, Any] = {"name": source.name}
         if source.path:
             origin |= {"bytes": source.bytes, "sha256": hashes.get(source.version)}
             if (proof := proof_path(source.path)).exists():
@@ -115,7 +119,7 @@ def _read_proof(proof: Path, digest: str) -> dict:
 
 def check_records(scattered: Sequence[dict]) -> None:
     """AmplifyError for a source in which no piece held a record."""
-    records = Counter()
+    records: Counter[str] = Counter()
     for result in scattered:
         records[result["source"]] += result["records"]
     for name, count in records.items():

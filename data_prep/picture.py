@@ -58,7 +58,7 @@ def _lengths(axes, manifest: dict) -> None:
 
 def _residues(axes, manifest: dict) -> None:
     here = frequencies(manifest)
-    order = sorted(here, key=here.get, reverse=True)
+    order = sorted(here, key=lambda residue: here[residue], reverse=True)
     place = np.arange(len(order))
     axes.bar(place - 0.2, [here[residue] for residue in order], 0.4, label="these shards")
     axes.bar(place + 0.2, [UNIPROT[residue] for residue in order], 0.4, label="Swiss-Prot", color="lightgrey")

@@ -52,10 +52,10 @@ class Inspected(NamedTuple):
 
 def inspect_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> Inspected:
     """Read every source that is a file once: hash it, and find where it can be cut."""
-    files = {source.version: source for source in sources if source.path}
+    files = {source.version: (source.path, source.bytes or 0, source.cutter) for source in sources if source.path}
     tasks = [
-        Task([version, rows.PIECE], source.bytes, partial(_inspect, source.path, source.cutter))
-        for version, source in files.items()
+        Task([version, rows.PIECE], size, partial(_inspect, path, cutter))
+        for version, (path, size, cutter) in files.items()
     ]
     found = dict(zip(files, run_tasks("inspect", tasks, work, crew, "B")))
     return Inspected(
@@ -86,7 +86,8 @@ def scatter_inputs(
     found = [
         result | {"source": name} for result, (_, name) in zip(run_tasks("scatter", tasks, work, crew, "B"), owners)
     ]
-    return tuple([result for result, (owner, _) in zip(found, owners) if owner == number] for number in (0, 1))
+    included, excluded = ([result for result, (owner, _) in zip(found, owners) if owner == group] for group in (0, 1))
+    return included, excluded
 
 
 def pack_part(
@@ -141,7 +142,8 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
     identities: list[bytes] = []
     names = ("train", "validation") if how["validation_fraction"] else ("all",)
     runs: dict[str, list[str]] = {name: [] for name in names}
-    counts, tokens = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
 
     def write() -> None:
         whole = sequences, identities
@@ -221,7 +223,7 @@ def _pack(
     placed = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(length))
 
     def pieces() -> Iterator[bytes]:
-        tokens = memoryview(found.tokens)
+        tokens = found.tokens.data
         begin, end = first.tolist(), (first + length).tolist()
         pad = bytes([PAD])
         step = max(1, _PIECE // row_tokens)

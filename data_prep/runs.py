@@ -81,16 +81,16 @@ def read_slice(runs: Iterable[Path], excluded: Iterable[Path], bounds: tuple[int
     for (run, _, start, stop), offset in zip(parts, offsets.tolist()):
         with open(run.with_name(run.name + _TOKENS), "rb") as file:
             file.seek(start)
-            view = memoryview(tokens)[offset : offset + stop - start]
+            view = tokens.data[offset : offset + stop - start]
             if file.readinto(view) != len(view):
                 raise OSError(f"{run} is shorter than it was")
-    barred = [_entries(run, bounds)[0] for run in excluded]
-    tables = [np.empty(0, dtype=ENTRY), *(table for _, table, _, _ in parts), *barred]
-    shifts = [0, *(offset - start for offset, (_, _, start, _) in zip(offsets.tolist(), parts)), *(0 for _ in barred)]
+    others = [_entries(run, bounds)[0] for run in excluded]
+    tables = [np.empty(0, dtype=ENTRY), *(table for _, table, _, _ in parts), *others]
+    shifts = [0, *(offset - start for offset, (_, _, start, _) in zip(offsets.tolist(), parts)), *(0 for _ in others)]
     starts = np.concatenate([table["start"].astype(np.int64) + shift for table, shift in zip(tables, shifts)])
-    barred = np.arange(len(starts)) >= len(starts) - sum(map(len, barred))
+    barred = np.arange(len(starts)) >= len(starts) - sum(map(len, others))
     entries = np.concatenate(tables)
-    del parts, tables
+    del parts, tables, others
 
     order = np.lexsort((entries["half"], entries["place"]))
     entries, starts, barred = entries[order], starts[order], barred[order]

@@ -28,6 +28,7 @@ from ranks import Rank
 
 Progress = Callable[..., object]  # (amount of the task's size just done, residues among it)
 _SECONDS_BETWEEN_LOOKS = 0.2
+_shared: tuple[Any, Any]  # in a worker: what it tells the command, and when it stops
 
 
 class Task(NamedTuple):
@@ -93,7 +94,7 @@ def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, 
             for stem, task in mine:
                 _do(stem, task, meter.tell)
         else:
-            _do_in_pool(crew, mine, meter)
+            _do_in_pool(crew.pool, crew.told, mine, meter)
 
 
 class _Meter:
@@ -110,9 +111,8 @@ class _Meter:
         self._bar.update(amount)
 
 
-def _do_in_pool(crew: Workers, tasks: Sequence[tuple[Path, Task]], meter: _Meter) -> None:
-    told = crew.told
-    pending = {crew.pool.submit(_do, stem, task) for stem, task in tasks}
+def _do_in_pool(pool: ProcessPoolExecutor, told: Any, tasks: Sequence[tuple[Path, Task]], meter: _Meter) -> None:
+    pending = {pool.submit(_do, stem, task) for stem, task in tasks}
     while pending:
         done, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
         for future in done:

@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.modules["amplify_ds"] = None  # from here on `import amplify_ds` fails: the folder must do without
+# From here on `import amplify_ds` fails: the folder must do without.
+sys.modules["amplify_ds"] = None  # type: ignore[assignment]  # documented in Python's reference, unknown to its stubs
 
 # Acyl carrier protein of Rickettsia prowazekii, UniProt Q9ZCH9, one of the bundled validation proteins. The serine of
 # its DSL motif carries the prosthetic group, in this family and in nearly all of its kind.

@@ -36,7 +36,7 @@ def agreement(model: Encoder, folder: Path, layout: str) -> float:
             max_seqlen=max(lengths),
         ).logits.split(lengths)
         if layout == "hf":
-            theirs = transformers_logits(folder)
+            theirs = list(transformers_logits(folder))
         else:
             tensors = {name: x.float() for name, x in load_file(folder / "model.safetensors").items()}
             theirs = [

@@ -117,7 +117,8 @@ def to_ours(
             f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.vocab_size} tokens).\n  "
             + "\n  ".join(f"{len(names)} {what}: {_some(sorted(names))}" for what, names in misfits.items() if names)
         )
-    ours, notes = {}, [f"ignored, being no weights: {_some(beside)}"] if beside else []
+    ours: Weights = {}
+    notes = [f"ignored, being no weights: {_some(beside)}"] if beside else []
     for theirs, (rule, names) in layout.keys(config.num_hidden_layers).items():
         parts = rule.split(weights[theirs], config.num_attention_heads)
         ours.update(zip(names, parts))

@@ -10,7 +10,7 @@ from amplify_ds.errors import AmplifyError
 
 # What a model folder may hold that is read here, and what is refused by name. No code of a hub is fetched or run.
 WANTED = ("*.json", "*.safetensors", "*.txt", "config.yaml")
-NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
+NAME = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?")
 
 
 def is_hub_name(source: str) -> bool:
@@ -28,9 +28,9 @@ def download(source: str) -> Path:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    name, revision = NAME.fullmatch(source)["name"], NAME.fullmatch(source)["revision"]
+    name, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED)))
     except Exception as error:  # whatever the library raises: no network, no such model, no access
         if isinstance(error, GatedRepoError):
             why = "the hub gives it to accounts with access only: ask for it there, then log in (hf auth login)"

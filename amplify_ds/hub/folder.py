@@ -100,7 +100,7 @@ def read_source(source: str | Path) -> Source:
     found = find_checkpoint(path)
     described, told = CONFIG, None
     if found is not None:
-        layout, notes = layouts.LAYOUTS["hf"], []
+        layout = layouts.LAYOUTS["hf"]
         files = {checkpoint.WEIGHTS: found.state["files"][checkpoint.WEIGHTS]}
         path, raw, weights = found.path, found.state["model"], found.weights()
         history = {key: found.state[key] for key in HISTORY}

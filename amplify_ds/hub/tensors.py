@@ -24,7 +24,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
     """Every tensor of a folder, under the names of its files, and these files."""
-    index = read_json(path / INDEX)
+    index, places = read_json(path / INDEX), None
     if index is None:
         names = [WEIGHTS]
         if not (path / WEIGHTS).exists():
@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], list[Path]]:
     for name in names:
         with _reading(path / name):
             found = load_file(path / name)
-        if index is not None and set(found) != (listed := {key for key, file in places.items() if file == name}):
+        if places is not None and set(found) != (listed := {key for key, file in places.items() if file == name}):
             raise AmplifyError(
                 f"{path / name}: holds other tensors than {INDEX} lists: {', '.join(sorted(set(found) ^ listed)[:8])}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def embed(
         names += [protein.name for protein in some]
         lengths += [len(protein.tokens) for protein in some]
         parts.append(embed_proteins(reader, some, settings))
-    found = {kind: np.concatenate([part[kind] for part in parts]) for kind in settings.include}
+    found: dict[str, Any] = {kind: np.concatenate([part[kind] for part in parts]) for kind in settings.include}
     if "residues" in found:
         found["residues"] = np.split(found["residues"], np.cumsum(lengths)[:-1])
     return Embeddings(names, np.array(lengths), **found)

@@ -68,21 +68,22 @@ def embed_proteins(reader: Reader, proteins: Sequence[Protein], settings: Settin
     total = torch.zeros(shape, device=reader.device)
     bos = torch.zeros(shape, device=reader.device)
     largest = torch.full(shape, -torch.inf, device=reader.device)
+    layer = reader.layers if settings.layer is None else settings.layer
     residues = np.empty((first[-1], shape[1]), settings.dtype) if "residues" in settings.include else None
     for row in rows([stop - start for _, start, stop, *_ in pieces], reader.row_tokens):
         chosen = [pieces[i] for i in row]
-        hidden = reader.hidden([sequences[i][a:b] for i, a, b, *_ in chosen], settings.layer, not settings.raw).float()
+        hidden = reader.hidden([sequences[i][a:b] for i, a, b, *_ in chosen], layer, not settings.raw).float()
         on_host = None if residues is None else hidden.to(getattr(torch, settings.dtype)).cpu().numpy()
         begin = 0
-        for index, start, stop, kept_from, kept_to in chosen:
+        for index, start, stop, begins, ends in chosen:
             if start == 0:
                 bos[index] = hidden[begin]
-            kept_from, kept_to = max(kept_from, 1), min(kept_to, len(sequences[index]) - 1)  # no <bos>, no <eos>
+            kept_from, kept_to = max(begins, 1), min(ends, len(sequences[index]) - 1)  # no <bos>, no <eos>
             if kept_from < kept_to:
                 here = slice(begin + kept_from - start, begin + kept_to - start)
                 total[index] += hidden[here].sum(0)
                 largest[index] = torch.maximum(largest[index], hidden[here].amax(0))
-                if residues is not None:
+                if residues is not None and on_host is not None:
                     residues[first[index] + kept_from - 1 : first[index] + kept_to - 1] = on_host[here]
             begin += stop - start
     counts = torch.tensor(np.diff(first), device=reader.device)[:, None]

@@ -28,7 +28,8 @@ Progress = Callable[[int], object]
 
 def protein_chunks(records: Records | Sequences, limit: int = CHUNK_TOKENS) -> Iterator[list[Protein]]:
     """Consecutive proteins of about `limit` tokens."""
-    chunk, used = [], 0
+    chunk: list[Protein] = []
+    used = 0
     for protein in proteins(records):
         if chunk and used + len(protein.tokens) + 2 > limit:
             yield chunk

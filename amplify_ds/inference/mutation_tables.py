@@ -88,7 +88,7 @@ def parse_table(table: Table, proteins: Mapping[str, np.ndarray], offset: int = 
         try:
             if name not in proteins:
                 raise Malformed(f"no protein in the input is named {name!r}")
-            changes = _changes(mutants and mutants[number], sequence, proteins[name], offset)
+            changes = _changes(mutants[number] if mutants else None, sequence, proteins[name], offset)
             parsed.append((name, changes))
         except Malformed as error:
             wrong.append(f"line {line}: {error}")
@@ -99,7 +99,7 @@ def parse_table(table: Table, proteins: Mapping[str, np.ndarray], offset: int = 
             f"{table.path}: {len(wrong):,} of {len(table.rows):,} rows do not fit the protein:\n  "
             + "\n  ".join(wrong[:_SHOWN])
             + more
-            + (_advice(mutants, proteins) if misplaced else "")
+            + (_advice(mutants, proteins) if misplaced and mutants else "")
         )
     return parsed
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def compare(sequence: str, wild_type: np.ndarray) -> Changes:
 
 def find_offset(mutants: Iterable[str], wild_type: np.ndarray) -> int | None:
     """The one offset with which all mutations fit, where there is just one; three different positions show it."""
-    pairs = set()
+    pairs: set[tuple[int, int]] = set()
     for mutant in mutants:
         text = mutant.strip()
         if text.upper() not in WILD_TYPE and not _SEQUENCE.fullmatch(text):
@@ -92,15 +92,15 @@ def find_offset(mutants: Iterable[str], wild_type: np.ndarray) -> int | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _substitutions(text: str):
+def _substitutions(text: str) -> Iterator[tuple[str, int, str, str]]:
     """(wild-type residue, position, new residue, text) of each. Raises Malformed."""
     plain = re.sub(r"^p\.", "", text.translate(_BRACKETS), flags=re.IGNORECASE)
     for one in filter(None, re.split(r"[:/;,+\s]+", plain)):
         letters = re.sub(r"^P\.", "", one.upper())
         match = _ONE.fullmatch(letters)
-        old = match and _THREE.get(match[1], match[1])
-        new = match and (old if match[3] == "=" else _THREE.get(match[3], match[3]))
-        if not match or len(old) > 1 or len(new) > 1 or new not in RESIDUES or old not in TOKENS:
+        old = _THREE.get(match[1], match[1]) if match else ""
+        new = (old if match[3] == "=" else _THREE.get(match[3], match[3])) if match else ""
+        if match is None or len(old) > 1 or len(new) > 1 or new not in RESIDUES or old not in TOKENS:
             if _NO_SUBSTITUTION.search(letters):
                 raise Malformed(
                     f"{one!r} is no substitution: insertions, deletions, frameshifts and stops are not scored"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.embeddings import Settings
@@ -38,7 +39,10 @@ class Shape:
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """{name: (shape, dtype)}"""
-        found = {"names": ((self.proteins,), np.dtype(f"U{self.longest_name}")), "lengths": ((self.proteins,), "int32")}
+        found: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+            "names": ((self.proteins,), np.dtype(f"U{self.longest_name}")),
+            "lengths": ((self.proteins,), "int32"),
+        }
         for kind in self.settings.include:
             rows = self.residues if kind == "residues" else self.proteins
             found[kind] = ((rows, self.hidden_size), self.settings.dtype)

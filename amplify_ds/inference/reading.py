@@ -54,7 +54,8 @@ def check(
     records: Records | Sequences, strict: bool = False, progress: Callable[[int], object] = lambda proteins: None
 ) -> Contents:
     """Read all records once. Raises AmplifyError for what cannot be embedded or scored; strict: for <unk> too."""
-    digest, hashes, unknown = hashlib.sha256(), array("Q"), Counter()
+    digest, hashes = hashlib.sha256(), array("Q")
+    unknown: Counter[str] = Counter()
     residues = longest = 0
     for number, (name, sequence) in enumerate(records, 1):
         sequence = _cleaned(sequence)
@@ -74,7 +75,7 @@ def check(
         hashes.append(_hash(name))
         residues, longest = residues + len(encode(sequence)), max(longest, len(name))
         progress(1)
-    notes = +getattr(records, "notes", Counter())
+    notes = +getattr(records, "notes", Counter[str]())
     if not hashes:
         raise AmplifyError(f"{records}: holds no protein{_left_out(notes)}")
     _refuse_duplicates(records, np.frombuffer(hashes, dtype=np.uint64))

@@ -57,12 +57,12 @@ class Records:
             self.notes.update(batch.left_out)
             self.notes.update(batch.noted)
             names = batch.names if self.names == "header" else batch.short_names()
-            for name, sequence in zip(names, batch.sequences):
-                name = name if batch.named else str(number)
+            for given, sequence in zip(names, batch.sequences):
+                name = given if batch.named else str(number)
                 number += 1
-                if self.duplicates != "refuse" and (name := self._told_apart(name, seen)) is None:
-                    continue
-                yield name, sequence.decode(errors="replace")
+                told = name if self.duplicates == "refuse" else self._told_apart(name, seen)
+                if told is not None:
+                    yield told, sequence.decode(errors="replace")
 
     def _told_apart(self, name: str, seen: dict[str, int]) -> str | None:
         """The name, numbered if it was seen before; None to skip it."""

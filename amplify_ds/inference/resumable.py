@@ -37,7 +37,7 @@ class Chunks:
     def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         partial = self.folder / "chunk.tmp"
         with open(partial, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
         sync(partial)
         partial.replace(self._path(number))
 

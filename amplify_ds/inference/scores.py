@@ -43,7 +43,8 @@ def chunked(
     sites: Iterable[Sites], one_pass: bool, max_length: int, limit: int = CHUNK_TOKENS
 ) -> Iterator[list[Sites]]:
     """Lists of about `limit` tokens to compute. With masks a long protein is divided among several."""
-    chunk, used = [], 0
+    chunk: list[Sites] = []
+    used = 0
     for number, tokens, positions in sites:
         copy = min(len(tokens) + 2, max_length)
         at_once = max(1, len(positions)) if one_pass else max(1, limit // copy)
@@ -73,7 +74,7 @@ def log_probabilities(reader: Reader, chunk: list[Sites], one_pass: bool) -> np.
             for group in groups:
                 pieces.append((sequence, starts[window], starts[window] + length, group, place))
                 place += len(group)
-    result = None
+    result = np.empty((place, reader.model.config.vocab_size), np.float32)
     for row in rows([stop - start for _, start, stop, *_ in pieces], reader.row_tokens):
         read, places, targets, begin = [], [], [], 0
         for sequence, start, stop, group, first in (pieces[i] for i in row):
@@ -84,10 +85,7 @@ def log_probabilities(reader: Reader, chunk: list[Sites], one_pass: bool) -> np.
             places.append(begin + group - start)
             targets.append(first + np.arange(len(group)))
             begin += stop - start
-        found = reader.log_probabilities(read, np.concatenate(places))
-        if result is None:
-            result = np.empty((place, found.shape[1]), np.float32)
-        result[np.concatenate(targets)] = found
+        result[np.concatenate(targets)] = reader.log_probabilities(read, np.concatenate(places))
     return result
 
 

@@ -33,7 +33,8 @@ def windows(tokens: int, max_length: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 def rows(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
     """Yield lists of indices into `lengths` whose sum is at most `row_tokens`; one that is longer stands alone."""
-    row, used = [], 0
+    row: list[int] = []
+    used = 0
     for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         if row and used + lengths[index] > row_tokens:
             yield row

@@ -163,8 +163,8 @@ def rotate(x, rotation):
 
 def _sdpa(query, key, value, mask=None):
     """[B, L, N, D] each and returned."""
-    heads_first = (x.transpose(-2, -3) for x in (query, key, value))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(-2, -3)
+    query, key, value = (x.transpose(-2, -3) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(-2, -3)
 
 
 @not_compiled  # segments differ from batch to batch, and their kernels are compiled already

@@ -71,7 +71,7 @@ class AMPLIFY(Encoder, PreTrainedModel):
         """What Trainer asks to learn that the loss can be divided by `num_items_in_batch`."""
         return accepts_loss_kwargs(self)
 
-    def forward(
+    def forward(  # type: ignore[override]  # the order of transformers, not that of Encoder
         self,
         input_ids=None,
         attention_mask=None,

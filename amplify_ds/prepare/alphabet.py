@@ -41,8 +41,10 @@ def refusing_nucleotides(
     batches: Iterable[Batch], table: Callable[[], Mapping[str, Sequence[bytes]]]
 ) -> Iterator[Batch]:
     """The batches; Malformed where the first records are nucleotides. table: some cells of each column there is."""
-    batches, held, sample, size = iter(batches), [], [], 0
-    for batch in batches:
+    remaining, size = iter(batches), 0
+    held: list[Batch] = []
+    sample: list[bytes] = []
+    for batch in remaining:
         held.append(batch)
         sample += batch.sequences[: SAMPLE - len(sample)]
         size += len(batch.text)
@@ -55,4 +57,4 @@ def refusing_nucleotides(
             f"{protein_columns(cells)}. {'Choose a column with --sequence-column' if cells else 'Translate them'}, or "
             "give --allow-nucleotides if these are proteins"
         )
-    yield from chain(held, batches)
+    yield from chain(held, remaining)

@@ -8,8 +8,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from amplify_ds.prepare.batches import Malformed, quoted
 from amplify_ds.prepare.forms import COMPRESSED_NAMES, DATA_NAMES, suffix
@@ -51,9 +52,9 @@ def zip_members(path: str) -> tuple[list[Member], list[str]]:
 
 
 @contextmanager
-def zip_member(path: str, name: str) -> Iterator[BinaryIO]:
+def zip_member(path: str, name: str) -> Iterator[BufferedIOBase]:
     with _zip(path) as archive, archive.open(str(name)) as stream:
-        yield stream
+        yield cast(BufferedIOBase, stream)  # a ZipExtFile
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def _zip(path: str) -> Iterator[zipfile.ZipFile]:
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def tar_members(stream: BinaryIO, others: list[str]) -> Iterator[tuple[str, BinaryIO]]:
+def tar_members(stream: BinaryIO, others: list[str]) -> Iterator[tuple[str, BufferedIOBase]]:
     """(name, content) of each data file of a tar archive, in order; the names of other members are added to `others`.
     Raises Malformed at the end if there is no data file."""
     any_found = False
@@ -74,7 +75,7 @@ def tar_members(stream: BinaryIO, others: list[str]) -> Iterator[tuple[str, Bina
             for info in archive:
                 if info.isfile() and _is_data(info.name, single=False):
                     any_found = True
-                    yield info.name, archive.extractfile(info)
+                    yield info.name, cast(BufferedIOBase, archive.extractfile(info))  # of a file never None
                 elif not info.isdir() and not _hidden(info.name):
                     others.append(info.name)
     except tarfile.TarError as error:

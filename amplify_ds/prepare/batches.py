@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LONGEST_RECORD = 2**25  # bytes; the longest known protein has 45,000 residues
 # What some files hold beside proteins, known by its header.
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     named: bool = True
 
     @classmethod
-    def of(cls, names: list[str], sequences: Sequence[bytes], **others: object) -> Batch:
+    def of(cls, names: list[str], sequences: Sequence[bytes], **others: Any) -> Batch:
         """Line breaks within a sequence are removed, as those of FASTA are."""
         text = b"\n".join(sequences)
         if text.count(b"\n") >= max(1, len(sequences)):

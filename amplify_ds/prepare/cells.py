@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed
 from amplify_ds.prepare.rows import are_between_cells
@@ -39,11 +39,13 @@ class Layout(NamedTuple):
 
 
 def cells_of(rows: bytes, layout: Layout, places: Sequence[tuple[str, int]], line: int) -> Cells | None:
-    count, delimiter, restore = len(layout.columns), layout.delimiter.encode(), None
+    count, delimiter = len(layout.columns), layout.delimiter.encode()
     text: bytes | None = rows
-    if b'"' in rows and layout.quoting != "none":
-        hidden = layout.quoting == "csv"
-        text, restore = (_hidden(rows, delimiter), _Shown(delimiter)) if hidden else (rows, unquoted)
+    restore: Callable[[bytes], bytes] | None = None
+    if b'"' in rows and layout.quoting == "csv":
+        text, restore = _hidden(rows, delimiter), _Shown(delimiter)
+    elif b'"' in rows and layout.quoting == "cells":
+        restore = unquoted
     if text is None:
         found, restore = [row for _, row in rows_of(rows, layout, line)], None
     else:
@@ -90,7 +92,7 @@ def _byte(number: int) -> bytes:
 def rows_of(text: bytes, layout: Layout, line: int) -> Iterator[tuple[int, list[bytes]]]:
     """(number of its first line, cells) of each row, by Python's csv. Raises Malformed for one of another length."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_RECORD + 1))
-    quoting = csv.QUOTE_MINIMAL if layout.quoting == "csv" else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if layout.quoting == "csv" else csv.QUOTE_NONE
     lines = io.StringIO(text.decode("latin-1"), newline="")
     reader = csv.reader(lines, delimiter=layout.delimiter, strict=True, quoting=quoting)
     begun = line

@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import io
 import time
+from typing import TYPE_CHECKING
 
 from amplify_ds.errors import AmplifyError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+    from requests import Response
 
 ATTEMPTS = 6  # at going on with a broken download, in a row and without a single byte; they wait 1, 2, 4 … seconds
 _TIMEOUT = 30.0
@@ -21,22 +26,23 @@ class Http(io.RawIOBase):
         self.size: int | None = None
         self._offset = 0
         self._version = ""  # what the server says of this version of the file
-        self._response = None
+        self._response: Response | None = None
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         from requests import RequestException
         from urllib3.exceptions import HTTPError
 
+        view = memoryview(buffer)
         for attempt in range(ATTEMPTS):
             try:
                 if self._response is None:
-                    self._connect()
-                data = self._response.raw.read(len(buffer))
+                    self._response = self._connect()
+                data = self._response.raw.read(len(view))
                 if data or self.size in (None, self._offset):
-                    buffer[: len(data)] = data
+                    view[: len(data)] = data
                     self._offset += len(data)
                     return len(data)
                 failure = f"it ended after {self._offset:,} of {self.size:,} bytes"
@@ -50,7 +56,7 @@ class Http(io.RawIOBase):
             f"({failure}). Check the address and the network, and run the same command again."
         )
 
-    def _connect(self) -> None:
+    def _connect(self) -> Response:
         """Ask for the bytes from `_offset` on."""
         import requests
 
@@ -67,10 +73,11 @@ class Http(io.RawIOBase):
         version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         if self._offset and (size, version) != (self.size, self._version):
             raise AmplifyError(f"{self.address} was replaced by another file while it was read. Start again.")
-        self.size, self._version, self._response = size, version, response
+        self.size, self._version = size, version
         left = 0 if resumed else self._offset  # a server that knows no ranges begins again
         while left:
             skipped = response.raw.read(min(left, _SKIPPED))
             if not skipped:
                 raise OSError("the connection ended")
             left -= len(skipped)
+        return response

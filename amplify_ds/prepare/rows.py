@@ -28,13 +28,13 @@ class RowEnds:
         """Return where the last row that ends in this block does: the place after its line end; 0 if none does."""
         if self._delimiter is None:
             return _last_end(block, 0, len(block))
-        end = None if self._closing else self._feed_plain(block)
+        end = None if self._closing else self._feed_plain(block, self._delimiter)
         if end is None:
             end = self._feed_any(block)
         self._last = block[-1] if block else self._last
         return end
 
-    def _feed_plain(self, block: bytes) -> int | None:
+    def _feed_plain(self, block: bytes, delimiter: bytes) -> int | None:
         """The same where all quotes stand at the ends of cells and none is doubled, at once; else None."""
         parts = block.split(b'"')
         quoted = int(self.inside)  # parts[quoted::2] are outside of quoted cells
@@ -44,7 +44,7 @@ class RowEnds:
         ahead = outside[:-1] if ends_outside else list(outside)
         if ahead and not quoted and not ahead[0] and self._last in self._before:
             del ahead[0]
-        if not are_between_cells(behind, ahead, self._delimiter):
+        if not are_between_cells(behind, ahead, delimiter):
             return None
         self.inside = not ends_outside
         stop = len(block)

@@ -70,7 +70,8 @@ def _local(path: Path, files: str, reading: Reading, tell: Callable[[str], objec
     """The sources at a path that exists; of a folder, the data files whose paths in it begin with `files`."""
     if not path.is_dir():
         return [source_of_file(path, reading, tell)]
-    found, others = [], []
+    found: list[Path] = []
+    others: list[Path] = []
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
         if file.is_file() and str(name).startswith(files) and not any(part.startswith(".") for part in name.parts):

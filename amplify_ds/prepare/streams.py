@@ -10,7 +10,7 @@ import codecs
 import io
 import sys
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from xopen import xopen
 
@@ -18,8 +18,12 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare.download import Http
 from amplify_ds.prepare.forms import UTF16_MARKS
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 Progress = Callable[[int], object]
 MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+Readable = io.RawIOBase | io.BufferedIOBase
 BUFFER = 2**20
 _SCAN = 2**16
 
@@ -32,17 +36,17 @@ def compression(head: bytes) -> str | None:
 def open_stream(address: str, progress: Progress) -> io.BufferedReader:
     """Open a whole input, decompressed and in UTF-8: a path, "-" for standard input, or an http(s) address."""
     if address == "-":
-        raw: io.RawIOBase = Counted(sys.stdin.buffer, progress)
+        raw: Readable = cast(io.BufferedReader, sys.stdin.buffer)
     elif address.startswith(("http://", "https://")):
-        raw = Counted(Http(address), progress)
+        raw = Http(address)
     else:
-        raw = Counted(open(address, "rb", buffering=0), progress)
-    return buffered(raw)
+        raw = open(address, "rb", buffering=0)
+    return buffered(Counted(raw, progress))
 
 
-def buffered(raw: BinaryIO) -> io.BufferedReader:
+def buffered(raw: Readable) -> io.BufferedReader:
     """The stream, decompressed if it is compressed, and UTF-16 (known by its first two bytes) made UTF-8."""
-    stream = io.BufferedReader(_Full(raw), BUFFER)
+    stream: io.BufferedReader[Any] = io.BufferedReader(_Full(raw), BUFFER)
     if form := compression(stream.peek(8)[:8]):
         stream = io.BufferedReader(_Full(_Decompressed(stream, form)), BUFFER)
     if encoding := UTF16_MARKS.get(stream.peek(2)[:2]):
@@ -83,13 +87,13 @@ def _boundary(file: BinaryIO, place: int, separator: bytes) -> int:
 class _Full(io.RawIOBase):
     """A stream of which a read gives all that is asked for, but at the end: what is peeked at is not half a line."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._stream = stream
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view, read = memoryview(buffer), 0
         while read < len(view) and (more := self._stream.readinto(view[read:])):
             read += more
@@ -109,14 +113,15 @@ class _Decompressed(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
         try:
-            data = self._stream.read(len(buffer))
+            data = self._stream.read(len(view))
         except (AmplifyError, OSError):
             raise
         except Exception as error:
             raise OSError(str(error)) from error
-        buffer[: len(data)] = data
+        view[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
@@ -134,13 +139,14 @@ class _Utf8(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         while not self._left and not self._ended:
             block = self._stream.read(BUFFER)
             self._ended = not block
             self._left = self._decoder.decode(block, final=self._ended).encode(errors="replace")
-        data, self._left = self._left[: len(buffer)], self._left[len(buffer) :]
-        buffer[: len(data)] = data
+        view = memoryview(buffer)
+        data, self._left = self._left[: len(view)], self._left[len(view) :]
+        view[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
@@ -151,15 +157,17 @@ class _Utf8(io.RawIOBase):
 class Counted(io.RawIOBase):
     """A readable file, or its next `size` bytes, that tells `progress` how many bytes were read."""
 
-    def __init__(self, file: BinaryIO, progress: Progress, size: int | None = None) -> None:
+    def __init__(self, file: Readable, progress: Progress, size: int | None = None) -> None:
         self._file, self._progress, self._left = file, progress, size
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer)[: self._left]
         read = self._file.readinto(view)
+        if read is None:
+            raise BlockingIOError("no bytes are ready, and the input is not one that waits for them")
         if self._left is not None:
             self._left -= read
         self._progress(read)

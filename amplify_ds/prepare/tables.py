@@ -8,13 +8,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed
 from amplify_ds.prepare.forms import UTF8_MARK
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 ROWS = 4096  # handed over at a time
 Cells = dict[str, list[bytes]]
@@ -57,7 +60,7 @@ def _open_arrow(file: pa.NativeFile, form: str):
     return (pa.ipc.open_stream if form == "arrow stream" else pa.ipc.open_file)(file)
 
 
-def open_dataset(name: str, files: str) -> object:
+def open_dataset(name: str, files: str) -> IterableDataset:
     """Open the data files of a hub repository whose paths begin with `files` (all, if empty) for streaming."""
     from datasets import load_dataset
 

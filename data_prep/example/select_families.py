@@ -28,7 +28,7 @@ COLUMNS = 60
 
 def read_clean(path, longest):
     """The usable entries of a FASTA file as {sequence: header}; the first of equal ones stays."""
-    entries = {}
+    entries: dict[str, str] = {}
     with dnaio.open(path) as records:
         for record in records:
             sequence = record.sequence.upper()

@@ -13,7 +13,8 @@ learners" (ICLR).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.embeddings import framed
 from amplify_ds.inference.model import Reader
 from amplify_ds.model.attention import Segments, rotary_angles, rotate
+from amplify_ds.model.layers import EncoderBlock
 
 
 def contact_features(reader: Reader, tokens: np.ndarray) -> Iterator[torch.Tensor]:
@@ -52,7 +54,7 @@ def attention_maps(reader: Reader, window: np.ndarray) -> Iterator[torch.Tensor]
     rotation = rotary_angles(torch.arange(len(ids), device=reader.device), head_size)
     segments = Segments(torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
     x = reader.model.encoder(ids)
-    for block in reader.model.transformer_encoder:
+    for block in cast(Iterable[EncoderBlock], reader.model.transformer_encoder):
         normed = block.attention_norm(x)
         query, key = (
             rotate(f(normed).unflatten(-1, (-1, head_size)), rotation).float().transpose(0, 1)  # [N, T, D]

@@ -67,7 +67,7 @@ def fit_head(
     begin = 0
     for target, (i, j) in zip(targets, pairs):
         here = slice(begin, begin + len(i))
-        contacts[here] = target.contacts[i, j] == 1
+        contacts[here] = target.known_contacts()[i, j] == 1
         for layer, maps in enumerate(contact_features(reader, target.tokens)):
             features[here, layer] = maps[:, torch.from_numpy(i), torch.from_numpy(j)].T.cpu().numpy()
         begin = here.stop
@@ -114,7 +114,7 @@ def evaluate(
 ) -> Iterator[tuple[Target, dict[str, dict[str, float]]]]:
     """(protein, its precisions) for each; see precision.py. progress: proteins."""
     for target in targets:
-        yield target, precision.precisions(predict(reader, head, target.tokens), target.contacts)
+        yield target, precision.precisions(predict(reader, head, target.tokens), target.known_contacts())
         progress(1)
 
 
@@ -128,7 +128,7 @@ def write_precisions(path: Path, found: Sequence[tuple[Target, dict[str, dict[st
         table.writerow(["name", "length", "observed", *(f"{name} {column}" for name, column in names)])
         for target, values in found:
             numbers = [f"{values[name][column]:.6g}" for name, column in names]
-            table.writerow([target.name, len(target.tokens), observed(target.contacts), *numbers])
+            table.writerow([target.name, len(target.tokens), observed(target.known_contacts()), *numbers])
     sync(partial)
     partial.replace(path)
 
@@ -171,7 +171,7 @@ def predict_file(
 
 def _chosen(target: Target, index: int, settings: Fitting) -> tuple[np.ndarray, np.ndarray]:
     """(i, j) of the pairs of a protein that train."""
-    i, j = known_pairs(target.contacts)
+    i, j = known_pairs(target.known_contacts())
     if settings.pairs_per_protein is not None and len(i) > settings.pairs_per_protein:
         draw = np.random.default_rng([settings.seed, index])
         some = np.sort(draw.choice(len(i), settings.pairs_per_protein, replace=False))

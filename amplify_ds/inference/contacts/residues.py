@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import gemmi
 import numpy as np
@@ -33,7 +33,7 @@ def protein_part(chain: gemmi.Chain, sequence: Collection[str]) -> list[gemmi.Re
     return [residue for group in groups for residue in group]
 
 
-def bonded(first: list[gemmi.Residue], second: list[gemmi.Residue] = ()) -> bool:
+def bonded(first: Sequence[gemmi.Residue], second: Sequence[gemmi.Residue] = ()) -> bool:
     """Whether a peptide bond joins two sites, in any of their alternatives. Nothing is bonded to nothing.
 
     Without C and N the C-alphas tell, without these any two atoms (chromophores name theirs otherwise).
@@ -70,11 +70,13 @@ def _skipped(first: gemmi.Residue, second: gemmi.Residue) -> list[int]:
 
     The former may just count the residues there are: then it says nothing.
     """
-    by_author = second.seqid.num - first.seqid.num
-    if by_author == 0 and first.seqid.icode != second.seqid.icode:
-        by_author = 1
-    by_entity = 0 if None in (first.label_seq, second.label_seq) else second.label_seq - first.label_seq
-    return [difference - 1 for difference in ([by_entity] if by_entity > 1 else []) + [by_author]]
+    differences = []
+    if first.label_seq is not None and second.label_seq is not None and second.label_seq - first.label_seq > 1:
+        differences.append(second.label_seq - first.label_seq)
+    if first.seqid.num is not None and second.seqid.num is not None:
+        by_author = second.seqid.num - first.seqid.num
+        differences.append(1 if by_author == 0 and first.seqid.icode != second.seqid.icode else by_author)
+    return [difference - 1 for difference in differences]
 
 
 def _in_polymer(residue: gemmi.Residue, sequence: Collection[str]) -> bool:
@@ -96,7 +98,7 @@ def _is_modified(residue: gemmi.Residue) -> bool:
     return known.is_amino_acid() and not known.is_standard()
 
 
-def _distance(first: list[gemmi.Residue], second: list[gemmi.Residue], *names: str) -> float | None:
+def _distance(first: Sequence[gemmi.Residue], second: Sequence[gemmi.Residue], *names: str) -> float | None:
     """Å between the nearest atoms of two sites, of these names (one each) or of any; None where there are none."""
     places = [
         np.array([atom.pos.tolist() for residue in site for atom in residue if name in (None, atom.name)])

@@ -41,7 +41,7 @@ _FORCE_FIELDS = {
 
 def find(words: Iterable[str]) -> list[tuple[Path, str | None]]:
     """(file, chain or None) of each word: a folder (the structure files right in it), FILE or FILE:CHAIN."""
-    found = []
+    found: list[tuple[Path, str | None]] = []
     for word in words:
         path, chain = Path(word), None
         if not path.exists() and ":" in word:

@@ -33,6 +33,12 @@ class Target(NamedTuple):
     tokens: np.ndarray
     contacts: np.ndarray | None = None
 
+    def known_contacts(self) -> np.ndarray:
+        """`contacts`; ValueError where nothing is known of them."""
+        if self.contacts is None:
+            raise ValueError(f"the contacts of {self.name} are not known")
+        return self.contacts
+
 
 def contacts_of(coordinates: np.ndarray) -> np.ndarray:
     """int8 [n, n] from the places of C-betas, [n, 3] in Å; nan where there is none."""
