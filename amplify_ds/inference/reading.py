@@ -75,7 +75,7 @@ def check(
         hashes.append(_hash(name))
         residues, longest = residues + len(encode(sequence)), max(longest, len(name))
         progress(1)
-    notes = +getattr(records, "notes", Counter[str]())
+    notes: Counter[str] = +records.notes if isinstance(records, Records) else Counter()
     if not hashes:
         raise AmplifyError(f"{records}: holds no protein{_left_out(notes)}")
     _refuse_duplicates(records, np.frombuffer(hashes, dtype=np.uint64))

@@ -14,7 +14,7 @@ class AMPLIFYConfig(Shape, PretrainedConfig):
     def __init__(self, *sizes, **fields):
         Shape.__init__(self, *sizes, **{name: fields.pop(name) for name in FIELDS & fields.keys()})
         fields.setdefault("tie_word_embeddings", False)
-        PretrainedConfig.__init__(  # type: ignore[call-arg]  # they go to its **kwargs, with a decorator on top
+        PretrainedConfig.__init__(  # type: ignore[call-arg]  # any keyword goes, by a decorator of transformers'
             self,
             pad_token_id=self.pad_token_id,
             bos_token_id=self.bos_token_id,
