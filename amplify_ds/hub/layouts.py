@@ -102,7 +102,7 @@ BLOCK = "transformer_encoder.{}."
 _QKV = tuple(f"{BLOCK}{x}.weight" for x in "qkv")
 
 
-def _fused(name: str, embedding: str, decoder: str, lowest: bool, final_norm: str, block: str, names: str) -> Layout:
+def _fused(name: str, block: str, names: str, embedding: str, decoder: str, lowest: bool, final_norm: str) -> Layout:
     """A layout with q, k, v in one and padded vocabulary. names: of qkv, its norm, wo, the ffn's norm, w12 and w3."""
     qkv, norm, wo, ffn_norm, w12, w3 = (block + x for x in names.split())
     return Layout(
@@ -130,13 +130,9 @@ OURS = (
     "decoder.weight",
     "decoder.bias",
 )
-_MEGATRON = (
-    "embedding.word_embeddings.weight",
-    "output_layer",
-    False,
-    "encoder.final_layernorm.weight",
-    "encoder.layers.{}.",
-)
+# Embedding, decoder, whether the padding's bias is the lowest number, final norm.
+_TE = ("amplify.encoder.weight", "decoder", True, "decoder.layer_norm_weight")
+_MEGATRON = ("embedding.word_embeddings.weight", "output_layer", False, "encoder.final_layernorm.weight")
 
 LAYOUTS = {
     layout.name: layout
@@ -144,27 +140,26 @@ LAYOUTS = {
         Layout("hf", tuple(Same(name, (name,)) for name in OURS), padded=False),
         _fused(
             "te",
-            "amplify.encoder.weight",
-            "decoder",
-            True,
-            "decoder.layer_norm_weight",
             "amplify.transformer_encoder.{}.",
             "self_attention.layernorm_qkv.weight self_attention.layernorm_qkv.layer_norm_weight "
             "self_attention.proj.weight "
             "layernorm_mlp.layer_norm_weight layernorm_mlp.fc1_weight layernorm_mlp.fc2_weight",
+            *_TE,
         ),
         _fused(
             "megatron",
-            *_MEGATRON,
+            "encoder.layers.{}.",
             "self_attention.linear_qkv.weight self_attention.linear_qkv.layer_norm_weight "
             "self_attention.linear_proj.weight "
             "mlp.linear_fc1.layer_norm_weight mlp.linear_fc1.weight mlp.linear_fc2.weight",
+            *_MEGATRON,
         ),
         _fused(
             "megatron-local",
-            *_MEGATRON,
+            "encoder.layers.{}.",
             "self_attention.linear_qkv.weight input_layernorm.weight self_attention.linear_proj.weight "
             "pre_mlp_layernorm.weight mlp.linear_fc1.weight mlp.linear_fc2.weight",
+            *_MEGATRON,
         ),
     )
 }

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import random
 import sys
 import threading
@@ -187,6 +188,16 @@ def test_patterns_and_many_inputs(tmp_path):
 def test_standard_input(monkeypatch, data):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
     assert read("-") == RECORDS
+
+
+def test_standard_input_that_does_not_wait_is_refused(monkeypatch):
+    there, here = os.pipe()
+    os.set_blocking(there, False)
+    with open(here, "wb", 0) as writer, open(there) as stdin:
+        writer.write(FASTA[:1000])
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(AmplifyError, match="no bytes are ready"):
+            read("-")
 
 
 class Unreliable(BaseHTTPRequestHandler):

@@ -218,6 +218,13 @@ def test_a_chromophore_with_names_of_its_own_is_bonded_by_its_nearest_atoms(tmp_
     same(found, (SEQUENCE[:5] + "T" + SEQUENCE[6:], by_loops(PLACES, missing=(5,))))
 
 
+def test_a_residue_without_a_number_beside_a_gap_is_refused(tmp_path):
+    text = mmcif_atoms(shifted(ATOMS, 6, [3, 0, 0]), [*PLAIN[:6], "77", *PLAIN[7:26]])
+    assert " 77 ? A 1" in text
+    with pytest.raises(AmplifyError, match="no bond joins TRP .* do not tell how many residues are missing"):
+        read_text(tmp_path, text.replace(" 77 ? A 1", " ? ? A 1"))
+
+
 @pytest.mark.parametrize(
     "numbers, shift",
     [
