@@ -163,8 +163,11 @@ class Log(Section):
 class Watchdog(Section):
     seconds: float = setting(
         "a rank that has not moved for so long is named and the job ended; must be longer than the longest step or "
-        "checkpoint; 0: never", True, ge=0, le=1e9,
-    )  # fmt: skip
+        "checkpoint; 0: never",
+        True,
+        ge=0,
+        le=1e9,
+    )
 
 
 class RunConfig(Section):
@@ -226,9 +229,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 METAVARS = {
-    str(int): "N", str(float): "X", str(bool): "true|false", str(list[str]): "[NAME=]DIR",
+    str(int): "N",
+    str(float): "X",
+    str(bool): "true|false",
+    str(list[str]): "[NAME=]DIR",
     str(tuple[Share, Share]): "X",
-}  # fmt: skip
+}
 
 
 def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunConfig:

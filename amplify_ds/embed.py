@@ -33,9 +33,12 @@ def main() -> int:
         "--output", required=True, type=Path, metavar="FILE", help="to write: .h5, .parquet or .npz; it must not exist"
     )
     parser.add_argument(
-        "--include", nargs="+", default=["mean"], metavar="KIND",
+        "--include",
+        nargs="+",
+        default=["mean"],
+        metavar="KIND",
         help="of mean, bos, max (a vector a protein), residues (a vector a residue) (default: mean)",
-    )  # fmt: skip
+    )
     parser.add_argument("--layer", type=int, metavar="N", help="0: the embedding, … (default: the last)")
     parser.add_argument(
         "--raw", action="store_true", help="without the final norm; raw outputs have a large, uneven scale"

@@ -36,14 +36,21 @@ def main() -> int:
         prog="amplify_ds.evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", required=True, action="append", metavar="MODEL",
+        "--model",
+        required=True,
+        action="append",
+        metavar="MODEL",
         help="a checkpoint, a run (its newest checkpoint), a model folder in any layout, or NAME[@REVISION] on the "
         "hub; may be given several times",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--data", required=True, action="append", type=Path, metavar="DIR",
+        "--data",
+        required=True,
+        action="append",
+        type=Path,
+        metavar="DIR",
         help="shards, from data_prep/build_shards.py; may be given several times",
-    )  # fmt: skip
+    )
     parser.add_argument("--max-rows", type=int, default=0, metavar="N", help="score the first N rows (default: all)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON list of scores instead of text")

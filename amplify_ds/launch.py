@@ -58,20 +58,28 @@ class Parser(argparse.ArgumentParser):
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
     """Return our options, further ones for the launcher, and those for amplify_ds.train."""
     parser = Parser(
-        prog="bash launch/train.sh", usage="%(prog)s [options --] options of amplify_ds.train", description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, epilog=EPILOG,
-    )  # fmt: skip
+        prog="bash launch/train.sh",
+        usage="%(prog)s [options --] options of amplify_ds.train",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=EPILOG,
+    )
     add = parser.add_argument
     add("--ranks", type=_count, metavar="N", help="of this machine (default: one for each GPU, else a core, at most 8)")
     add("--hostfile", "-H", type=Path, metavar="FILE", help="lines 'NAME slots=N', see launch/hostfile.example")
     add(
-        "--restarts", type=int, default=0, metavar="N",
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
         help="start again from the newest checkpoint, at most N times, when the run fails after it had begun to train",
-    )  # fmt: skip
+    )
     add(
-        "--drop-lost-nodes", action="store_true",
+        "--drop-lost-nodes",
+        action="store_true",
         help=f"restart without machines that do not answer, instead of waiting {SECONDS_FOR_HOSTS} s for them",
-    )  # fmt: skip
+    )
     add("--master_addr", metavar="NAME", help="where the ranks meet (default: the hostfile's first machine)")
     add(
         "--master_port",

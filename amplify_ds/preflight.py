@@ -35,9 +35,12 @@ OF_THE_RUN = ("shards", "output", "disk", "step")
 def main() -> int:
     checks = "".join(f"  {name:<12}{text}\n" for name, text in CHECKS.items())
     parser = train.Parser(
-        prog="bash launch/preflight.sh", usage="%(prog)s HOSTFILE [options] [options of amplify_ds.train]",
-        description=DESCRIPTION + checks, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="bash launch/preflight.sh",
+        usage="%(prog)s HOSTFILE [options] [options of amplify_ds.train]",
+        description=DESCRIPTION + checks,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("hostfile", type=Path, metavar="HOSTFILE", help="lines 'NAME slots=N', see launch/hostfile.example")
     add("--master_addr", metavar="NAME", help="where the ranks meet (default: the hostfile's first machine)")

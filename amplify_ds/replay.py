@@ -33,9 +33,13 @@ def main() -> int:
     parser.add_argument("--rows", metavar="I", type=int, nargs="+", default=[], help="these rows of the batch, from 0")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write all of it to FILE")
     parser.add_argument(
-        "--data.train", dest="data", metavar="[NAME=]DIR[:WEIGHT]", nargs="+", default=[],
+        "--data.train",
+        dest="data",
+        metavar="[NAME=]DIR[:WEIGHT]",
+        nargs="+",
+        default=[],
         help="the training shards, if they have moved",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args()
     from amplify_ds.training.replay import rebuild  # seconds to import, so only now
 

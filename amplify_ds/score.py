@@ -40,9 +40,12 @@ def main() -> int:
     parser.add_argument("--one-pass", action="store_true", help="read each protein once, without masks: quick, rougher")
     parser.add_argument("--mutations", type=Path, metavar="TABLE", help="CSV or TSV with a column `mutant`")
     parser.add_argument(
-        "--offset", type=int, default=0, metavar="N",
+        "--offset",
+        type=int,
+        default=0,
+        metavar="N",
         help="the table's positions are N above those of the input's sequence (default: 0)",
-    )  # fmt: skip
+    )
     parser.add_argument("--heatmap", type=Path, metavar="PNG", help="to draw; it must not exist")
     parser.add_argument("--protein", metavar="NAME", help="to draw, where the input holds several")
     arguments = parser.parse_args()
@@ -94,7 +97,7 @@ def _effects(arguments, reader, records, contents, table, bar) -> list[str]:
     wild_types = {p.name: p.tokens for p in proteins(records) if named is None or p.name in named}
     names, effects, wild = effects_file(
         reader, wild_types, contents, table, arguments.output, arguments.one_pass, bar.update, arguments.offset
-    )  # fmt: skip
+    )
     method = "wild-type-marginal (one pass)" if arguments.one_pass else "masked-marginal"
     lines = [f"wrote {arguments.output}: {method} effects of {len(effects):,} mutations"]
     if wild.any():

@@ -37,8 +37,9 @@ def begin() -> None:
     if 0 <= limit < ADDRESS_SPACE:  # -1: no limit
         _leave(
             f"error: memory is limited to {limit / 2**20:.0f} MiB (ulimit -v), and the libraries alone need "
-            f"{ADDRESS_SPACE / 2**20:.0f}: raise the limit, and run the command again", 1,
-        )  # fmt: skip
+            f"{ADDRESS_SPACE / 2**20:.0f}: raise the limit, and run the command again",
+            1,
+        )
 
 
 def ending() -> None:

@@ -50,25 +50,33 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recipe", required=True, choices=config.recipes(), help="the complete configuration to start from")
     add("--config", metavar="FILE.yaml", help="settings that replace the recipe's, in the same sections")
     add(
-        "--deepspeed_config", metavar="FILE.json", default="ds_configs/zero1.json",
+        "--deepspeed_config",
+        metavar="FILE.json",
+        default="ds_configs/zero1.json",
         help="ZeRO, offload, communication (default %(default)s)",
-    )  # fmt: skip
+    )
     add("--output", metavar="RUN", required=True, help="run directory: checkpoints, TensorBoard events, result")
     add(
-        "--resume", metavar="auto|never|PATH", default="auto",
+        "--resume",
+        metavar="auto|never|PATH",
+        default="auto",
         help="auto: continue from the newest checkpoint in RUN; never: refuse a RUN that has one; "
         "PATH: start from that checkpoint (default auto)",
-    )  # fmt: skip
+    )
     add(
-        "--init-from", metavar="SOURCE", type=Path,
+        "--init-from",
+        metavar="SOURCE",
+        type=Path,
         help="begin with the weights of a run (its newest checkpoint), a checkpoint, a model folder (Hugging Face, "
         "TransformerEngine or Megatron-Core layout) or a model of the hub (NAME or NAME@REVISION), as stage 2 does; "
         "a run that has begun continues from its own checkpoints",
-    )  # fmt: skip
+    )
     add(
-        "--skip-rows", metavar="FILE", type=Path,
+        "--skip-rows",
+        metavar="FILE",
+        type=Path,
         help="leave these rows out from now on; guards list some in RUN/skipped_rows.jsonl and RUN/loss_spikes.jsonl",
-    )  # fmt: skip
+    )
     add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
     config.add_flags(parser)
     return parser

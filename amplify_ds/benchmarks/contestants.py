@@ -27,9 +27,14 @@ from amplify_ds.vocab import PAD
 
 INDEPENDENT = Path(amplify_ds.__file__).parents[1] / "tests/support/reference_amplify.py"
 COLLECTIVES = (
-    "all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "_all_gather_base", "broadcast", "reduce",
+    "all_reduce",
+    "reduce_scatter_tensor",
+    "all_gather_into_tensor",
+    "_all_gather_base",
+    "broadcast",
+    "reduce",
     "all_gather",
-)  # fmt: skip
+)
 
 
 class Contestant:
@@ -55,9 +60,11 @@ class Contestant:
         seconds = time.perf_counter() - began
         lengths = batch.cu_seqlens.diff().double()
         return {
-            "seconds": seconds, "residues": batch.residues, "windows": int((lengths > 0).sum()),
+            "seconds": seconds,
+            "residues": batch.residues,
+            "windows": int((lengths > 0).sum()),
             "flops": model_flops(self.config, batch.tokens, lengths.square().sum().item()),
-        }  # fmt: skip
+        }
 
     def parts(self) -> dict[str, float]:
         self.times = dict.fromkeys(("data", "forward", "backward", "communication", "optimizer", "host sync"), 0.0)
@@ -105,14 +112,21 @@ class Padded(Contestant):
         found.loader.exec_module(module)
         shape = self.run.model
         self.model = module.ReferenceAMPLIFY(
-            27, shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.intermediate_size,
+            27,
+            shape.hidden_size,
+            shape.num_hidden_layers,
+            shape.num_attention_heads,
+            shape.intermediate_size,
             shape.norm_eps,
-        ).to(self.device)  # fmt: skip
+        ).to(self.device)
         settings = self.run.optimizer
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
+            self.model.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
             weight_decay=settings.weight_decay,
-        )  # fmt: skip
+        )
 
     def take(self) -> PackedBatch:
         with self.part("data"):

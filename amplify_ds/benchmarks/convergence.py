@@ -63,19 +63,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=1000, metavar="N", help="optimizer steps; all schedules end there (default: 1000)")
     add("--every", type=int, default=50, metavar="N", help="steps between evaluations (default: 50)")
     add(
-        "--contestant", action="append", default=[], metavar="NAME=FILE.yaml",
+        "--contestant",
+        action="append",
+        default=[],
+        metavar="NAME=FILE.yaml",
         help="settings to compare instead of ours, as for --config of amplify_ds.train; may be given several times. "
         "Batch, steps, end of the decay and seed are those of the benchmark",
-    )  # fmt: skip
+    )
     add(
-        "--half", action=argparse.BooleanOptionalAction, default=True,
+        "--half",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="also train each contestant but the published one for half the steps (default: yes)",
-    )  # fmt: skip
+    )
     add("--ranks", type=int, metavar="N", help=f"default: one for each GPU, else for each core, at most {MOST_RANKS}")
     add(
-        "--directory", type=Path, default=Path("runs/convergence"), metavar="DIR",
+        "--directory",
+        type=Path,
+        default=Path("runs/convergence"),
+        metavar="DIR",
         help="shards and runs, kept and reused (default: %(default)s)",
-    )  # fmt: skip
+    )
     add("--picture", type=Path, metavar="FILE.png", help="default: convergence.png in the directory")
     add("--markdown", type=Path, metavar="FILE", help="also write the table to a file")
 
@@ -148,11 +156,15 @@ def _config(contestant: Contestant, options: argparse.Namespace, ranks: int, pla
     steps = int(options.steps * contestant.share)
     rows = max(1, (ROWS + ranks // 2) // ranks)  # of a rank, as launch/quickstart.sh shares them out
     fixed = {
-        "data.train": [str(place / "train")], "data.validation": [str(place / "validation")],
-        "training.steps": steps, "optimizer.decay_steps": steps, "training.seed": seed,
-        "training.micro_batch_rows": rows, "training.global_batch_tokens": ROW_TOKENS * rows * ranks,
+        "data.train": [str(place / "train")],
+        "data.validation": [str(place / "validation")],
+        "training.steps": steps,
+        "optimizer.decay_steps": steps,
+        "training.seed": seed,
+        "training.micro_batch_rows": rows,
+        "training.global_batch_tokens": ROW_TOKENS * rows * ranks,
         "evaluation.every": options.every,
-    }  # fmt: skip
+    }
     return resolve(RECIPE, contestant.file, {**contestant.settings, **fixed})
 
 

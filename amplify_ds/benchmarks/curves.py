@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from amplify_ds.extras import pyplot
+from amplify_ds.plot import STYLE
 from amplify_ds.structured import read_json
 
 
@@ -113,13 +114,9 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     The untrained model lies above the picture, which would have no room for the rest otherwise.
     """
     plt = pyplot()
-    style = {
-        "text.parse_math": False, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.alpha": 0.25, "lines.linewidth": 1.8, "legend.frameon": False, "savefig.dpi": 200,
-    }  # fmt: skip
     first = next(iter(curves))
     target = math.exp(curves[first].final.mean())
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
         for axes, what, label, unit in (
             (panels[0], "residues", "residues read while training (millions)", 1e6),

@@ -44,13 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", dest="only", choices=PARTS, action="append", help="may be given several times (default: all)")
     add("--turns", type=int, default=3, metavar="N", help="steps of each after the first (default: 3)")
     add(
-        "--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192], metavar="L",
+        "--lengths",
+        type=int,
+        nargs="+",
+        default=[512, 1024, 2048, 4096, 8192],
+        metavar="L",
         help=f"tokens of a sequence, divisors of {ROW_TOKENS} (default: 512 1024 2048 4096 8192)",
-    )  # fmt: skip
+    )
     add(
-        "--sizes", nargs="+", default=["tiny", "120M:2", "120M", "350M"], metavar="RECIPE[:LAYERS]",
+        "--sizes",
+        nargs="+",
+        default=["tiny", "120M:2", "120M", "350M"],
+        metavar="RECIPE[:LAYERS]",
         help="models (default: tiny 120M:2 120M 350M)",
-    )  # fmt: skip
+    )
     add("--shards", type=int, nargs="+", default=[1, 10, 100, 1000], metavar="N", help="default: 1 10 100 1000")
     add("--ranks", type=int, nargs="+", metavar="N", help="default: 1, 2, 4 … up to all GPUs, else all cores")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to a file")

@@ -96,10 +96,15 @@ def make_sparse_shards(
         entries.append({"rows": rows, "segments": rows * windows, "files": files})
     counts = np.bincount(protein, minlength=len(TOKENS)) * windows * rows * shards
     manifest = {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "vocabulary_sha256": VOCABULARY_SHA256,
-        "max_length": window, "row_tokens": row_tokens, "counts": {"rows": rows * shards},
-        "token_counts": counts.tolist(), "shards": entries,
-    }  # fmt: skip
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "vocabulary_sha256": VOCABULARY_SHA256,
+        "max_length": window,
+        "row_tokens": row_tokens,
+        "counts": {"rows": rows * shards},
+        "token_counts": counts.tolist(),
+        "shards": entries,
+    }
     write_manifest(directory, manifest)
 
 
@@ -116,9 +121,12 @@ def measure(directory: str, step: int) -> dict:
     seconds = time.perf_counter() - began
     assert batch.tokens == _ROWS * ROW_TOKENS
     return {
-        "opened": opened, "seconds": seconds, "added": _memory("VmRSS") - before, "peak": _memory("VmHWM") - before,
+        "opened": opened,
+        "seconds": seconds,
+        "added": _memory("VmRSS") - before,
+        "peak": _memory("VmHWM") - before,
         "files": len(os.listdir("/proc/self/fd")) - open_before,
-    }  # fmt: skip
+    }
 
 
 def _positions(step: int) -> np.ndarray:

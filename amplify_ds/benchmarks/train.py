@@ -161,9 +161,13 @@ def ask(processes: list[Process], what: str) -> list[dict]:
 def _live(kind: str, config: str, rows: int, rank: int, ranks: int, threads: int, port: int, pipe) -> None:
     """A contestant's life: what is said goes through `pipe`."""
     os.environ.update(
-        OMP_NUM_THREADS=str(threads), RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+        OMP_NUM_THREADS=str(threads),
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     try:
         import torch
 

@@ -36,9 +36,10 @@ def check(run: Path, config: RunConfig) -> None:
     asked |= _measured(config.model_dump(mode="json"))
     if differing := runs.differences(has, asked):
         raise AmplifyError(
-            f"{run}: is a run with other settings:\n  " + "\n  ".join(differing)
+            f"{run}: is a run with other settings:\n  "
+            + "\n  ".join(differing)
             + "\nChoose another --directory, or ask for the same settings to reuse it."
-        )  # fmt: skip
+        )
 
 
 def _measured(settings: dict) -> dict:
@@ -75,9 +76,11 @@ def _start(run: Path, config: RunConfig, recipe: str, ranks: int) -> subprocess.
     settings.write_text(config.to_yaml())
     devices = gpus()
     environment = {
-        **os.environ, "AMPLIFY_LAUNCHER_PID": str(os.getpid()), "GPUS_HERE": str(devices),
+        **os.environ,
+        "AMPLIFY_LAUNCHER_PID": str(os.getpid()),
+        "GPUS_HERE": str(devices),
         **({} if devices else {"DS_ACCELERATOR": "cpu"}),
-    }  # fmt: skip
+    }
     environment.pop("OMP_NUM_THREADS", None)  # the launcher shares the cores out
     words = [sys.executable, "-m", "amplify_ds.launch", "--ranks", ranks, "--", "--recipe", recipe]
     words += ["--config", settings, "--deepspeed_config", ROOT / "ds_configs/zero1.json", "--output", run]

@@ -40,30 +40,31 @@ def reached(host: Host, answer: Answer, reported: bool, python: str, way: str) -
     """A machine that gave no report: was it not reached, or is something missing there?"""
     if reported:
         yield Finding(host.name, "ssh", "ok" if way != "here" else "here")
-    elif answer.code == 255 and way == "ssh":
-        yield Finding(
-            host.name, "ssh", answer.reason,
+        return
+    check, text = "ssh", answer.reason
+    if answer.code == 255 and way == "ssh":
+        remedy = (
             f"`ssh {host.name} true` must work without a password: is the name right, the machine up, your public key "
-            f"there (ssh-copy-id {host.name})?",
-        )  # fmt: skip
+            f"there (ssh-copy-id {host.name})?"
+        )
     elif answer.reason.startswith("srun: "):
-        yield Finding(
-            host.name, "ssh", answer.reason,
+        remedy = (
             "the machine must belong to this SLURM job: take the hostfile from `scontrol show hostnames`; --overlap "
-            "needs SLURM 20.11 or newer",
-        )  # fmt: skip
+            "needs SLURM 20.11 or newer"
+        )
     elif answer.code == TIME_OVER:
-        yield Finding(
-            host.name, "ssh", "reached, but no answer in time",
+        text = "reached, but no answer in time"
+        remedy = (
             f"look at `ssh {host.name} uptime`; a file system that hangs does this. If it is only slow, give a larger "
-            "--seconds",
-        )  # fmt: skip
+            "--seconds"
+        )
     else:
-        yield Finding(
-            host.name, "versions", answer.reason,
+        check = "versions"
+        remedy = (
             f"{python} and this directory must be there under the same path, on a file system that all machines share, "
-            "or as a copy with a .venv of its own",
-        )  # fmt: skip
+            "or as a copy with a .venv of its own"
+        )
+    yield Finding(host.name, check, text, remedy)
 
 
 def versions(host: Host, report: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[Finding]:
@@ -74,9 +75,11 @@ def versions(host: Host, report: Mapping[str, Any], common: Mapping[str, str]) -
     ]
     if differing:
         yield Finding(
-            host.name, "versions", ", ".join(differing),
+            host.name,
+            "versions",
+            ", ".join(differing),
             "install requirements.txt there, or update the repository: the same commit everywhere",
-        )  # fmt: skip
+        )
     else:
         yield Finding(host.name, "versions", "ok")
 
@@ -140,9 +143,11 @@ def disk(host: Host, report: Mapping[str, Any], run: RunConfig) -> Iterator[Find
     needed = number * size - report["output"]["checkpoints"]
     if free < needed:
         yield Finding(
-            host.name, "disk", f"{_size(free)} free, {_size(needed)} needed for {number} checkpoints",
+            host.name,
+            "disk",
+            f"{_size(free)} free, {_size(needed)} needed for {number} checkpoints",
             "make room, choose another --output, or keep fewer: --checkpoint.keep_last, --checkpoint.keep_every",
-        )  # fmt: skip
+        )
     else:
         yield Finding(host.name, "disk", _size(free))
 
@@ -155,10 +160,12 @@ def ports(replies: Mapping[Host, Reply], first: Host, address: str, port: int, f
         text = f"{address}:{port}: {leader['listening']}" if leader else replies[first].answer.reason
         other = "another --master_port, or none: a free one is taken" if fixed else "another --master_addr"
         yield Finding(
-            first.name, "ports", text,
+            first.name,
+            "ports",
+            text,
             f"the ranks are to meet there; end what holds the port, or give {other}. {address} must be an address of "
             f"{first.name}",
-        )  # fmt: skip
+        )
         return
     yield Finding(first.name, "ports", "ok")
     for host, report in said.items():
@@ -168,15 +175,19 @@ def ports(replies: Mapping[Host, Reply], first: Host, address: str, port: int, f
             yield Finding(host.name, "ports", replies[host].answer.reason, f"look at `ssh {host.name} uptime`")
         elif report["to_first"]:
             yield Finding(
-                host.name, "ports", f"cannot connect to {address}:{port}: {report['to_first']}",
+                host.name,
+                "ports",
+                f"cannot connect to {address}:{port}: {report['to_first']}",
                 f"the name must lead to {first.name} from there (or give --master_addr), and no firewall may stand "
                 "between the machines",
-            )  # fmt: skip
+            )
         elif leader["back"].get(host.name, "it was not tried") is not None:
             yield Finding(
-                host.name, "ports", f"not reached from {first.name}: {leader['back'].get(host.name, 'not tried')}",
+                host.name,
+                "ports",
+                f"not reached from {first.name}: {leader['back'].get(host.name, 'not tried')}",
                 "ranks listen at ports that the system chooses: no firewall may stand between the machines",
-            )  # fmt: skip
+            )
         else:
             yield Finding(host.name, "ports", "ok")
 
@@ -187,9 +198,11 @@ def shared(replies: Mapping[Host, Reply], first: Host, files: Mapping[Host, str]
     for host, file in files.items():
         if host != first and (host.name in unseen[first] or first.name in unseen[host]):
             yield Finding(
-                host.name, "output", f"{Path(file).parent} is another directory there than on {first.name}",
+                host.name,
+                "output",
+                f"{Path(file).parent} is another directory there than on {first.name}",
                 "choose an --output on a file system that all machines share: signals and checkpoints go through it",
-            )  # fmt: skip
+            )
         else:
             yield Finding(host.name, "output", "ok")
 
@@ -202,10 +215,12 @@ def all_reduce(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
         else:
             text = "the sum was wrong" if not all(sums) else _why(reply, host.slots - len(sums))
             yield Finding(
-                host.name, "all-reduce", text,
+                host.name,
+                "all-reduce",
+                text,
                 "the network interface is chosen by NCCL_SOCKET_IFNAME and NCCL_IB_HCA, on CPUs by GLOO_SOCKET_IFNAME "
                 "(`ip address` lists them); NCCL_DEBUG=INFO says more",
-            )  # fmt: skip
+            )
 
 
 def step(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
@@ -216,10 +231,12 @@ def step(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
             yield Finding(host.name, "step", f"{seconds:,.1f} s, {_size(memory)}")
         elif any("correct" in report for report in reply.reports):
             yield Finding(
-                host.name, "step", _why(reply, host.slots - len(steps)),
+                host.name,
+                "step",
+                _why(reply, host.slots - len(steps)),
                 "out of memory: smaller --training.micro_batch_rows, --training.activation_checkpointing true, and see "
                 "whether another process holds the GPU; out of time: a larger --seconds",
-            )  # fmt: skip
+            )
 
 
 def _size(number: float) -> str:

@@ -150,9 +150,12 @@ class Preflight:
         asked = self.asked
         readable = asked.run is not None and not any(failure.check == "shards" for failure in self.found.failures())
         common = {
-            "address": asked.address, "port": port, "world_size": asked.world_size, "zero": asked.zero,
+            "address": asked.address,
+            "port": port,
+            "world_size": asked.world_size,
+            "zero": asked.zero,
             "run": asked.run.model_dump_json() if readable else None,
-        }  # fmt: skip
+        }
         replies = self._ask(
             "rehearsal",
             {host: common | {"node": i, "slots": host.slots} for i, host in enumerate(asked.hosts)},

@@ -37,10 +37,13 @@ def report(question: dict[str, Any]) -> dict[str, Any]:
 def _rank(question: dict[str, Any], local_rank: int) -> bool:
     rank = question["node"] * question["slots"] + local_rank
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(local_rank), LOCAL_SIZE=str(question["slots"]),
+        RANK=str(rank),
+        LOCAL_RANK=str(local_rank),
+        LOCAL_SIZE=str(question["slots"]),
         WORLD_SIZE=str(question["world_size"]),
-        MASTER_ADDR=question["address"], MASTER_PORT=str(question["port"]),
-    )  # fmt: skip
+        MASTER_ADDR=question["address"],
+        MASTER_PORT=str(question["port"]),
+    )
     try:
         import torch
 

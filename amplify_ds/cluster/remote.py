@@ -18,9 +18,7 @@ from amplify_ds.cluster.hostfile import Host
 
 AT_ONCE = 64  # connections
 # A connection that says nothing for 15 s is lost: its node is down or cut off. A password is never asked for.
-OPTIONS = (
-    "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
-)  # fmt: skip
+OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3".split()
 
 
 class Answer(NamedTuple):
@@ -75,9 +73,13 @@ def run_on(
     """Run a command on one machine and wait for it."""
     try:
         done = subprocess.run(
-            words_on(host, words, variables, way), text=True, errors="replace", capture_output=True, timeout=seconds,
+            words_on(host, words, variables, way),
+            text=True,
+            errors="replace",
+            capture_output=True,
+            timeout=seconds,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return Answer(124, "", f"no answer within {seconds:g} s")
     except FileNotFoundError as error:

@@ -15,9 +15,16 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.structured import read_json
 
 ALLOWED = (
-    "zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
-    "comms_logger", "wall_clock_breakdown", "memory_breakdown", "flops_profiler", "timers",
-)  # fmt: skip
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "comms_logger",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "flops_profiler",
+    "timers",
+)
 OWNED_BY_RUN = {
     "train_batch_size": "training.global_batch_tokens",
     "train_micro_batch_size_per_gpu": "training.micro_batch_rows",

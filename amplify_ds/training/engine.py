@@ -112,9 +112,13 @@ def _optimizer(model: torch.nn.Module, settings: Optimizer, device: torch.device
     if settings.kind == "normuon":
         return NorMuon(model, settings, device)
     return AdamW(
-        model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
-        weight_decay=settings.weight_decay, fused=device.type == "cuda" or None,
-    )  # fmt: skip
+        model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=device.type == "cuda" or None,
+    )
 
 
 def _import_muon() -> None:

@@ -123,9 +123,17 @@ def evaluate(
     baseline_loss, baseline_loss_se = _mean(baseline_losses, targets)
     gain, gain_se = _mean(baseline_losses - losses, targets)
     return Score(
-        protocol, loss, loss_se, float(correct.sum() / targets.sum()), baseline_loss, baseline_loss_se,
-        gain, gain_se, int(targets.sum()), int((targets > 0).sum()),
-    )  # fmt: skip
+        protocol=protocol,
+        loss=loss,
+        loss_se=loss_se,
+        accuracy=float(correct.sum() / targets.sum()),
+        baseline_loss=baseline_loss,
+        baseline_loss_se=baseline_loss_se,
+        gain=gain,
+        gain_se=gain_se,
+        targets=int(targets.sum()),
+        windows=int((targets > 0).sum()),
+    )
 
 
 def residue_frequencies(shards: Shards) -> np.ndarray:

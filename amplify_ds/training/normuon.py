@@ -45,9 +45,13 @@ class NorMuon(AdamW):
             {"params": [p for name, p in parameters.items() if name not in chosen], "matrices": False},
         ]
         super().__init__(
-            groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay,
+            groups,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
             fused=device.type == "cuda" or None,
-        )  # fmt: skip
+        )
         self._device = device
         self._precision = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._momentum, self._beta = settings.matrix_momentum, settings.matrix_beta

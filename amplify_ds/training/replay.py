@@ -96,9 +96,12 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
     if step < 1:
         raise AmplifyError(f"--step {step}: the first step is 1")
     batches = TrainingBatches(
-        mixture, BatchPlan(whole, 1, whole, 0, 1), config.training.seed, **config.masking.model_dump(),
+        mixture,
+        BatchPlan(whole, 1, whole, 0, 1),
+        config.training.seed,
+        **config.masking.model_dump(),
         skips=state.get("skips", []),
-    )  # fmt: skip
+    )
     index = batch_index(step, state)
     places = [batches.places(index * whole + number) for number in range(whole)]
     names = [mixture.names[int(place.sources[0])] for place in places]
@@ -114,7 +117,7 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
                 batch.tokens,
                 batch.residues,
                 windows_of(batch),
-            )  # fmt: skip
+            )
         )
     return Batch(step, index, mixture.row_tokens, names, chosen)
 

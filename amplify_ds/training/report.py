@@ -34,9 +34,14 @@ class Report:
     """Of one run. peak: FLOP/s of a device, to compare with."""
 
     def __init__(
-        self, output: Path, run: RunConfig, sources: Mixture, plan: BatchPlan, config: Shape,
+        self,
+        output: Path,
+        run: RunConfig,
+        sources: Mixture,
+        plan: BatchPlan,
+        config: Shape,
         peak: float,
-    ):  # fmt: skip
+    ):
         self.output, self.run, self.sources, self.plan = output, run, sources, plan
         self.config, self.peak = config, peak
         self.leader = engine.rank() == 0
@@ -134,6 +139,10 @@ class Report:
 
     def _bar(self, step: int) -> tqdm:
         return tqdm(
-            total=self.run.training.steps, initial=step, unit="step", desc="pretraining",
-            disable=not (self.leader and sys.stderr.isatty()), dynamic_ncols=True,
-        )  # fmt: skip
+            total=self.run.training.steps,
+            initial=step,
+            unit="step",
+            desc="pretraining",
+            disable=not (self.leader and sys.stderr.isatty()),
+            dynamic_ncols=True,
+        )

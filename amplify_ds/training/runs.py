@@ -56,9 +56,10 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     if checkpoint.listing(output):  # before the first checkpoint nothing has been learnt that could be lost
         if differing := differences(read_description(output)["binding"], asked):
             raise AmplifyError(
-                f"{output}: is the run of another configuration:\n  " + "\n  ".join(differing)
+                f"{output}: is the run of another configuration:\n  "
+                + "\n  ".join(differing)
                 + "\nChoose another --output, or ask for the same settings to continue it."
-            )  # fmt: skip
+            )
         if resume == "never":
             raise AmplifyError(f"{output}: holds checkpoints; --resume never starts in a new --output only")
     write_json(description, {"binding": asked, "settings": run.model_dump(mode="json")})
@@ -129,8 +130,10 @@ def check_origin(origin: Mapping[str, Any] | None, asked: Path | None, output: P
     names = () if asked is None else (str(asked), str(asked.resolve()))  # of a model on the hub, of a path
     if names and (origin is None or origin["path"] not in names):
         began = f"began with the weights of {origin['path']}" if origin else "began with random weights"
-        raise AmplifyError(f"{output}: {began}, not with those of {asked}. Leave --init-from out to continue it, or "
-                           "choose another --output.")  # fmt: skip
+        raise AmplifyError(
+            f"{output}: {began}, not with those of {asked}. Leave --init-from out to continue it, or "
+            "choose another --output."
+        )
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> None:

@@ -264,10 +264,17 @@ class Trainer:
         for name, shards in self.validation.items():
             for protocol in PROTOCOLS:
                 score = evaluate(
-                    self.engine.evaluation(), shards, protocol, self.device, self.run.evaluation.max_rows,
-                    self.run.training.micro_batch_rows, engine.rank(), engine.world_size(), engine.sum_over_ranks,
+                    self.engine.evaluation(),
+                    shards,
+                    protocol,
+                    self.device,
+                    self.run.evaluation.max_rows,
+                    self.run.training.micro_batch_rows,
+                    engine.rank(),
+                    engine.world_size(),
+                    engine.sum_over_ranks,
                     progress=lambda rows: self.watch.at(self.progress.step, "evaluation"),
-                )  # fmt: skip
+                )
                 cost = {"residues": self.progress.residues, "seconds": self.progress.seconds}  # of training until now
                 self.progress.history.append({"step": self.progress.step, "set": name, **cost, **score.as_dict()})
                 for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):

@@ -141,9 +141,13 @@ class Watchdog:
         self._beat += 1
         step, phase = self._place
         record = self._own | {
-            "step": step, "phase": phase, "moves": self._moves, "seconds_in_phase": round(still, 1),
-            "beat": self._beat, "stack": self._stack(),
-        }  # fmt: skip
+            "step": step,
+            "phase": phase,
+            "moves": self._moves,
+            "seconds_in_phase": round(still, 1),
+            "beat": self._beat,
+            "stack": self._stack(),
+        }
         try:
             (self.run / FOLDER / f"rank-{self.rank:05d}.json").write_text(json.dumps(record))
         except OSError:
@@ -181,9 +185,15 @@ class Watchdog:
                 time.sleep(self.beat_seconds / 2)
         states = {rank: self._state(after[rank]) for rank in verdict.ranks if rank in after}
         content = {
-            "job": self.job, "ranks": verdict.ranks, "silent": verdict.silent, "why": verdict.why,
-            "found_by": self.rank, "seconds": round(still, 1), "processes": states, "records": list(after.values()),
-        }  # fmt: skip
+            "job": self.job,
+            "ranks": verdict.ranks,
+            "silent": verdict.silent,
+            "why": verdict.why,
+            "found_by": self.rank,
+            "seconds": round(still, 1),
+            "processes": states,
+            "records": list(after.values()),
+        }
         if _claim(report, content):
             report_error(self._message(verdict, after, states, still))
         else:
