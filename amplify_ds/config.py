@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.structured import parse_yaml, read_yaml
@@ -201,15 +203,20 @@ class RunConfig(Section):
         return {
             f"{section}.{name}": values[section][name]
             for section, name, field in fields()
-            if not field.json_schema_extra["operational"]
+            if not _is_operational(field)
         }
 
 
-def fields():
+def fields() -> Iterator[tuple[str, str, FieldInfo]]:
     """(section, name, pydantic field) of every setting, in order."""
     for section, info in RunConfig.model_fields.items():
+        assert info.annotation is not None and issubclass(info.annotation, Section)  # so are all fields of RunConfig
         for name, field in info.annotation.model_fields.items():
             yield section, name, field
+
+
+def _is_operational(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra["operational"])
 
 
 def recipes() -> list[str]:
@@ -221,7 +228,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(name) for name in RunConfig.model_fields}
     for section, name, field in fields():
         kind = str(field.annotation)
-        several = {"nargs": "+", "action": "extend"} if kind.startswith(("list", "tuple")) else {}
+        several: dict[str, Any] = {"nargs": "+", "action": "extend"} if kind.startswith(("list", "tuple")) else {}
         metavar = "|".join(get_args(field.annotation)) if "Literal" in kind else METAVARS[kind]
         groups[section].add_argument(
             f"--{section}.{name}", default=argparse.SUPPRESS, help=field.description, metavar=metavar, **several

@@ -40,7 +40,7 @@ ADVICE = {
     "shm": "Workers pass batches on in /dev/shm: enlarge it (docker: --shm-size=8g), or set --data.workers 0.",
 }
 # C++ libraries have no types of error for these; part of the text -> what it means.
-TEXTS = {
+TEXTS: dict[str, int | str] = {
     "unable to allocate shared memory": "shm",
     "out of shared memory": "shm",
     "Too many open files": errno.EMFILE,
@@ -87,14 +87,15 @@ def explain(error: BaseException) -> str | None:
 
     A missing file without a name is not: which one it was is for a traceback to say.
     """
-    cause, what, where = None, str(error), ""
+    cause: int | str | None = None
+    what, where = str(error), ""
     if isinstance(error, OSError) and error.errno is not None:
-        cause, what = error.errno, error.strerror
+        cause, what = error.errno, error.strerror or os.strerror(error.errno)
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     elif isinstance(error, MemoryError):
         cause, what = errno.ENOMEM, what or "out of memory"
     elif not isinstance(error, AmplifyError):
-        found = ((line, cause) for text, cause in TEXTS.items() for line in what.splitlines() if text in line)
+        found = ((line, known) for text, known in TEXTS.items() for line in what.splitlines() if text in line)
         what, cause = next(found, (what, None))
     if cause not in ADVICE or (cause == errno.ENOENT and not where):
         return None

@@ -83,10 +83,10 @@ def main() -> int:
                     scores.append((name, model, found))
             del logits  # one model at a time in memory
     if arguments.json:
-        found = [
+        table = [
             {"data": data, "model": model.name, "step": model.step, **score.as_dict()} for data, model, score in scores
         ]
-        print(json.dumps(found, indent=1))
+        print(json.dumps(table, indent=1))
         return 0
     for name, shards in sets.items():
         _report(name, rows[name], shards, [(_title(model), score) for data, model, score in scores if data == name])

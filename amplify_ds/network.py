@@ -69,7 +69,7 @@ def _resolve(address: str) -> tuple[socket.AddressFamily, str]:
     """(family, number) of a name or number, IPv4 where there is a choice: other machines try all that they find."""
     found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
     family, *_, (number, *_) = min(found, key=lambda one: one[0] != socket.AF_INET)
-    return family, number
+    return family, str(number)
 
 
 def _is_misleading(address: str, number: str) -> bool:

@@ -80,7 +80,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        raise ValueError(f"{next(key for key, _ in pairs if key in seen or seen.add(key))} appears twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"{key} appears twice")
+            seen.add(key)
     return found
 
 
@@ -119,7 +122,10 @@ def _check_events(text: str) -> None:
             raise ValueError(_TOO_DEEP)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where PyYAML was built with libyaml
+
+
+class _Loader(_SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen: set[str] = set()
         for key, _ in node.value:

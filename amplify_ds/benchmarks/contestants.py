@@ -108,6 +108,7 @@ class Padded(Contestant):
         if not INDEPENDENT.exists():
             raise AmplifyError(f"{INDEPENDENT}: is not there; this benchmark runs in a clone of the repository")
         found = importlib.util.spec_from_file_location("reference_amplify", INDEPENDENT)
+        assert found is not None and found.loader is not None  # as for every .py file
         module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
         shape = self.run.model

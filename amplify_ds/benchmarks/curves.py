@@ -93,7 +93,7 @@ def table(curves: dict[str, Curve], seeds: int) -> str:
 def _reaching(name: str, curve: Curve, first: str, standard: Curve, target: float) -> str:
     losses = curve.losses.mean(0)
     seconds, residues = (reached(x.mean(0), losses, target) for x in (curve.seconds, curve.residues))
-    if seconds is None:
+    if seconds is None or residues is None:  # both or neither
         return f"- {name}: not reached"
     time, amount = seconds / standard.seconds[:, -1].mean(), residues / standard.residues[:, -1].mean()
     goal = "no more than half" if time <= 0.5 else "more than half"

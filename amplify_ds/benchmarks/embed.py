@@ -17,6 +17,8 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -107,12 +109,13 @@ def _compare(folder: Path, fasta: Path, options: argparse.Namespace) -> None:
         return means.numpy()
 
     as_filed, by_length = list(range(len(ids))), sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    contestants = {"packed": ours}
+    contestants: dict[str, Callable[[], np.ndarray]] = {"packed": ours}
     for size in options.batches:
-        contestants[f"AutoModel, {size} a batch, file order"] = lambda size=size: padded(as_filed, size)
-        contestants[f"AutoModel, {size} a batch, sorted by length"] = lambda size=size: padded(by_length, size)
+        contestants[f"AutoModel, {size} a batch, file order"] = partial(padded, as_filed, size)
+        contestants[f"AutoModel, {size} a batch, sorted by length"] = partial(padded, by_length, size)
     clock = time.process_time if reader.device.type == "cpu" else time.perf_counter
-    speeds, results = {name: [] for name in contestants}, {}
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    results: dict[str, np.ndarray] = {}
     with one_core():
         for turn in range(options.turns + 1):
             for name, work in contestants.items():

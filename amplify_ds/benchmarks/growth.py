@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> None:
         raise AmplifyError(f"{options.markdown}: exists already; choose another name, or remove it first")
     models = [_model(text) for text in options.sizes]
     texts = []
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as place:
-        place = Path(place)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as directory:
+        place = Path(directory)
         work = {
             "length": lambda: by_length(place, options.lengths, options.turns),
             "size": lambda: by_size(place, models, options.turns),

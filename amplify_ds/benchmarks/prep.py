@@ -124,19 +124,19 @@ def make_fasta(path: Path, residues: int) -> None:
     """Write about `residues` residues of resampled real proteins to `path`."""
     draw = np.random.default_rng(0)
     with gzip.open(DATA_PREP / "example" / "train.fasta.gz") as file:
-        real = b"".join(line.strip() for line in file if not line.startswith(b">"))
-    real = np.frombuffer(real, dtype=np.uint8)
+        sequences = b"".join(line.strip() for line in file if not line.startswith(b">"))
+    real = np.frombuffer(sequences, dtype=np.uint8)
     letters = np.frombuffer(RESIDUES.encode(), dtype=np.uint8)
     number = 0
     with open(path, "wb") as out:
         while residues > 0:
             size = min(residues, _BLOCK)
             residues -= size
-            text = np.tile(real, -(-size // len(real)) + 1)[draw.integers(len(real)) :][:size]
+            drawn = np.tile(real, -(-size // len(real)) + 1)[draw.integers(len(real)) :][:size]
             changed = draw.random(size) < 0.05
-            text[changed] = draw.choice(letters, changed.sum())
+            drawn[changed] = draw.choice(letters, changed.sum())
             ends = np.cumsum(_lengths(draw, size)).tolist()
-            text, start = text.tobytes(), 0
+            text, start = drawn.tobytes(), 0
             for end in (end for end in ends if end <= size):
                 out.write(
                     b">sp|P%08d|BENCH_%d Resampled protein OS=Homo sapiens OX=9606 PE=1 SV=1\n" % (number, number)

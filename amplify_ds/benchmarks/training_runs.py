@@ -59,7 +59,7 @@ def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Calla
                 try:
                     process.wait(_SECONDS_BETWEEN_LOOKS)
                 except subprocess.TimeoutExpired:
-                    now = max(map(checkpoint.step_of, checkpoint.listing(run)), default=0)
+                    now = max(checkpoint.by_step(run), default=0)
                     progress(now - done)
                     done = now
         except BaseException:

@@ -113,7 +113,7 @@ def clock(host: Host, report: Mapping[str, Any], asked: tuple[float, float]) -> 
         yield Finding(host.name, "clock", "ok")
 
 
-def shards(host: Host, report: Mapping[str, Any], common: Mapping[str, str] | None) -> Iterator[Finding]:
+def shards(host: Host, report: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[Finding]:
     if error := report["shards"].get("error"):
         yield Finding(
             host.name, "shards", error, "all machines must see the same shards, and the ranks share the batch"

@@ -44,7 +44,7 @@ def _be_first(question: dict[str, Any], deadline: float) -> dict[str, Any]:
         return {"listening": error.strerror, "back": {}}
     back: dict[str, str | None] = {}
     with listener:
-        callers = []
+        callers: list[threading.Thread] = []
         while len(callers) < question["peers"]:
             accepted = _accept(listener, deadline)
             if accepted is None:

@@ -109,7 +109,7 @@ class Preflight:
             if reply.reports:
                 reports[host] = reply.reports[-1]
         versions = _most(reports, lambda report: report["versions"])
-        shards = _most(reports, lambda report: report.get("shards", {}).get("fingerprints"))
+        shards = _most(reports, lambda report: report.get("shards", {}).get("fingerprints")) or {}
         on_gpus = any(report["gpus"] for report in reports.values())
         for host, report in reports.items():
             self.found.findings += judge.versions(host, report, versions)
@@ -148,13 +148,14 @@ class Preflight:
     def _rehearse(self, port: int) -> None:
         """Round 3. The step is left out where the shards cannot be read."""
         asked = self.asked
-        readable = asked.run is not None and not any(failure.check == "shards" for failure in self.found.failures())
+        unreadable = any(failure.check == "shards" for failure in self.found.failures())
+        run = None if unreadable else asked.run
         common = {
             "address": asked.address,
             "port": port,
             "world_size": asked.world_size,
             "zero": asked.zero,
-            "run": asked.run.model_dump_json() if readable else None,
+            "run": run and run.model_dump_json(),
         }
         replies = self._ask(
             "rehearsal",
@@ -167,7 +168,7 @@ class Preflight:
                 f"all-reduce: {asked.world_size} ranks, {min(speeds) / 1e9:,.2f} GB/s bus bandwidth (bytes / seconds · "
                 "2(n-1)/n)"
             )
-        if readable:
+        if run:
             self.found.findings += judge.step(replies)
 
 

@@ -138,10 +138,13 @@ class _Since:
         self._first: float | None = None
 
     def __call__(self, happens: bool) -> float:
+        if not happens:
+            self._first = None
+            return 0.0
         now = time.monotonic()
-        if not happens or self._first is None:
-            self._first = now if happens else None
-        return now - self._first if happens else 0.0
+        if self._first is None:
+            self._first = now
+        return now - self._first
 
 
 def _mark(path: Path) -> tuple[int, int] | None:

@@ -143,7 +143,7 @@ class TrainingBatches(Dataset):
         self.mixture, self.plan, self.seed = mixture, plan, seed
         self.shares = (fraction, mask_share, random_share)
         self.skips = Skips(mixture, skips)
-        self._block, self._places = -1, None  # of _AHEAD micro batches, those looked up last
+        self._looked_up: tuple[int, Places] | None = None  # the last block of _AHEAD micro batches, by its number
         manifests = [source.shards.manifest for source in mixture.sources]
         self.slots = masking.masked_per_row(manifests, mixture.weights.tolist(), fraction)
         if self.slots < 1:
@@ -155,13 +155,12 @@ class TrainingBatches(Dataset):
     def places(self, index: int) -> Places:
         """Where the rows of micro batch `index` come from, in order."""
         block, within = divmod(index, _AHEAD)
-        if block != self._block:
+        if self._looked_up is None or self._looked_up[0] != block:
             positions = np.concatenate([self.plan.positions(block * _AHEAD + i) for i in range(_AHEAD)])
             found = self.mixture.at(positions, self.seed)
-            self._places = self.skips.replace(found, positions // self.plan.global_rows, self.seed)
-            self._block = block
+            self._looked_up = block, self.skips.replace(found, positions // self.plan.global_rows, self.seed)
         part = slice(within * self.plan.micro_rows, (within + 1) * self.plan.micro_rows)
-        return Places(*(column[part] for column in self._places))
+        return Places(*(column[part] for column in self._looked_up[1]))
 
     def __getitem__(self, index: int) -> PackedBatch:
         content, masks = [], []

@@ -84,7 +84,7 @@ def mask_windows(
     Returns input_ids uint8 [row_tokens], positions int64 [n] in the row, ascending, and labels int64 [n].
     """
     input_ids = np.array(tokens)
-    positions = [np.zeros(0, dtype=np.int64)]
+    found = [np.zeros(0, dtype=np.int64)]
     stop = 0
     for length in map(int, lengths):
         start, stop = stop, stop + length
@@ -94,8 +94,8 @@ def mask_windows(
             count = max(1, round(fraction * held))
             draws = _generator(window.tobytes())
             input_ids[start:stop], chosen = _mask(window, eligible, count, draws, *PROTOCOLS[protocol])
-            positions.append(start + chosen)
-    positions = np.concatenate(positions)
+            found.append(start + chosen)
+    positions = np.concatenate(found)
     return input_ids, positions, tokens[positions].astype(np.int64)
 
 

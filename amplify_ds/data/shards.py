@@ -159,7 +159,7 @@ class _Files:
 
     def read(self, number: int, place: int, array: np.ndarray) -> bool:
         """Fill `array` from byte `place` of array `number` on; False if the file ends before."""
-        return os.preadv(self._descriptors[number], [array], self._offsets[number] + place) == array.nbytes
+        return os.preadv(self._descriptors[number], [array.data], self._offsets[number] + place) == array.nbytes
 
     def __del__(self) -> None:
         for descriptor in self._descriptors:

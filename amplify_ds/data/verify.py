@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ def verify(path: str | Path, progress: Callable[[int], object] = lambda read: No
     check, numbers = partial(_verify_shard, shards), range(len(shards.manifest["shards"]))
     token_counts = np.zeros(len(TOKENS), dtype=np.int64)
     with ExitStack() as stack:
-        each = map
+        each: Callable[..., Iterable[np.ndarray]] = map
         if workers > 1:
             each = stack.enter_context(process_pool(workers)).map
         for number, found in zip(numbers, each(check, numbers)):

@@ -14,9 +14,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from amplify_ds.data.loader import PackedBatch, TrainingBatches
 from amplify_ds.errors import AmplifyError
@@ -48,7 +50,7 @@ class TrainingLoader:
             self._options["collate_fn"] = _in_shared_memory
         self._batches, self._count = batches, workers
         self._batch_iterator: Iterator[PackedBatch] | None = None
-        self._workers: list[multiprocessing.Process] = []
+        self._workers: list[BaseProcess] = []
 
     def __enter__(self) -> TrainingLoader:
         return self
@@ -79,7 +81,7 @@ class TrainingLoader:
     def close(self) -> None:
         """End the workers: those that do not leave when they are asked to (5 seconds each) are killed."""
         iterator, self._batch_iterator = self._batch_iterator, None
-        if self._workers:
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()  # as its destructor does; an error's traceback may keep it alive
         for process in self._workers:
             if process.is_alive():
@@ -90,8 +92,9 @@ class TrainingLoader:
     def _lost(self, worker: int, pid: int, code: int) -> str:
         how = f"ended with code {code}"
         if code < 0:
-            likely = _LIKELY.get(-code)
-            how = f"was killed by {signal.Signals(-code).name}{f', {likely}' if likely else ''}"
+            killer = signal.Signals(-code)
+            likely = _LIKELY.get(killer)
+            how = f"was killed by {killer.name}{f', {likely}' if likely else ''}"
         return (
             f"worker {worker} of {self._count} (process {pid}), which prepares batches, {how}. The same "
             "command continues from the newest checkpoint."

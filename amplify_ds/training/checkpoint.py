@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic.config import with_config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from typing_extensions import TypedDict
@@ -47,6 +48,7 @@ _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 _Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
+@with_config(ConfigDict(strict=True))
 class State(TypedDict):
     """What state.json holds, beside its format and its checksum."""
 
@@ -61,7 +63,6 @@ class State(TypedDict):
     files: dict[str, _Sha256]
 
 
-State.__pydantic_config__ = ConfigDict(strict=True)
 _shape = TypeAdapter(State)
 
 
@@ -85,14 +86,17 @@ class CheckpointFile:
         """Optimizer steps taken."""
         return self.state["step"]
 
-    def reader(self):
+    def reader(self) -> Callable[[str, str], torch.Tensor]:
         """tensors(kind, name) -> full float32 tensor; kind is "weight", "exp_avg" or "exp_avg_sq"."""
         weights = safe_open(self.path / WEIGHTS, "pt")
         moments = safe_open(self.path / MOMENTS, "pt") if self.step else None
 
         def tensor(kind: str, name: str) -> torch.Tensor:
             try:
-                return weights.get_tensor(name) if kind == "weight" else moments.get_tensor(f"{kind}.{name}")
+                if kind == "weight":
+                    return weights.get_tensor(name)
+                assert moments is not None, "before the first step there are none to ask for"
+                return moments.get_tensor(f"{kind}.{name}")
             except SafetensorError as error:
                 raise AmplifyError(f"{self.path}: holds no {kind} of {name} ({error}); it is damaged") from None
 
@@ -117,13 +121,18 @@ def step_of(path: Path) -> int | None:
     return int(found[1]) if found and path.name == name_of(int(found[1])) else None
 
 
-def listing(run: Path) -> list[Path]:
-    """What stands under the names of checkpoints in a run, sound or not, by step."""
+def by_step(run: Path) -> dict[int, Path]:
+    """What stands under the names of checkpoints in a run, sound or not, in the order of their steps."""
     try:
-        found = list(folder(run).iterdir())
+        found = {step: path for path in folder(run).iterdir() if (step := step_of(path)) is not None}
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted((path for path in found if step_of(path) is not None), key=step_of)
+        return {}
+    return dict(sorted(found.items()))
+
+
+def listing(run: Path) -> list[Path]:
+    """The paths of `by_step`."""
+    return list(by_step(run).values())
 
 
 def open_checkpoint(path: Path) -> CheckpointFile:

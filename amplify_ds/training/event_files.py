@@ -15,10 +15,11 @@ NAME = re.compile(r"(events\.out\.tfevents\.)(\d{10})(\..+)")
 
 def put_before_now(folder: Path) -> None:
     """Let every event file in `folder` have an earlier time in its name than now, in the same order as before."""
-    found = sorted(path for path in folder.glob("events.out.tfevents.*") if NAME.fullmatch(path.name))
     latest = int(time.time())
-    for path in reversed(found):
-        start, written, rest = NAME.fullmatch(path.name).groups()
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        if not (parts := NAME.fullmatch(path.name)):
+            continue
+        start, written, rest = parts.groups()
         latest = min(int(written), latest - 1)
         if latest != int(written):
             path.rename(path.with_name(f"{start}{latest:010d}{rest}"))

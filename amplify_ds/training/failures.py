@@ -36,7 +36,7 @@ def watch(store: Store) -> None:
     orphans.met()
     if int(os.environ["WORLD_SIZE"]) > 1:
         _store = store.clone()  # a connection of its own: one that waits for a key holds up all who use it
-        threading.Thread(target=_look_on, daemon=True).start()
+        threading.Thread(target=_look_on, args=(_store,), daemon=True).start()
 
 
 def stop() -> None:
@@ -60,14 +60,14 @@ def announce(reason: str) -> None:
         pass
 
 
-def _look_on() -> None:
+def _look_on(store: Store) -> None:
     try:
         while not _stopped.wait(SECONDS_BETWEEN_LOOKS):
-            if _store.check([FAILED]):
-                reason = _store.get(FAILED).decode()
-                _store.add(SEEN, 1)
+            if store.check([FAILED]):
+                reason = store.get(FAILED).decode()
+                store.add(SEEN, 1)
                 if os.environ["RANK"] == "0":  # whose store the one that has failed still asks
-                    _store.wait([DONE], timedelta(seconds=SECONDS_TO_BE_SEEN))
+                    store.wait([DONE], timedelta(seconds=SECONDS_TO_BE_SEEN))
                 _end(reason)
     except RuntimeError:  # the store is gone with rank 0; what that means is for orphans.py
         pass

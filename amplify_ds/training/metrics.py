@@ -21,6 +21,8 @@ from amplify_ds.data.loader import PackedBatch
 from amplify_ds.model.shape import Shape
 from amplify_ds.training import engine
 
+# Of a step: for each micro batch its [rows] losses, its right predictions, and the counts of _HOST.
+_MicroBatches = tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]
 _HOST = ("targets", "residues", "tokens", "places", "pairs", "waited")
 
 
@@ -49,7 +51,7 @@ class Interval:
         self.device = device
         self.norm, self.rate = torch.zeros(()), 0.0  # of the last step; the norm may be on the device
         self.began = time.perf_counter()
-        self._steps: list[tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]] = []
+        self._steps: list[_MicroBatches] = []
         self._batches: list[int] = []
         self.drop()
 
@@ -74,7 +76,7 @@ class Interval:
 
     def drop(self) -> None:
         """The step was not applied: forget its micro batches."""
-        self._pending = ([], [], [])
+        self._pending: _MicroBatches = ([], [], [])
 
     def totals(self) -> Totals:
         """Collective: every rank has kept the same number of steps. The only copies from the device."""

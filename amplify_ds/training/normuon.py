@@ -117,11 +117,11 @@ class NorMuon(AdamW):
         if key not in self._matrices:
             located = [piece._replace(partition=n) for n, p in enumerate(partitions) for piece in self.locate(p)]
             own = [half for piece in located for half in _split(piece, self._parameters[piece.matrix])]
-            ranks, rank = [own], 0
+            pieces, rank = [own], 0
             if distributed.is_initialized():
-                ranks, rank = [None] * distributed.get_world_size(), distributed.get_rank()
-                distributed.all_gather_object(ranks, own)
-            self._matrices[key] = Matrices(self._shapes, ranks, rank)
+                pieces, rank = [own] * distributed.get_world_size(), distributed.get_rank()
+                distributed.all_gather_object(pieces, own)  # puts each rank's in its place
+            self._matrices[key] = Matrices(self._shapes, pieces, rank)
         return self._matrices[key]
 
 

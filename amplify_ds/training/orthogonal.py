@@ -64,10 +64,10 @@ class Matrices:
         partitions: what this rank holds, flat; one, if matrices are cut.
         """
         whole = self._gathered(partitions[0]) if self.cut else self._here(partitions)
-        by_shape = defaultdict(list)
+        by_shape: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name in self._mine:
             by_shape[self.shapes[name]].append(name)
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for (rows, columns), names in by_shape.items():
             at_once = max(1, BATCH // (rows * columns))
             for some in (names[i : i + at_once] for i in range(0, len(names), at_once)):

@@ -95,7 +95,9 @@ def _opened(setting: str, entries: list[str]) -> dict[str, Shards]:
     return opened
 
 
-def memory_per_device(run: RunConfig, config: Shape, row_tokens: int, stage: int, world_size: int, precision: str):
+def memory_per_device(
+    run: RunConfig, config: Shape, row_tokens: int, stage: int, world_size: int, precision: str
+) -> dict[str, int]:
     """Estimated bytes: {"weights, gradients and optimizer": …, "activations": …}.
 
     Weights and gradients cost 4 bytes each in float32 (2 and 4 in bf16 and fp8, with a float32 copy of the weights

@@ -76,12 +76,12 @@ class Checkpoints:
         What cannot be deleted is named and stays.
         """
         kept = 0
-        for path in reversed(checkpoint.listing(self.run)):
+        for step, path in reversed(checkpoint.by_step(self.run).items()):
             if path.is_symlink():
                 continue
             if kept < self.keep_last:
                 kept += self._is_sound(path)
-            elif not (self.keep_every and checkpoint.step_of(path) % self.keep_every == 0):
+            elif not (self.keep_every and step % self.keep_every == 0):
                 self._delete(path)
         for path in checkpoint.folder(self.run).glob(".step-*"):  # what a killed write or deletion left behind
             shutil.rmtree(path, ignore_errors=True)

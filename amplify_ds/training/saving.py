@@ -24,9 +24,10 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
 
     def start(self, named_state: list, state: dict[str, Any]) -> None:
-        """Begin to write; waits for the write before."""
+        """Begin to write, on rank 0; waits for the write before."""
+        assert self.checkpoints is not None, "only rank 0 writes"
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(named_state, state))
+        self._thread = threading.Thread(target=self._write, args=(self.checkpoints, named_state, state))
         self._thread.start()
 
     def wait(self) -> None:
@@ -35,14 +36,14 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, named_state: list, state: dict[str, Any]) -> None:
+    def _write(self, checkpoints: Checkpoints, named_state: list, state: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            self.checkpoints.write(named_state, state)
+            checkpoints.write(named_state, state)
         except AmplifyError as error:
             self.problem = error
         except OSError as error:
             self.problem = AmplifyError(f"{error.filename}: {error.strerror}")
         except Exception as error:  # a thread's traceback would be seen, and the run would go on without checkpoints
-            self.problem = AmplifyError(f"{self.checkpoints.run}: the checkpoint could not be written ({error!r})")
+            self.problem = AmplifyError(f"{checkpoints.run}: the checkpoint could not be written ({error!r})")
         self.seconds = time.perf_counter() - began

@@ -112,6 +112,7 @@ class Trainer:
             runs.check_origin(self.origin, initial_path, output)
             say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
         elif initial_path is not None:
+            assert initial is not None, "initial reads what initial_path names"
             weights, self.origin = initial(initial_path)
             runs.check_weights(weights, model_shapes, self.origin["path"])
             self.engine.load_state(lambda kind, name: weights[name], 0)
@@ -149,7 +150,8 @@ class Trainer:
             self._tell()
             while progress.step < run.training.steps:
                 if self._agreed_to_stop():
-                    return self._stop(interval)
+                    self._stop(interval)
+                    return None
                 self._tell()
                 rate = learning_rate(progress.step, run.optimizer)
                 norm = self.engine.step(self._losses(loader, interval), rate)
@@ -200,7 +202,7 @@ class Trainer:
             self._save()
         self._wait_for_checkpoint()
         if self.leader:
-            newest = self.checkpoints.newest and self.checkpoints.newest.path
+            newest = self.checkpoints.newest.path if self.checkpoints.newest else None
             try:
                 stopping.write_stopped(self.output, self.progress.step, newest)
             except OSError as error:  # the checkpoint is saved: that is what counts
@@ -320,6 +322,7 @@ class Trainer:
         if not self.saved:  # begun from the last checkpoint of another run
             self._save()
         self._wait_for_checkpoint()
+        newest = self.checkpoints.newest if self.leader else None
         result = {
             "steps": progress.step,
             "parameters": self.parameters,
@@ -329,7 +332,7 @@ class Trainer:
             "seconds": progress.seconds,
             "residues_per_second": progress.residues / progress.seconds,
             "packing_efficiency": self.sources.packing_efficiency(),
-            "checkpoint": str(self.checkpoints.newest.path) if self.leader else None,
+            "checkpoint": str(newest.path) if newest else None,
             "evaluations": progress.history,
             "warnings": self.warnings,
         }

@@ -40,6 +40,7 @@ FINISHED = "finished"
 LONGEST_BEAT = 5.0  # seconds
 BEATS_OF_SILENCE = 4
 FRAMES = 20
+_STDERR = 2  # the file descriptor: a rank's log, whatever sys.stderr is
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Watchdog:
         self._own = {"job": job, "rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
         process = processes.look_at(os.getpid())
         self._own |= {"launcher": os.getppid(), "started": process and process.started}
-        self._loop = threading.main_thread().ident
+        self._loop = threading.main_thread().ident or 0  # it runs, so it has one
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -127,7 +128,7 @@ class Watchdog:
             if self._turns != turns:
                 turns, moved, earlier = self._turns, now, None
                 if self.seconds:
-                    faulthandler.dump_traceback_later(1.5 * self.seconds + LONGEST_BEAT, exit=True, file=sys.__stderr__)
+                    faulthandler.dump_traceback_later(1.5 * self.seconds + LONGEST_BEAT, exit=True, file=_STDERR)
             still = now - moved
             self._write(still)
             if self.seconds and still >= self.seconds - BEATS_OF_SILENCE * self.beat_seconds:
@@ -155,7 +156,8 @@ class Watchdog:
 
     def _stack(self) -> list[str]:
         """The loop's innermost frames, the innermost last, each as FILE:LINE in FUNCTION."""
-        frame, found = sys._current_frames().get(self._loop), []
+        frame = sys._current_frames().get(self._loop)
+        found: list[str] = []
         while frame is not None and len(found) < FRAMES:
             found.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")
             frame = frame.f_back
