@@ -250,7 +250,7 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
     Raises AmplifyError listing every setting that is unknown (with the nearest valid name) or has a bad value, and
     where each came from.
     """
-    complete = parse_yaml((resources.files("amplify_ds.recipes") / f"{recipe}.yaml").read_text())
+    complete = parse_yaml((resources.files("amplify_ds.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"))
     layers = [(f"recipe {recipe}", _flat(complete, recipe))]
     if config_file is not None:
         layers.append((config_file, _flat(_read_file(config_file), config_file)))

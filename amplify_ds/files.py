@@ -26,7 +26,7 @@ def sync(path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Written beside `path`, flushed, then renamed over it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
     sync(partial)
     partial.replace(path)
 

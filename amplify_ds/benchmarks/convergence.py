@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
     title = f"Recipe {RECIPE} on the bundled proteins, {_seeds(options.seeds)}"
     curves.draw(found, title, picture)
     if options.markdown:
-        options.markdown.write_text(text + "\n")
+        options.markdown.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {options.markdown}")
     print(f"wrote {picture}\nruns: {options.directory}")
     print(next_commands(("tensorboard", "--logdir", options.directory)))

@@ -70,7 +70,7 @@ def _make_model(folder: Path) -> Path:
     model = modeling_amplify.AMPLIFY(AMPLIFYConfig(**_SHAPE))
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(layout_config(model.config)))
+    (folder / "config.json").write_text(json.dumps(layout_config(model.config)), encoding="utf-8")
     for name in CODE:
         shutil.copy(Path(modeling_amplify.__file__).with_name(name), folder / name)
     return folder

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
             texts.append(work[part]())
             print(f"{texts[-1]}\n", flush=True)
     if options.markdown:
-        options.markdown.write_text("\n\n".join(texts) + "\n")
+        options.markdown.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
         print(f"wrote {options.markdown}")
     print("python -m amplify_ds.benchmark train puts the same step beside the padded way")
 

@@ -194,7 +194,7 @@ def _usual_pipeline(place: Path, fasta: Path, residues: int = 4_000_000) -> tupl
     bare.normalizer = normalizers.Sequence([])  # the usual one raises no lower case, and is faster for it
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, pad_token="<pad>", unk_token="<unk>")
     head, count = place / "head.fasta", 0
-    with dnaio.open(fasta, open_threads=0) as records, open(head, "w") as out:
+    with dnaio.open(fasta, open_threads=0) as records, open(head, "w", encoding="utf-8") as out:
         for record in records:
             out.write(f">{record.name}\n{record.sequence}\n")
             count += len(record)

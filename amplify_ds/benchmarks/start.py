@@ -134,7 +134,7 @@ def _positions(step: int) -> np.ndarray:
 
 
 def _memory(name: str) -> int:
-    with open("/proc/self/status") as file:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
 
 

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         text = compare(config, options)
     print(text)
     if options.markdown:
-        options.markdown.write_text(text + "\n")
+        options.markdown.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {options.markdown}")
 
 

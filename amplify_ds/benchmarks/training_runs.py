@@ -73,7 +73,7 @@ def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Calla
 
 def _start(run: Path, config: RunConfig, recipe: str, ranks: int) -> subprocess.Popen:
     settings = run.with_name(f"{run.name}.yaml")
-    settings.write_text(config.to_yaml())
+    settings.write_text(config.to_yaml(), encoding="utf-8")
     devices = gpus()
     environment = {
         **os.environ,
@@ -84,7 +84,7 @@ def _start(run: Path, config: RunConfig, recipe: str, ranks: int) -> subprocess.
     environment.pop("OMP_NUM_THREADS", None)  # the launcher shares the cores out
     words = [sys.executable, "-m", "amplify_ds.launch", "--ranks", ranks, "--", "--recipe", recipe]
     words += ["--config", settings, "--deepspeed_config", ROOT / "ds_configs/zero1.json", "--output", run]
-    with open(run.with_name(f"{run.name}.log"), "a") as log:
+    with open(run.with_name(f"{run.name}.log"), "a", encoding="utf-8") as log:
         return subprocess.Popen(
             [str(word) for word in words], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -104,5 +104,5 @@ def _explain(run: Path, code: int) -> None:
     log = run.with_name(f"{run.name}.log")
     if code == SAVED:
         raise AmplifyError(f"{run}: was asked to stop, and saved; the same command continues")
-    last = "\n  ".join(log.read_text(errors="replace").splitlines()[-10:])
+    last = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
     raise AmplifyError(f"{run}: training ended with code {code}. The end of {log}:\n  {last}")

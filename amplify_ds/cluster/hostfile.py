@@ -34,7 +34,7 @@ class Host:
 def read_hostfile(path: Path) -> list[Host]:
     """Return the machines in their order, the first one with rank 0; AmplifyError if they cannot train together."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise AmplifyError(f"--hostfile {path}: cannot be read ({error}); see launch/hostfile.example") from None
     hosts: dict[str, Host] = {}

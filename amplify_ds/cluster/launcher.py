@@ -43,7 +43,7 @@ class MemoryFiles:
         """Return the path of a new file. name: for people who look at the process."""
         descriptor = os.memfd_create(name)
         self._descriptors.append(descriptor)
-        with open(descriptor, "w", closefd=False) as file:
+        with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
             file.write(text)
         return f"/proc/{os.getpid()}/fd/{descriptor}"
 

@@ -84,7 +84,7 @@ def _shards(run, world_size: int) -> dict[str, Any]:
 def _output(output: Path, name: str) -> dict[str, Any]:
     place = next(path for path in (output, *output.absolute().parents) if path.exists())
     try:
-        (place / name).write_text(name)
+        (place / name).write_text(name, encoding="utf-8")
     except OSError as error:
         return {"error": f"{place}: {error.strerror}"}
     checkpoints = [path for path in (output / "checkpoints").rglob("*") if path.is_file()]

@@ -110,7 +110,7 @@ class Supervisor:
         found = set()
         for path in (self.run / FOLDER).glob("rank-*.json"):
             try:
-                record = json.loads(path.read_text())
+                record = json.loads(path.read_text(encoding="utf-8"))
                 found.add((record["job"], record["phase"]))
             except (OSError, ValueError, KeyError, TypeError):
                 pass
@@ -126,7 +126,7 @@ class Supervisor:
     def _write_stop(self, text: str) -> None:
         try:
             self.run.mkdir(parents=True, exist_ok=True)
-            (self.run / STOP).write_text(text)
+            (self.run / STOP).write_text(text, encoding="utf-8")
         except OSError:
             pass
 

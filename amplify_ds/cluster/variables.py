@@ -72,7 +72,7 @@ def file_text(environment: Mapping[str, str], extra: Mapping[str, str]) -> str:
 def read(file: Path) -> dict[str, str]:
     """NAME=VALUE lines of a file of the user's; {} without it, AmplifyError for a line of another kind."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:

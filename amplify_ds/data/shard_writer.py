@@ -193,7 +193,7 @@ def _locked(partial: Path) -> Iterator[None]:
     with writing(partial):
         partial.mkdir(exist_ok=True)
     try:
-        lock = open(partial / _LOCK, "a")
+        lock = open(partial / _LOCK, "a", encoding="utf-8")
     except FileNotFoundError:  # the other build has ended since the line above
         raise busy from None
     try:

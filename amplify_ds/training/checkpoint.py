@@ -264,7 +264,7 @@ def write(run: Path, named_state: Iterable[tuple[str, torch.Tensor, dict]], stat
         content = {"format": FORMAT, **state, "files": files}
         content = json.loads(json.dumps(content))  # as it will be read: keys are text, tuples are lists
         content[DIGEST] = content_digest(content, DIGEST)
-        (partial / STATE).write_text(json.dumps(content, indent=1))
+        (partial / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             sync(path)
         for name in files:

@@ -41,5 +41,5 @@ def highest(row_losses: Sequence[float]) -> list[int]:
 
 def append(file: Path, records: Iterable[dict[str, Any]]) -> None:
     """Add JSON lines to a file."""
-    with writing(file), open(file, "a") as out:
+    with writing(file), open(file, "a", encoding="utf-8") as out:
         out.writelines(json.dumps(record) + "\n" for record in records)

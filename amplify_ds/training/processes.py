@@ -22,7 +22,8 @@ class Process:
 def look_at(pid: int) -> Process | None:
     """None when there is no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name before the last parenthesis may be any bytes.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except OSError:
         return None
     return Process(fields[0], int(fields[1]), int(fields[19]))
@@ -38,7 +39,7 @@ def command_line(pid: int) -> str:
 def ranks_below(launcher: int) -> dict[int, int]:
     """{pid: rank} of the ranks that this launcher runs here."""
     try:
-        children = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+        children = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_bytes().split()]
     except OSError:
         return {}
     return {pid: rank for pid in children if (rank := _rank_of(pid)) is not None}

@@ -45,7 +45,7 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
             "--output"
         )
     output.mkdir(parents=True, exist_ok=True)
-    lock = open(output / ".lock", "w")
+    lock = open(output / ".lock", "w", encoding="utf-8")
     # Processes that were killed may take a moment to go; at a restart a lost node may still hold it for a while.
     deadline = time.monotonic() + (120 if int(os.environ.get("AMPLIFY_ATTEMPT", 0)) else 5)
     while not _locked(lock):

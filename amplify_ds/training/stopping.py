@@ -40,7 +40,7 @@ def listen() -> None:
 def forget_earlier(run: Path) -> None:
     """What an earlier part of the run was asked, and said, when it stopped (by the rank that has opened the run)."""
     (run / STOPPED).unlink(missing_ok=True)
-    (run / STOP).write_text("")
+    (run / STOP).write_text("", encoding="utf-8")
 
 
 def listen_to_file(run: Path) -> None:
@@ -61,7 +61,7 @@ def write_stopped(run: Path, step: int, checkpoint: Path | None) -> None:
     """
     reason = _reasons[0] if _reasons else "asked on another rank"
     write_json(run / STOPPED, {"step": step, "checkpoint": checkpoint and str(checkpoint), "reason": reason})
-    (run / STOP).write_text("")
+    (run / STOP).write_text("", encoding="utf-8")
 
 
 def _signalled(number: int, frame) -> None:
@@ -72,7 +72,7 @@ def _signalled(number: int, frame) -> None:
 def _read(path: Path) -> None:
     while True:
         try:
-            reason, _, launch = path.read_text().strip().partition(" of ")
+            reason, _, launch = path.read_text(encoding="utf-8").strip().partition(" of ")
         except (OSError, ValueError):
             reason = launch = ""
         if reason and launch in ("", os.environ.get("AMPLIFY_LAUNCH")):

@@ -150,7 +150,7 @@ class Watchdog:
             "stack": self._stack(),
         }
         try:
-            (self.run / FOLDER / f"rank-{self.rank:05d}.json").write_text(json.dumps(record))
+            (self.run / FOLDER / f"rank-{self.rank:05d}.json").write_text(json.dumps(record), encoding="utf-8")
         except OSError:
             pass  # a full disk is for the loop to find
 
@@ -258,7 +258,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Written in place, so that NFS shows what is new when it is opened; a reader that comes in between tries again."""
     for _ in range(5):
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except OSError:
             return None
         except ValueError:
@@ -270,7 +270,7 @@ def _claim(path: Path, content: dict[str, Any]) -> bool:
     """Write the file unless another rank has; True when this rank did."""
     own = path.with_name(f".{path.name}.{content['found_by']}")
     try:
-        own.write_text(json.dumps(content, indent=1))
+        own.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.link(own, path)
     except FileExistsError:
         return False
