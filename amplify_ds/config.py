@@ -210,7 +210,7 @@ class RunConfig(Section):
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
     """(section, name, pydantic field) of every setting, in order."""
     for section, info in RunConfig.model_fields.items():
-        assert info.annotation is not None and issubclass(info.annotation, Section)  # so are all fields of RunConfig
+        assert isinstance(info.annotation, type) and issubclass(info.annotation, Section)  # all fields of RunConfig are
         for name, field in info.annotation.model_fields.items():
             yield section, name, field
 

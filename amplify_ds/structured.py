@@ -112,10 +112,11 @@ def _check_events(text: str) -> None:
     """Before anything is built of it: the parser itself goes as deep as the text does."""
     depth = 0
     for event in yaml.parse(text, _Loader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+        if anchor := getattr(event, "anchor", None):  # what an alias refers to, too
+            assert event.start_mark is not None  # the parser gives one to every event
             raise ValueError(
-                f"line {event.start_mark.line + 1}: anchors and aliases (&{event.anchor}, *{event.anchor}) are not "
-                "supported; write the value out"
+                f"line {event.start_mark.line + 1}: anchors and aliases (&{anchor}, *{anchor}) are not supported; "
+                "write the value out"
             )
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:

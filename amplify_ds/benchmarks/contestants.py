@@ -225,7 +225,7 @@ class Matrices(Contestant):
         dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
         shapes = [(size, size)] * 4 + [(size, 2 * width), (width, size)]
         rows = self.batches.plan.micro_rows * self.batches.mixture.row_tokens
-        make = dict(device=self.device, dtype=dtype)
+        make: dict[str, Any] = {"device": self.device, "dtype": dtype}
         self.products = [
             (torch.randn(rows, a, **make), torch.randn(b, a, **make), torch.randn(rows, b, **make)) for a, b in shapes
         ]

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -45,7 +46,8 @@ class TrainingLoader:
 
     def __init__(self, batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
         self._order = range(first_batch * batches.plan.accumulation, sys.maxsize)
-        self._options = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _belong_to_the_rank}
+        self._options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        self._options["worker_init_fn"] = _belong_to_the_rank
         if workers:
             self._options["collate_fn"] = _in_shared_memory
         self._batches, self._count = batches, workers
@@ -89,7 +91,7 @@ class TrainingLoader:
                 process.join()
         self._workers = []
 
-    def _lost(self, worker: int, pid: int, code: int) -> str:
+    def _lost(self, worker: int, pid: int | None, code: int) -> str:
         how = f"ended with code {code}"
         if code < 0:
             killer = signal.Signals(-code)

@@ -150,7 +150,9 @@ class Engine:
         self._finite = True
         if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
             take = optimizer.step
-            optimizer.step = lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
+            optimizer.step = (  # type: ignore[method-assign]  # of this one object, which DeepSpeed calls
+                lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
+            )
         if precision == "fp8":
             fp8.replace_linears(model, device)
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
@@ -290,12 +292,14 @@ class Engine:
         if self.stage == 0:
             (param.data if moment is None else self._inner.state[param][moment]).copy_(value)
         elif self.stage == 3:
-            size = param.ds_tensor.numel()  # a rank's share, the last one padded
+            # A rank's share, the last one padded.
+            held: torch.Tensor = param.ds_tensor  # type: ignore[attr-defined]  # DeepSpeed has put it there
+            size = held.numel()
             padded = torch.nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
             share = padded[rank() * size : (rank() + 1) * size]
             if moment is None:
                 safe_set_local_fp32_param(param, share)
-                param.ds_tensor.data.copy_(share)
+                held.data.copy_(share)
             else:
                 safe_set_local_optimizer_state(param, share, moment)
         elif moment is None:

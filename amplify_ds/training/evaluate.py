@@ -89,7 +89,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], object] = lambda rows: None,
     targets: np.ndarray | None = None,
 ) -> Score:
     """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks.

@@ -35,7 +35,8 @@ def watch(store: Store) -> None:
     global _store
     orphans.met()
     if int(os.environ["WORLD_SIZE"]) > 1:
-        _store = store.clone()  # a connection of its own: one that waits for a key holds up all who use it
+        # A connection of its own: one that waits for a key holds up all who use it.
+        _store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
         threading.Thread(target=_look_on, args=(_store,), daemon=True).start()
 
 

@@ -48,9 +48,9 @@ def replace_linears(model: nn.Module, device: torch.device) -> None:
     """
     te, recipes = _transformer_engine()
     recipe = recipes.Float8CurrentScaling(fp8_format=recipes.Format.HYBRID)
-    for block in model.transformer_encoder:
+    for block in model.get_submodule("transformer_encoder").children():
         for name in LAYERS:
-            weight = block.get_submodule(name).weight
+            weight = block.get_parameter(f"{name}.weight")
             out_features, in_features = weight.shape
             layer = te.Linear(in_features, out_features, bias=False, params_dtype=weight.dtype, device=device)
             nn.Module.register_parameter(layer, "weight", weight)  # te's own method would initialise it

@@ -60,8 +60,10 @@ class Interval:
         correct = (logits.detach().argmax(-1) == batch.labels).sum()
         pairs = float(np.square(np.diff(batch.cu_seqlens.numpy()).astype(np.int64)).sum())  # on the host, always
         counts = [batch.targets, batch.residues, batch.tokens, batch.input_ids.numel(), pairs, waited]
-        for pending, value in zip(self._pending, (row_losses.detach(), correct, counts)):
-            pending.append(value)
+        losses, hits, of_batches = self._pending
+        losses.append(row_losses.detach())
+        hits.append(correct)
+        of_batches.append(counts)
 
     def keep(self, batch: int, norm: torch.Tensor, rate: float) -> None:
         """The step, which read that batch, was applied."""
@@ -89,16 +91,16 @@ class Interval:
         memory[engine.rank()] = peak_memory(self.device)
         on_host = torch.cat((targets, host, memory)).to(self.device)
         found = engine.sum_over_ranks(torch.cat((torch.stack(losses), correct[None], on_host))).tolist()
-        losses, [correct], targets, rest = found[:n], found[n : n + 1], found[n + 1 : 2 * n + 1], found[2 * n + 1 :]
-        host = dict(zip(_HOST, rest))
+        sums, right, of_steps, rest = found[:n], found[n], found[n + 1 : 2 * n + 1], found[2 * n + 1 :]
+        counted = dict(zip(_HOST, rest))
         return Totals(
-            step_losses=[loss / count for loss, count in zip(losses, targets)],
-            loss=sum(losses) / host["targets"],
-            accuracy=correct / host["targets"],
+            step_losses=[loss / count for loss, count in zip(sums, of_steps)],
+            loss=sum(sums) / counted["targets"],
+            accuracy=right / counted["targets"],
             norm=float(self.norm),
             memory=rest[len(_HOST) :],
             seconds=time.perf_counter() - self.began,
-            **host,
+            **counted,
         )
 
     def row_losses(self, step: int) -> tuple[int, torch.Tensor]:

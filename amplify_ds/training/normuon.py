@@ -56,13 +56,15 @@ class NorMuon(AdamW):
         self._precision = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._momentum, self._beta = settings.matrix_momentum, settings.matrix_beta
         self._lr_share = settings.matrix_lr / settings.lr
-        self._parameters = {name: tuple(p.shape) for name, p in chosen.items()}
+        self._parameters = {name: (p.shape[0], p.shape[1]) for name, p in chosen.items()}
         names = {id(p): name for name, p in chosen.items()}
         self.locate: Callable[[torch.Tensor], list[Piece]] = lambda p: [Piece(names[id(p)], 0, p.numel(), 0)]
-        self._shapes = {key: shape for name, p in chosen.items() for key, shape in matrices_of(name, p.shape).items()}
+        self._shapes = {
+            key: shape for name in chosen for key, shape in matrices_of(name, self._parameters[name]).items()
+        }
         self._matrices: dict[tuple[int, ...], Matrices] = {}
 
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: DeepSpeed gives none
         """Collective."""
         done = []
         for group in self.param_groups:
@@ -98,18 +100,19 @@ class NorMuon(AdamW):
         inverse = squares.clamp_min_(1e-30).rsqrt_()
         for update, (name, _, length, offset, number) in zip(updates, matrices.own):
             weight = partitions[number].view(-1)[offset : offset + length]
-            rows, columns = matrices.shapes[name]
+            size = math.prod(matrices.shapes[name])
             update.mul_(inverse[places[name]].to(update.device))
-            weight.mul_(1 - lr * decay).sub_(update, alpha=UPDATE_RMS * lr * math.sqrt(rows * columns))
+            weight.mul_(1 - lr * decay).sub_(update, alpha=UPDATE_RMS * lr * math.sqrt(size))
 
     def _momentum_of(self, partition: torch.Tensor) -> torch.Tensor:
         """Take the gradient into the momentum; returns Nesterov's step from it, flat."""
-        state = self.state[partition]
+        state, gradient = self.state[partition], partition.grad
+        assert gradient is not None  # `step` takes those that have one
         if not state:
             state["step"] = torch.zeros(())  # counts nothing; AdamW's states have it
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(partition), torch.zeros_like(partition)
-        momentum = state["exp_avg"].lerp_(partition.grad, 1 - self._momentum)
-        return partition.grad.lerp(momentum, self._momentum).flatten()
+        momentum = state["exp_avg"].lerp_(gradient, 1 - self._momentum)
+        return gradient.lerp(momentum, self._momentum).flatten()
 
     def _found(self, partitions: list[torch.Tensor]) -> Matrices:
         """What the partitions hold, looked up once."""

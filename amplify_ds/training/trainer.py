@@ -245,8 +245,8 @@ class Trainer:
             share = self.plan.share
             row_losses[share.start : share.stop] = own[: len(share)].double() / self.batches.slots
             step = self.progress.step - interval.steps + 1 + number
-            row_losses = engine.sum_over_ranks(row_losses).tolist()
-            self.report.jumped(step, found.step_losses[number], self._rows_of(batch), row_losses)
+            of_rows = engine.sum_over_ranks(row_losses).tolist()
+            self.report.jumped(step, found.step_losses[number], self._rows_of(batch), of_rows)
 
     def _rows_of(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a global batch, in order."""

@@ -1,4 +1,4 @@
-"""Compare what was found with the values recorded in JSON files of tests/recorded, or record them: see its README.md."""
+"""Compare what was found with the values recorded in the JSON files of tests/recorded, or record them."""
 
 import json
 import math
