@@ -150,9 +150,12 @@ class Engine:
         self._finite = True
         if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
             take = optimizer.step
-            optimizer.step = (  # type: ignore[method-assign]  # of this one object, which DeepSpeed calls
-                lambda *args, **kwargs: take(*args, **kwargs) if self._finite else None
-            )
+
+            def step_if_finite(*args, **kwargs) -> None:
+                if self._finite:
+                    take(*args, **kwargs)
+
+            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # of one object, which DeepSpeed calls
         if precision == "fp8":
             fp8.replace_linears(model, device)
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)

@@ -34,17 +34,17 @@ def without(module, *words):
 def listed(name) -> set[str]:
     """Names of the packages in a requirements file, in lower case and with hyphens."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
-    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in lines if line}
+    return {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines if line}
 
 
 def imported() -> dict[str, str]:
     """{module: a file that imports it} of the product, the standard library and its own modules left out."""
-    found = {}
+    found: dict[str, str] = {}
     files = [path for folder in ("amplify_ds", "data_prep", "launch") for path in (ROOT / folder).rglob("*.py")]
     own = {"amplify_ds", *(path.stem for path in files)}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
             found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
     return {name: file for name, file in found.items() if name not in own | sys.stdlib_module_names}

@@ -70,7 +70,12 @@ class Hub(BaseHTTPRequestHandler):
     """commits: {commit: {path: content}}. spoil: {path: what becomes of the next GETs of it, one after the other}."""
 
     protocol_version = "HTTP/1.1"
-    commits, head, spoil, log, refuse, stalled, resume = None, FIRST, None, None, None, None, None
+    head, refuse = FIRST, None
+    commits: dict[str, dict[str, bytes]]
+    spoil: dict[str, list[str]]
+    log: list[tuple[str, int]]
+    stalled: threading.Event
+    resume: threading.Event
 
     def do_HEAD(self):
         self.do_GET()

@@ -68,7 +68,7 @@ def found(shards, tmp_path_factory) -> dict:
 
 def per_step(records, micro_batch) -> dict[int, Counter]:
     """{step: {what and where: times}} in that micro batch of each step."""
-    steps = {step: Counter() for step in range(FIRST, STEPS)}
+    steps: dict[int, Counter] = {step: Counter() for step in range(FIRST, STEPS)}
     for step, place, what, where in records:
         if place == micro_batch:
             steps[step][f"{what}, {where.rpartition(':')[0]}"] += 1
@@ -87,7 +87,7 @@ def test_waits_of_a_step_between_logs(found, stage, precision):
 
 
 def test_a_read_in_the_micro_batch_loop_is_counted(found):
-    records = found[(*CONTROL, True)]
+    records = found[CONTROL[0], CONTROL[1], True]
     assert all(counts == {READ: 1} for counts in per_step(records, 0).values())
     assert all(counts == Counter({READ: 1}) + Counter(EXPECTED[CONTROL][1]) for counts in per_step(records, 1).values())
 

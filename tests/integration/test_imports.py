@@ -40,9 +40,9 @@ def loaded(*words, dear=DEAR) -> set[str]:
     """Which of `dear` a command, a module or a file of the repository, has imported when it ends."""
     reader, writer = os.pipe()
     try:
-        words = [sys.executable, "-c", RUN.format(dear=dear), *map(str, words)]
+        whole = [sys.executable, "-c", RUN.format(dear=dear), *map(str, words)]
         result = subprocess.run(
-            words,
+            whole,
             cwd=ROOT,
             env=environment(1) | {"LOADED": str(writer)},
             pass_fds=[writer],

@@ -48,7 +48,7 @@ def script(name: str, *words, code: str = "") -> subprocess.CompletedProcess:
 def windows(directory: Path) -> Counter:
     """Every window of every row as text, special tokens spelt out."""
     shards = Shards(directory)
-    found = Counter()
+    found: Counter[str] = Counter()
     for index in range(shards.num_rows):
         tokens, lengths = shards.row(index)
         found.update(decode(window) for window in np.split(tokens, np.cumsum(lengths))[:-1])

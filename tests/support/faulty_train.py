@@ -5,7 +5,6 @@ nan: the loss of that batch on that rank is not a number. jump: its first row's 
 
 import json
 import os
-import sys
 
 import torch
 
@@ -31,4 +30,4 @@ def wrong(logits, labels, rows):
 
 trainer.masked_language_loss = wrong
 if __name__ == "__main__":
-    sys.exit(command(train.main))
+    command(train.main)

@@ -190,7 +190,6 @@ def _become(request: dict, stdout: int, stderr: int) -> None:
     for place, descriptor in ((1, stdout), (2, stderr)):
         os.dup2(descriptor, place)
         os.close(descriptor)
-    sys.stdout.reconfigure(line_buffering=False)
     if any(os.environ.get(name) != request["env"].get(name) for name in READ_AT_IMPORT):
         for name in [name for name in sys.modules if name.partition(".")[0] in ("huggingface_hub", "transformers")]:
             del sys.modules[name]
@@ -240,7 +239,9 @@ def _end(command, *arguments) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    threading._shutdown()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

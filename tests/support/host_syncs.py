@@ -140,8 +140,7 @@ def count(shards: list[str], output: Path, stage: int, precision: str, spoiled: 
                 last = recorder.place is not None and recorder.place[0] == step
                 recorder.place = (step, int(last)) if FIRST <= step < STEPS else None
 
-        run.watch.at = moved
-        with Operations(recorder), Calls(recorder):
+        with mock.patch.object(run.watch, "at", moved), Operations(recorder), Calls(recorder):
             run.pretrain()
     return recorder.found
 

@@ -39,7 +39,7 @@ class Run:
         (place / "sitecustomize.py").write_text(PATCH)
         self.output, self.log = place / "run", place / "log"
         words = training_words(self.output, shards, watchdog__seconds=10, **EVERY_THREE, **settings)
-        self.words = ["bash", ROOT / "launch/train.sh", "--ranks", "2", "--", *words]
+        self.words = ["bash", str(ROOT / "launch/train.sh"), "--ranks", "2", "--", *words]
         self.environment = {**environment(2), "PYTHONPATH": f"{place}:{os.environ.get('PYTHONPATH', ROOT)}"}
 
     def start(self, **variables) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 scripts, place = sys.argv[1], Path(sys.argv[2])
 sys.path.insert(0, scripts)
@@ -12,7 +13,7 @@ import build_shards
 import pipeline
 
 pipeline.MEGABYTE = 20
-os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written; only a power cut does
+mock.patch.object(os, "fsync").start()  # a killed process loses nothing that it has written; only a power cut does
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate", "fcntl.flock"}
 left = 0  # operations until the kill; 0: none
 

@@ -14,13 +14,14 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from unittest import mock
 
 warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 
-torch.cuda.current_device = lambda: "cpu"
+mock.patch.object(torch.cuda, "current_device", lambda: "cpu").start()
 from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec

@@ -5,9 +5,10 @@ Prints one JSON object. Run with several versions of transformers, by PYTHONPATH
 
 import json
 import sys
+from unittest import mock
 
-sys.modules["amplify_ds"] = None  # `import amplify_ds` fails from here on
-sys.modules["xformers"] = sys.modules["flash_attn"] = None
+forbidden = ("amplify_ds", "xformers", "flash_attn")
+mock.patch.dict(sys.modules, dict.fromkeys(forbidden)).start()  # importing them fails from here on
 import torch
 import transformers
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer

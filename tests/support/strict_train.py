@@ -6,8 +6,8 @@ counted by host_syncs.py. SPOILED in the environment: the loss reads itself in e
 
 import math
 import os
-import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
@@ -50,10 +50,10 @@ def spoiled_loss(*words):
     return loss, row_losses
 
 
-watchdog.Watchdog.at = strictly_at
-engine.deepspeed.DeepSpeedEngine._take_model_step = allowed(update)
-engine.math = SimpleNamespace(isfinite=allowed(math.isfinite))  # of the norm, at stage 0
+mock.patch.object(watchdog.Watchdog, "at", strictly_at).start()
+mock.patch.object(engine.deepspeed.DeepSpeedEngine, "_take_model_step", allowed(update)).start()
+mock.patch.object(engine, "math", SimpleNamespace(isfinite=allowed(math.isfinite))).start()  # of the norm, at stage 0
 if "SPOILED" in os.environ:
-    trainer.masked_language_loss = spoiled_loss
+    mock.patch.object(trainer, "masked_language_loss", spoiled_loss).start()
 if __name__ == "__main__":
-    sys.exit(command(train.main))
+    command(train.main)

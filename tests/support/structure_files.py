@@ -1,7 +1,7 @@
 """Structure files in plain text, for the tests of contacts: a hairpin whose contacts follow from its geometry."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,7 +73,8 @@ def mmcif(names, places, missing=()):
     return "\n".join(lines) + "\n"
 
 
-class Atom(NamedTuple):
+@dataclass(frozen=True)
+class Atom:
     """One atom record. index: of its residue, from 0."""
 
     index: int

@@ -9,8 +9,11 @@ DATA: JSON, see test_trainer_loss.py. On several ranks each has its share of a c
 import json
 import os
 import sys
+from unittest import mock
 
-sys.modules["datasets"] = None  # too new for the oldest transformers, which would import it where it is installed
+mock.patch.dict(
+    sys.modules, {"datasets": None}
+).start()  # too new for the oldest transformers, which would import it where it is installed
 import torch
 from transformers import Trainer, TrainingArguments
 

@@ -74,7 +74,7 @@ def soak(place: Path, shards: dict[str, Path], steps: int) -> dict[int, dict[str
         while rank.poll() is None:
             time.sleep(0.05)
             paths = checkpoint.listing(place / "run")
-            step = checkpoint.step_of(paths[-1]) if paths else 0
+            step = (checkpoint.step_of(paths[-1]) if paths else None) or 0
             if step >= FIRST and step % EVERY == 0 and step < steps and step not in seen:
                 time.sleep(0.2)  # past the evaluation and the save
                 seen[step] = look_at(rank, place / "tmp")

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests.support.needs import needs_environment, needs_ip, needs_namespaces, needs_nodes
-from tests.support.nodes import namespace_nodes
+from tests.support.nodes import NamespaceNodes, namespace_nodes
 from tests.support.run_on_nodes import RunOnNodes, assert_same_bits_and_rows
 from tests.support.training import losses
 
@@ -23,6 +23,7 @@ def nodes(tmp_path):
 def cut_off(run: RunOnNodes) -> None:
     """… once there is a checkpoint, and a step behind it."""
     run.wait_for_steps(5)
+    assert isinstance(run.nodes, NamespaceNodes)
     run.nodes.cut_off()
 
 

@@ -28,7 +28,7 @@ if "LOCAL_RANK" in os.environ:
 
 def listening(processes) -> dict[int, set[str]]:
     """{port: addresses} on which these processes take connections."""
-    found = {}
+    found: dict[int, set[str]] = {}
     for process in processes:
         for connection in process.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN:

@@ -208,7 +208,7 @@ class Torture:
         assert all(ours[step] == alone[step] for step in equal), "losses that are not equal to the bit"
         difference = max((abs(ours[step] - alone[step]) for step in alone if step > unchanged), default=0.0)
         assert difference < 1e-5, f"losses that differ by {difference:.1e}"
-        weights = [checkpoint.newest(self.place / name).weights() for name in ("undisturbed", "tortured")]
+        weights = [self.newest_of(name).weights() for name in ("undisturbed", "tortured")]
         apart = max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
         assert apart < 1e-4, f"weights that differ by {apart:.1e}"
         print(
@@ -217,9 +217,14 @@ class Torture:
         )
         print("survived: " + ", ".join(f"{count} × {kind}" for kind, count in sorted(self.counts.items())))
 
+    def newest_of(self, name: str) -> checkpoint.CheckpointFile:
+        found = checkpoint.newest(self.place / name)
+        assert found is not None
+        return found
+
     def newest(self) -> int:
         sound = self.sound()
-        return checkpoint.step_of(sound[-1]) if sound else 0
+        return (checkpoint.step_of(sound[-1]) or 0) if sound else 0
 
     def rows(self, name: str) -> list[tuple[int, str]]:
         """(position, digest) of every row read so far; a line cut short is not finished."""
@@ -264,7 +269,7 @@ class Torture:
 
 def _family(script: int) -> dict[str, list[psutil.Process]]:
     """What the launch script has started."""
-    found = {"runner": [], "launcher": [], "rank": [], "worker": []}
+    found: dict[str, list[psutil.Process]] = {"runner": [], "launcher": [], "rank": [], "worker": []}
     try:
         below = psutil.Process(script).children(recursive=True)
     except psutil.NoSuchProcess:

@@ -14,7 +14,8 @@ ROW_TOKENS = 2048
 def make_row(seed: int, filled: int = ROW_TOKENS) -> tuple[np.ndarray, np.ndarray]:
     """A row of random proteins: tokens [2048] with `filled` of them not <pad>, and its windows' lengths."""
     draw = np.random.RandomState(seed)
-    lengths, tokens = [], np.full(ROW_TOKENS, PAD, dtype=np.uint8)
+    lengths: list[int] = []
+    tokens = np.full(ROW_TOKENS, PAD, dtype=np.uint8)
     while sum(lengths) < filled:
         length = min(draw.randint(3, 400), filled - sum(lengths))
         start = sum(lengths)

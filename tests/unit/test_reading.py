@@ -54,7 +54,8 @@ def built(path, output, *options) -> tuple[Counter, dict]:
     """The sequences in the shards that build_shards makes, and what it counted."""
     words = ["--input", str(path), "--output", str(output), "--max-length", "400", *map(str, options)]
     build_shards.main(words)
-    shards, found = Shards(output), Counter()
+    shards = Shards(output)
+    found: Counter[str] = Counter()
     for index in range(shards.num_rows):
         tokens, lengths = shards.row(index)
         found.update(decode(window[1:-1]) for window in np.split(tokens, np.cumsum(lengths))[:-1])

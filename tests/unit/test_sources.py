@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import tracemalloc
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tests.support.paths import EXAMPLE
 
 SCANNED = 64  # bytes at a time
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
-COMPRESSIONS = {
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def same(found, wanted):
 
 def shifted(atoms, begin, by):
     """Residues from `begin` on are moved: the bond before them opens."""
-    return [x._replace(place=x.place + by) if x.index >= begin else x for x in atoms]
+    return [replace(x, place=x.place + by) if x.index >= begin else x for x in atoms]
 
 
 ATOMS = bonded_chain(NAMES, PLACES)
@@ -212,7 +213,7 @@ def test_without_c_or_n_the_c_alphas_tell(tmp_path, kept, shift, closed):
 def test_a_chromophore_with_names_of_its_own_is_bonded_by_its_nearest_atoms(tmp_path):
     names = [*NAMES[:5], "CRO", *NAMES[6:]]
     renamed = {"N": "N1", "CA": "CA1", "C": "C3", "CB": "CB1"}
-    atoms = [x._replace(name=renamed[x.name]) if x.index == 5 else x for x in bonded_chain(names, PLACES)]
+    atoms = [replace(x, name=renamed[x.name]) if x.index == 5 else x for x in bonded_chain(names, PLACES)]
     numbers = [*PLAIN[:5], "7", *(str(i) for i in range(9, 29))]  # GFP: 64, 66, 68
     found = read_text(tmp_path, pdb_atoms(atoms, numbers, hetero=("CRO",)))
     same(found, (SEQUENCE[:5] + "T" + SEQUENCE[6:], by_loops(PLACES, missing=(5,))))
@@ -245,14 +246,14 @@ def test_gaps_of_which_the_numbers_do_not_tell_are_refused(tmp_path, numbers, sh
 
 def test_more_missing_than_there_is_refused(tmp_path):
     """Free amino acids in one chain, as ligands that stand in ATOM records."""
-    atoms = [x._replace(place=x.place + [9 * x.index, 0, 0]) for x in ATOMS if x.index < 5]
+    atoms = [replace(x, place=x.place + [9 * x.index, 0, 0]) for x in ATOMS if x.index < 5]
     with pytest.raises(AmplifyError, match=r"by its numbers more residues are missing \(396\) than there are \(5\)"):
         read_text(tmp_path, pdb_atoms(atoms, [str(i) for i in range(501, 902, 100)]))
 
 
 def test_two_residues_of_one_number_are_refused(tmp_path):
     for second in (5, 3):  # another name, and after LEU another LEU would fall together with it
-        atoms = [x._replace(residue="LEU") if x.index == second else x for x in ATOMS]
+        atoms = [replace(x, residue="LEU") if x.index == second else x for x in ATOMS]
         numbers = [*PLAIN[:second], "5" if second == 5 else "3", *PLAIN[second + 1 :]]
         with pytest.raises(AmplifyError, match=f"several residues have the number {numbers[second]} and are not"):
             read_text(tmp_path, pdb_atoms(atoms, numbers))
@@ -263,7 +264,7 @@ def alternatives(index, *conformers):
     made = [x for x in ATOMS if x.index < index]
     for letter, occupancy, shift, without, *name in conformers:
         made += [
-            x._replace(place=x.place + shift, letter=letter, occupancy=occupancy, residue=(name or [x.residue])[0])
+            replace(x, place=x.place + shift, letter=letter, occupancy=occupancy, residue=(name or [x.residue])[0])
             for x in ATOMS
             if x.index == index and x.name not in without
         ]
@@ -401,7 +402,7 @@ def chains(draw):
         occupancies = draw(st.lists(st.sampled_from([0.1, 0.25, 0.3, 0.33, 0.5]), min_size=count, max_size=count))
         letters = draw(st.permutations("ABCD"[:count]))
         split = [
-            x._replace(letter=letter, occupancy=occupancy, place=x.place + [0, 0, 0.4 * j])
+            replace(x, letter=letter, occupancy=occupancy, place=x.place + [0, 0, 0.4 * j])
             for j, (letter, occupancy) in enumerate(zip(letters, occupancies))
             for x in these
         ]

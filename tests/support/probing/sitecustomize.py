@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from unittest import mock
 
 
 def _send_to_self(name: str, text: str) -> None:
@@ -28,7 +29,7 @@ def _list_flags(parser, *arguments, **options):
 
 def _flags(parser, part: str = "") -> dict[str, str]:
     """{flag: how it is used} of a parser and of those for parts of its command."""
-    found = {}
+    found: dict[str, str] = {}
     for action in parser._actions:
         if action.option_strings == ["-h", "--help"]:
             continue
@@ -49,5 +50,5 @@ _asked = json.loads(os.environ.get("PROBE", "{}"))
 if "signal" in _asked:
     _send_to_self(*_asked["signal"])
 if "flags" in _asked:
-    os.sched_getaffinity = lambda pid: set(range(6))  # some defaults are numbers of cores
-    argparse.ArgumentParser.parse_known_args = _list_flags
+    mock.patch.object(os, "sched_getaffinity", lambda pid: set(range(6))).start()  # some defaults are numbers of cores
+    mock.patch.object(argparse.ArgumentParser, "parse_known_args", _list_flags).start()
