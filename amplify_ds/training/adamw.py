@@ -2,7 +2,7 @@
 
 `torch.optim` keeps torch.compile out of these three methods by a wrapper that imports the compiler when they are first
 called, two seconds of every process that trains. Nothing here compiles an optimizer: these are the methods inside the
-wrappers, and AdamW is torch's to the last bit (tests/test_imports.py compares).
+wrappers, and AdamW is torch's to the last bit (test_imports.py compares).
 """
 
 from __future__ import annotations
