@@ -155,7 +155,7 @@ class Engine:
                 if self._finite:
                     take(*args, **kwargs)
 
-            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # of one object, which DeepSpeed calls
+            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # of this one
         if precision == "fp8":
             fp8.replace_linears(model, device)
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)
