@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amplify_ds.extras import pyplot
-from amplify_ds.plot import STYLE
+from amplify_ds.extras import CURVES, pyplot
 from amplify_ds.structured import read_json
 
 
@@ -116,7 +115,7 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
     plt = pyplot()
     first = next(iter(curves))
     target = math.exp(curves[first].final.mean())
-    with plt.rc_context(STYLE):
+    with plt.rc_context(CURVES):
         figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
         for axes, what, label, unit in (
             (panels[0], "residues", "residues read while training (millions)", 1e6),
