@@ -114,8 +114,9 @@ def step(question: dict[str, Any], device) -> dict[str, Any]:
     under = engine.Engine(model, run, question["zero"], cut.accumulation, precision, device)
     batch = batches[0].to(device)
     began = time.perf_counter()
-    loss = F.cross_entropy(under.forward(**batch.model_inputs()).logits.float(), batch.labels)
-    norm = under.step([loss], run.optimizer.lr)
+    loss = F.cross_entropy(under.forward(**batch.model_inputs()).float(), batch.labels)
+    under.backward(loss)
+    norm = under.update(run.optimizer.lr)
     _wait_for(device)
     seconds = time.perf_counter() - began
     if norm is None:

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -139,7 +139,7 @@ def _import_muon() -> None:
 class Engine:
     """A model under DeepSpeed.
 
-    `forward(batch inputs)` is the wrapped model; `step` does one optimizer step from its micro batches.
+    A step is `forward` and `backward` for each micro batch, then one `update`.
     """
 
     def __init__(self, model, run: RunConfig, zero: dict[str, Any], accumulation: int, precision: str, device):
@@ -171,13 +171,21 @@ class Engine:
         if isinstance(optimizer, NorMuon) and self.stage:
             optimizer.locate = self._pieces
 
-    def forward(self, **inputs):
-        return self._engine(**inputs)
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """The wrapped model: model inputs -> logits [M, V]."""
+        return self._engine(**inputs).logits
 
-    def step(self, losses: Iterable[torch.Tensor], lr: float) -> torch.Tensor | None:
-        """Backward through each micro batch's loss as it is drawn from `losses`, then one optimizer step at `lr`.
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a micro batch's gradient. The loss is a mean over its micro batch; what `update` applies is the gradient
+        of the mean over all micro batches since the last update and over all ranks.
+        """
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro batch, no more
 
-        Each loss is a mean over its micro batch; the gradient is that of the mean over all of them and all ranks.
+    def update(self, lr: float) -> torch.Tensor | None:
+        """One optimizer step at the learning rate `lr`, after the `backward` of every micro batch. Collective.
+
         Returns the gradient norm before clipping, on the device; None if it is not finite on any rank: then nothing has
         changed, and neither has AdamW's count of steps.
 
@@ -186,14 +194,12 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        for loss in losses:
-            self._engine.backward(loss)
-            if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
-                gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-                norm = torch.nn.utils.get_total_norm(gradients)
-                self._finite = math.isfinite(norm)
+        if self.stage == 0:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            self._finite = math.isfinite(norm)
             self._engine.step()
-        if self.stage:
+        else:
+            self._engine.step()
             norm, self._finite = self._engine.get_global_grad_norm(), self._engine.was_step_applied()
         return norm if self._finite else None
 

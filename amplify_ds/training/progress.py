@@ -21,3 +21,9 @@ class Progress:
     def batch(self) -> int:
         """Batches read, and so the number of the next one."""
         return self.step + len(self.skipped)
+
+    def skip(self) -> int:
+        """Leave the next batch out; returns how many have now been left out in a row."""
+        self.skipped.append(self.batch)
+        newest = self.skipped[::-1]
+        return next((count for count, batch in enumerate(newest) if batch != newest[0] - count), len(newest))

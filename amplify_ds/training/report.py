@@ -90,13 +90,13 @@ class Report:
             left = (self.run.training.steps - progress.step) * found.seconds / len(found.step_losses)
             say(f"step {progress.step} of {self.run.training.steps}: {speed}, about {left / 60:.0f} min left")
 
-    def skipped(self, progress: Progress, rows: list[dict[str, Any]], in_a_row: int) -> None:
-        """The batch of these rows gave a gradient that is not finite. AmplifyError if it was one too many."""
+    def skipped(self, progress: Progress, batch: int, rows: list[dict[str, Any]], in_a_row: int) -> None:
+        """The batch, of these rows, gave a gradient that is not finite. AmplifyError if it was one too many."""
         step, limit = progress.step + 1, self.run.guards.skipped_in_a_row
-        self.events.add_scalar("train/skipped_steps", len(progress.skipped) + 1, progress.step)
+        self.events.add_scalar("train/skipped_steps", len(progress.skipped), progress.step)
         self._note(guards.SKIPPED, rows)
         say(
-            f"warning: the gradient of step {step} was not finite: batch {progress.batch} is left out, its rows are in "
+            f"warning: the gradient of step {step} was not finite: batch {batch} is left out, its rows are in "
             f"{self.output / guards.SKIPPED}"
         )
         if in_a_row >= limit:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches
 from amplify_ds.data.skips import add_skips, read_skip_rows
 from amplify_ds.data.verify import verify
 from amplify_ds.data.workers import TrainingLoader
@@ -139,6 +139,7 @@ class Trainer:
     def pretrain(self) -> dict[str, Any] | None:
         """Train to the last step; returns what result.json holds. None: stopped and saved. Collective."""
         run, progress = self.run, self.progress
+        padding_share = self.plan.computed_rows / self.plan.global_rows  # padding rows are no part of the batch's mean
         loader = TrainingLoader(self.batches, progress.batch, run.data.workers, self.device.type == "cuda")
         if self.leader and progress.step < run.training.steps:
             (self.output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
@@ -146,22 +147,25 @@ class Trainer:
             self.report.warn(self.warnings, progress.step)
             if progress.step == 0:
                 self._evaluate()
-            interval, in_a_row = Interval(self.device), 0
+            interval = Interval(self.device)
             self._tell()
             while progress.step < run.training.steps:
                 if self._agreed_to_stop():
                     self._stop(interval)
                     return None
                 self._tell()
+                for _ in range(self.plan.accumulation):
+                    batch, waited = self._next_batch(loader)
+                    logits = self.engine.forward(**batch.model_inputs())
+                    loss, row_losses = masked_language_loss(logits, batch.labels, self.plan.micro_rows)
+                    self.engine.backward(loss * padding_share)
+                    interval.add(batch, row_losses, logits, waited)
                 rate = learning_rate(progress.step, run.optimizer)
-                norm = self.engine.step(self._losses(loader, interval), rate)
-                if norm is None:
+                norm = self.engine.update(rate)
+                if norm is None:  # not finite: nothing has changed, and the batch is left out
                     interval.drop()
-                    in_a_row += 1
-                    self.report.skipped(progress, self._rows_of(progress.batch), in_a_row)
-                    progress.skipped.append(progress.batch)
+                    self._leave_out_batch()
                     continue
-                in_a_row = 0
                 interval.keep(progress.batch, norm, rate)
                 progress.step += 1
                 self.saved = False
@@ -174,7 +178,7 @@ class Trainer:
                 if due(progress.step, run.checkpoint.every, run.training.steps):
                     self._save()
                 if logging:
-                    interval = Interval(self.device)
+                    interval = Interval(self.device)  # begins now: its seconds are of training alone
             return self._finish()
 
     def _tell(self) -> None:
@@ -216,19 +220,20 @@ class Trainer:
         orphans.finished()
         self.watch.close()
 
-    def _losses(self, loader, interval: Interval):
-        """The losses of one step's micro batches; the engine goes backward through each before the next is made."""
-        for _ in range(self.plan.accumulation):
-            self.watch.at(self.progress.step + 1, "waiting for data")
-            began = time.perf_counter()
-            batch = next(loader)
-            self.watch.at(self.progress.step + 1, "forward and backward")
-            waited = time.perf_counter() - began
-            batch = batch.to(self.device)
-            logits = self.engine.forward(**batch.model_inputs()).logits
-            loss, row_losses = masked_language_loss(logits, batch.labels, self.plan.micro_rows)
-            interval.add(batch, row_losses, logits, waited)
-            yield loss * (self.plan.computed_rows / self.plan.global_rows)  # the mean over the batch: no padding
+    def _next_batch(self, loader: TrainingLoader) -> tuple[PackedBatch, float]:
+        """This rank's next micro batch, on its device, and the seconds that it was waited for."""
+        self.watch.at(self.progress.step + 1, "waiting for data")
+        began = time.perf_counter()
+        batch = next(loader)
+        waited = time.perf_counter() - began
+        self.watch.at(self.progress.step + 1, "forward and backward")
+        return batch.to(self.device), waited
+
+    def _leave_out_batch(self) -> None:
+        """The update was not applied. AmplifyError if it was one too many in a row."""
+        batch = self.progress.batch
+        in_a_row = self.progress.skip()
+        self.report.skipped(self.progress, batch, self._rows_of(batch), in_a_row)
 
     def _log(self, interval: Interval) -> None:
         """Collective."""

@@ -42,7 +42,7 @@ def said(result) -> list[str]:
         (0, f"{ENGINE}:start_ranks"),  # the other rank waits for this one to join
         (1, f"{ENGINE}:start_ranks"),
         (0, f"{ENGINE}:Engine:load_state"),  # it waits in a collective, or does the same
-        (1, f"{ENGINE}:Engine:step"),
+        (1, f"{ENGINE}:Engine:update"),
     ],
 )
 def test_the_console_has_the_message_of_the_rank_that_failed_and_nothing_else(shards, tmp_path, rank, function):
@@ -65,7 +65,7 @@ def test_the_console_has_the_message_of_the_rank_that_failed_and_nothing_else(sh
 
 def test_of_an_unexpected_error_the_console_has_one_traceback(shards, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAILING)
-    faults = {"FAILING_RANK": "0", "FAILING_FUNCTION": f"{ENGINE}:Engine:step", "FAILING_WITH": "ValueError"}
+    faults = {"FAILING_RANK": "0", "FAILING_FUNCTION": f"{ENGINE}:Engine:update", "FAILING_WITH": "ValueError"}
     words = launch_words(2, tmp_path / "run", shards)
     result = run(*words, env=environment(2) | faults | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert result.returncode == 1 and result.stderr.count("Traceback") == 1 and "frame #" not in result.stderr
