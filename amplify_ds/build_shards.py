@@ -2,16 +2,11 @@
 
     python data_prep/build_shards.py --input uniref50.fasta.gz --output data/train --exclude validation.fasta
 
-The work is done in `pipeline.py`; this file is the command: it checks what was asked for, reuses what is already there,
-and reports. The options are in `build_options.py`.
+The work is done in `prepare/pipeline.py`; this file is the command: it checks what was asked for, reuses what is
+already there, and reports. The options are in `prepare/build_options.py`.
 """
 
 from __future__ import annotations
-
-from amplify_ds import start
-
-if __name__ == "__main__":
-    start.begin()
 
 import sys
 from collections.abc import Sequence
@@ -26,19 +21,20 @@ from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256
 from amplify_ds.prepare import rows
+from amplify_ds.prepare.build_options import Asked, parse
+from amplify_ds.prepare.manifest import check_records, describe, make_manifest
+from amplify_ds.prepare.manifest_text import counts, table
 from amplify_ds.prepare.pieces import STANDARD_INPUT, Source
+from amplify_ds.prepare.pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
+from amplify_ds.prepare.ranks import launched, wait_for_first, watching
 from amplify_ds.prepare.sources import find_sources
+from amplify_ds.prepare.tasks import Workers, workers
 from amplify_ds.shell import next_commands
 from amplify_ds.training.orphans import end_with_launcher
-from build_options import Asked, parse
-from manifest import check_records, describe, make_manifest
-from pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
-from ranks import launched, wait_for_first, watching
-from report import counts, table
-from tasks import Workers, workers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    end_with_launcher()
     asked, rank = parse(arguments), launched()
     tell = partial(print, "note:", file=sys.stderr) if rank.number == 0 else lambda note: None
     inputs = find_sources(asked.input, asked.reading, tell)
@@ -150,5 +146,4 @@ def _check_same(output: Path, settings: dict, inputs: Sequence[Source], exclude:
 
 
 if __name__ == "__main__":
-    end_with_launcher()
     command(main)

@@ -1,16 +1,12 @@
 """Find the training sequences that are similar to a validation sequence, so that they can be left out of the shards.
 
-Every piece of the input is cleaned as for shards and searched with MMseqs2 (`mmseqs.py`); what is similar is written to
-a FASTA file, and what was searched and how to a second file beside it. build_shards.py --exclude takes the first and
-copies the second into the manifest. --check searches finished shards in the same way, and fails if anything is found.
+Every piece of the input is cleaned as for shards and searched with MMseqs2 (`prepare/mmseqs.py`); what is similar is
+written to a FASTA file, and what was searched and how to a second file beside it. build_shards.py --exclude takes the
+first and copies the second into the manifest. --check searches finished shards in the same way, and fails if anything
+is found.
 """
 
 from __future__ import annotations
-
-from amplify_ds import start
-
-if __name__ == "__main__":
-    start.begin()
 
 import argparse
 import math
@@ -30,17 +26,17 @@ from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
+from amplify_ds.prepare.clean import Cleaner, Rules
+from amplify_ds.prepare.manifest import describe, proof_path
+from amplify_ds.prepare.mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
 from amplify_ds.prepare.options import Reading, add_arguments, reading_of
 from amplify_ds.prepare.pieces import Piece, Source
+from amplify_ds.prepare.pipeline import check_unchanged, inspect_inputs
 from amplify_ds.prepare.sources import find_sources
+from amplify_ds.prepare.tasks import Progress, Task, run_tasks, workers
 from amplify_ds.processes import check_workers, sigterm_interrupts
 from amplify_ds.shell import next_commands
 from amplify_ds.vocab import BOS, EOS, TOKENS
-from clean import Cleaner, Rules
-from manifest import describe, proof_path
-from mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
-from pipeline import check_unchanged, inspect_inputs
-from tasks import Progress, Task, run_tasks, workers
 
 DESCRIPTION = """\
 Find the training sequences that are similar to a validation sequence, with MMseqs2, and

@@ -10,11 +10,6 @@ continues a broken connection where it ended, but keeps no half of a file from o
 
 from __future__ import annotations
 
-from amplify_ds import start
-
-if __name__ == "__main__":
-    start.begin()
-
 import argparse
 import os
 import shutil
@@ -31,9 +26,7 @@ from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import working, writing
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.processes import check_workers
-from amplify_ds.shell import command_line, next_commands
-from fetched import (
+from amplify_ds.prepare.fetched import (
     FETCHED,
     LICENCE,
     REPOSITORY,
@@ -46,7 +39,9 @@ from fetched import (
     split_names,
     write_listing,
 )
-from report import table
+from amplify_ds.prepare.manifest_text import table
+from amplify_ds.processes import check_workers
+from amplify_ds.shell import command_line, next_commands
 
 DESCRIPTION = f"""\
 Download UR100P ({REPOSITORY} on the Hugging Face hub, {LICENCE}): the folders

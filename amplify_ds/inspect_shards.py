@@ -5,11 +5,6 @@ python data_prep/inspect_shards.py data/train --verify --show 0
 
 from __future__ import annotations
 
-from amplify_ds import start
-
-if __name__ == "__main__":
-    start.begin()
-
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +17,10 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
+from amplify_ds.prepare.manifest_picture import PICTURES, UNIPROT, draw, frequencies
+from amplify_ds.prepare.manifest_text import counts, table
 from amplify_ds.processes import check_workers
 from amplify_ds.vocab import BOS, EOS, decode
-from picture import PICTURES, UNIPROT, draw, frequencies
-from report import counts, table
 
 DESCRIPTION = """\
 Say what a directory of shards holds: where its sequences come from, how many there are

@@ -1,0 +1,14 @@
+"""Protein sequences -> shards: `python data_prep/build_shards.py --input … --output DIR`.
+
+The command is amplify_ds/build_shards.py. Worker processes import this file again, and nothing with it.
+"""
+
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
+    from amplify_ds.build_shards import main
+    from amplify_ds.errors import command
+
+    command(main)

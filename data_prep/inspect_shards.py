@@ -1,0 +1,14 @@
+"""Look into a directory of shards: `python data_prep/inspect_shards.py DIR`.
+
+The command is amplify_ds/inspect_shards.py. Worker processes import this file again, and nothing with it.
+"""
+
+from amplify_ds import start
+
+if __name__ == "__main__":
+    start.begin()
+
+    from amplify_ds.errors import command
+    from amplify_ds.inspect_shards import main
+
+    command(main)
