@@ -17,6 +17,18 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "plots"),
 }
 
+STYLE = {  # of curves, matplotlib's names
+    "text.parse_math": False,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+}
+
 
 def require(module: str, purpose: str) -> None:
     """Raise AmplifyError, which says how to install it, unless `module` can be imported. `purpose` needs it."""

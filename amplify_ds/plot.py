@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.extras import pyplot
+from amplify_ds.extras import STYLE, pyplot
 from amplify_ds.shell import next_commands
 
 DESCRIPTION = """\
@@ -15,17 +15,6 @@ Draw training_loss.png, validation_loss.png and validation_ppl.png from the Tens
   python -m amplify_ds.plot runs/first
 """
 PROTOCOL_TITLES = {"published": "80/10/10 masking", "mask_only": "<mask> only"}
-STYLE = {  # of curves, matplotlib's names
-    "text.parse_math": False,
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-}
 
 
 def read_scalars(run: Path) -> dict[str, tuple[list[int], list[float]]]:

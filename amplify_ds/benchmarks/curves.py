@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amplify_ds.extras import pyplot
-from amplify_ds.plot import STYLE
+from amplify_ds.extras import STYLE, pyplot
 from amplify_ds.structured import read_json
 
 
