@@ -94,6 +94,7 @@ LAYERS = [
     "benchmarks",
     """build_shards decontaminate fetch_ur100p inspect_shards
     train evaluate export embed score contacts plot benchmark replay checkpoints launch preflight""",
+    "__main__",
 ]  # each imports from those above it and from its own
 
 
