@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
@@ -113,6 +114,8 @@ def main(signals: Signals) -> int:
     run = _value(training, "--output")
     if run is None:
         raise AmplifyError("--output RUN is missing; see bash launch/train.sh --help")
+    if "GPUS_HERE" not in os.environ:
+        look_for_gpus()
     hosts = read_hostfile(options.hostfile) if options.hostfile else []
     if options.node_rank is not None and not 0 <= options.node_rank < len(hosts):
         raise AmplifyError(
@@ -170,8 +173,19 @@ def _ranks(options: argparse.Namespace) -> int | None:
 
 
 def _gpus() -> int:
-    """GPUs of this machine, as launch/environment.sh has counted them."""
+    """GPUs of this machine, as launch/environment.sh or `look_for_gpus` has counted them."""
     return int(os.environ.get("GPUS_HERE") or 0)
+
+
+def look_for_gpus() -> None:
+    """Set what launch/environment.sh sets, where this was not started by a script that sources it."""
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]  # not here: it takes memory
+    found = subprocess.run(count, stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise AmplifyError("torch could not count the GPUs of this machine, see above")
+    os.environ["GPUS_HERE"] = found.stdout.strip()
+    if os.environ["GPUS_HERE"] == "0":
+        os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def _count(text: str) -> int:

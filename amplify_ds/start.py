@@ -5,7 +5,7 @@ of which helps. At other moments it raises KeyboardInterrupt, so that what was b
 was deleted under the shell is named, for libraries fail on it in ways that do not. Text that the terminal has no
 letters for is escaped.
 
-`python -m amplify_ds.NAME` does this when the package is imported, scripts do it in their first line.
+`python -m amplify_ds.NAME` does this when the package is imported; scripts and `amplify-ds` do it in their first line.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from amplify_ds.benchmarks import curves, training_runs
 from amplify_ds.benchmarks.common import cores, gpus
-from amplify_ds.benchmarks.prep import DATA_PREP
+from amplify_ds.benchmarks.prep import BUILD_SHARDS, EXAMPLES
 from amplify_ds.config import RunConfig, resolve
 from amplify_ds.errors import AmplifyError
 from amplify_ds.extras import require
@@ -170,12 +170,11 @@ def _config(contestant: Contestant, options: argparse.Namespace, ranks: int, pla
 
 def make_shards(place: Path) -> None:
     """Those of the quick start, of the bundled proteins; build_shards.py reuses what is complete."""
-    examples = DATA_PREP / "example"
-    if not examples.is_dir():
-        raise AmplifyError(f"there is no {examples}: the benchmark needs the repository, not only the package")
-    validation = examples / "validation.fasta.gz"
+    if not EXAMPLES.is_dir():
+        raise AmplifyError(f"there is no {EXAMPLES}: the benchmark needs the repository, not only the package")
+    validation = EXAMPLES / "validation.fasta.gz"
     for name, more in (("validation", []), ("train", ["--exclude", validation])):
-        words = [sys.executable, DATA_PREP / "build_shards.py", "--input", examples / f"{name}.fasta.gz", *more]
+        words = [*BUILD_SHARDS, "--input", EXAMPLES / f"{name}.fasta.gz", *more]
         words += ["--output", place / name, "--max-length", ROW_TOKENS, "--row-tokens", ROW_TOKENS]
         done = subprocess.run([str(word) for word in words], text=True, capture_output=True)
         if done.returncode:

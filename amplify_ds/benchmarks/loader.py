@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -50,8 +49,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _make_shards(place: Path) -> Path:
     prep.make_fasta(place / "some.fasta", 40_000_000)
-    words = [prep.DATA_PREP / "build_shards.py", "--input", place / "some.fasta", "--output", place / "shards"]
-    if subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL).returncode:
+    words = [*prep.BUILD_SHARDS, "--input", place / "some.fasta", "--output", place / "shards"]
+    if subprocess.run([str(word) for word in words], stdout=subprocess.DEVNULL).returncode:
         raise AmplifyError("build_shards.py failed, see above.")
     return place / "shards"
 

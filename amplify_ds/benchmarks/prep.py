@@ -29,7 +29,8 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import RESIDUES, encode_bytes
 
-DATA_PREP = Path(__file__).parents[2] / "data_prep"
+BUILD_SHARDS = (sys.executable, "-m", "amplify_ds.build_shards")
+EXAMPLES = Path(__file__).parents[2] / "data_prep" / "example"  # the bundled proteins
 _BLOCK = 2**24  # residues made at a time
 _MEAN_LENGTH, _SPREAD = 350, 0.65
 _LINE = 60
@@ -62,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    if not (DATA_PREP / "build_shards.py").exists():
-        raise AmplifyError(f"there is no {DATA_PREP}: the benchmark needs the repository, not only the package.")
+    if not EXAMPLES.is_dir():
+        raise AmplifyError(f"there is no {EXAMPLES}: the benchmark needs the repository, not only the package.")
     place = Path(tempfile.mkdtemp(prefix="benchmark-", dir=options.directory))
     try:
         _prep(place, int(options.residues), options.workers)
@@ -123,7 +124,7 @@ def make_csv(path: Path, fasta: Path, quoted: bool) -> None:
 def make_fasta(path: Path, residues: int) -> None:
     """Write about `residues` residues of resampled real proteins to `path`."""
     draw = np.random.default_rng(0)
-    with gzip.open(DATA_PREP / "example" / "train.fasta.gz") as file:
+    with gzip.open(EXAMPLES / "train.fasta.gz") as file:
         sequences = b"".join(line.strip() for line in file if not line.startswith(b">"))
     real = np.frombuffer(sequences, dtype=np.uint8)
     letters = np.frombuffer(RESIDUES.encode(), dtype=np.uint8)
@@ -153,7 +154,7 @@ def _lengths(draw: np.random.Generator, residues: int) -> np.ndarray:
 def _build(place: Path, fasta: Path, workers: int) -> Measured:
     """Run build_shards.py as a user does, on as many cores as workers."""
     output = place / "shards"
-    words = [sys.executable, DATA_PREP / "build_shards.py", "--input", fasta, "--output", output, "--workers", workers]
+    words = [*BUILD_SHARDS, "--input", fasta, "--output", output, "--workers", workers]
     cores = sorted(os.sched_getaffinity(0))[:workers]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()

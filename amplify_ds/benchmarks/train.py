@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,9 +71,9 @@ def run(options: argparse.Namespace) -> None:
 
 def make_shards(place: Path, max_length: int) -> Path:
     prep.make_fasta(place / "some.fasta", 2_000_000)
-    words = [prep.DATA_PREP / "build_shards.py", "--input", place / "some.fasta", "--output", place / "shards"]
+    words = [*prep.BUILD_SHARDS, "--input", place / "some.fasta", "--output", place / "shards"]
     words += ["--max-length", max_length, "--row-tokens", ROW_TOKENS]
-    if subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL).returncode:
+    if subprocess.run([str(word) for word in words], stdout=subprocess.DEVNULL).returncode:
         raise AmplifyError("build_shards.py failed, see above.")
     return place / "shards"
 

@@ -239,8 +239,8 @@ def test_several_machines_share_the_work(tmp_path, monkeypatch):
 def test_a_machine_that_is_not_needed_ends_well(tmp_path):
     """The second of two comes when the first is at work, and has nothing to do; or when all is complete."""
     path = write_fasta(tmp_path / "in.fasta", proteins(50))
-    late = "import tasks; wait = tasks.run_tasks; tasks.run_tasks = lambda *a: (time.sleep(1.5), wait(*a))[1]"
-    build_with_workers(tmp_path, f"import time; {late}", "--help")
+    late = "wait = pipeline.run_tasks; pipeline.run_tasks = lambda *a: (time.sleep(1.5), wait(*a))[1]"
+    build_with_workers(tmp_path, f"import time; from amplify_ds.prepare import pipeline; {late}", "--help")
     words = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out"]
     for _ in range(2):
         machines = []
@@ -264,7 +264,8 @@ def test_an_input_that_vanishes_is_named_and_the_next_run_carries_on(tmp_path):
     paths = [write_fasta(tmp_path / f"{name}.fasta", proteins(50, seed)) for seed, name in enumerate("ab")]
     words = ["--input", *paths, "--output", tmp_path / "out"]
     away = f"(write(*a), os.rename({str(paths[1])!r}, {str(tmp_path / 'c')!r}))"
-    vanish = f"import os, pipeline; write = pipeline.write_run; pipeline.write_run = lambda *a: {away}"
+    vanish = "import os; from amplify_ds.prepare import pipeline; write = pipeline.write_run; "
+    vanish += f"pipeline.write_run = lambda *a: {away}"
     result = script("build_shards.py", *words, code=vanish)
     assert result.returncode == 1 and "b.fasta" in result.stderr and "Traceback" not in result.stderr
     (tmp_path / "c").rename(paths[1])

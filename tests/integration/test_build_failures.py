@@ -12,8 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-import decontaminate
-import inspect_shards
+from amplify_ds import decontaminate, inspect_shards
 from amplify_ds.data.shard_writer import partial_directory, working
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
@@ -34,18 +33,22 @@ from tests.support.needs import needs_mmseqs
 from tests.support.paths import DATA_PREP, ROOT
 
 SMALL = ["--max-length", "64", "--row-tokens", "256"]
-IMPATIENT = "import os, signal, time, ranks, tasks; ranks.SECONDS_BETWEEN_LOOKS, ranks.SILENT_LOOKS = 0.1, 20"
+IMPATIENT = """\
+import os, signal, time
+from amplify_ds.prepare import ranks
+ranks.SECONDS_BETWEEN_LOOKS, ranks.SILENT_LOOKS = 0.1, 20
+"""
 
 
 def killed(where: str) -> str:
-    """Code that lets a process kill itself in the place of a function of data_prep."""
-    return f"import {where.split('.')[0]}; {where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    """Code that lets a process kill itself in the place of a function of an imported module."""
+    return f"{where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def slow(seconds: float) -> str:
     """Code that lets a shard take longer."""
     wait = f"(time.sleep({seconds}), write(*a))[1]"
-    return f"import pipeline; write = pipeline.write_shard; pipeline.write_shard = lambda *a: {wait}"
+    return f"write = pipeline.write_shard; pipeline.write_shard = lambda *a: {wait}"
 
 
 class Build:
@@ -60,8 +63,9 @@ class Build:
     def start(self, rank: int, code: str = "", world: int = 2) -> Process:
         main = self.place / f"main-{rank}.py"
         main.write_text(
-            f"import sys; sys.path.insert(0, {str(DATA_PREP)!r})\n{self._pieces}\n{IMPATIENT}\n{code}\n"
-            "import build_shards\nif __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
+            f"{self._pieces}\n{IMPATIENT}\n{code}\n"
+            "from amplify_ds import build_shards\n"
+            "if __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
         )
         words = [main, "--input", self.input, "--output", self.place / "out", *SMALL]
         place = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -137,7 +141,7 @@ def test_all_ranks_end_when_one_is_killed_and_the_next_build_goes_on(several, vi
 
 
 def test_the_message_of_a_rank_that_fails_ends_the_others(several):
-    fail = "import pipeline\ndef full(*_): raise pipeline.AmplifyError('no room')\npipeline.write_shard = full"
+    fail = "def full(*_): raise pipeline.AmplifyError('no room')\npipeline.write_shard = full"
     found = several.run("", fail, "")
     assert [code for code, _ in found[:2]] == [1, 1]
     assert "rank 1 of 3 failed on " in found[0][1] and found[0][1].endswith(": no room\n")
@@ -209,7 +213,7 @@ def test_killed_before_any_operation_on_the_disk_it_continues_to_the_same_bytes(
     """Python tells of every file that it opens, renames or removes, and of directories: die at one after another."""
     write_fasta(tmp_path / "in.fasta", proteins(60))
     program = ROOT / "tests/support/kill_each.py"
-    result = interpreter(program, DATA_PREP, tmp_path)
+    result = interpreter(program, tmp_path)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) > 80
 
@@ -241,7 +245,9 @@ def test_an_input_that_changes_is_named_and_the_next_run_carries_on(tmp_path):
     path = write_fasta(tmp_path / "in.fasta", proteins(50))
     words = ["--input", path, "--output", tmp_path / "out"]
     append = f"(write(*a), open({str(path)!r}, 'a').write('>new\\nMKV\\n'))"
-    change = f"import pipeline; write = pipeline.write_run; pipeline.write_run = lambda *a: {append}"
+    change = (
+        f"from amplify_ds.prepare import pipeline; write = pipeline.write_run; pipeline.write_run = lambda *a: {append}"
+    )
     result = script("build_shards.py", *words, code=change)
     assert result.returncode == 1 and "in.fasta was changed while it was read" in result.stderr
     assert script("build_shards.py", *words).returncode == 0
@@ -304,7 +310,7 @@ def test_outputs_on_two_file_systems(tmp_path):
 def test_a_published_shard_that_another_build_has_overwritten_is_made_again(tmp_path):
     path = write_fasta(tmp_path / "in.fasta", proteins(100))
     build(path, tmp_path / "undisturbed")
-    code = f"import os, signal; {killed('build_shards.write_manifest')}; build_shards.main()"
+    code = f"import os, signal; from amplify_ds import build_shards; {killed('build_shards.write_manifest')}"
     assert script("build_shards.py", "--input", path, "--output", tmp_path / "out", code=code).returncode == -9
     [tokens] = (tmp_path / ".out.partial/shards").glob("*.tokens.npy")
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"\7")
@@ -331,11 +337,10 @@ def test_decontamination_killed_and_run_again_gives_the_same_file(tmp_path, fami
     words = ["--train", tmp_path / "train.fasta", "--validation", tmp_path / "valid.fasta", "--output"]
     decontaminate.main([*map(str, words), str(tmp_path / "undisturbed.fasta")])
     complete = where == "when the file is in its place"
-    code = f"import os, signal; {killed('decontaminate.write_json')}"
+    code = f"import os, signal; from amplify_ds import decontaminate; {killed('decontaminate.write_json')}"
     if complete:  # then the directory is synced
-        code = "import os, decontaminate; sync = decontaminate.sync; decontaminate.sync = "
+        code = "import os; from amplify_ds import decontaminate; sync = decontaminate.sync; decontaminate.sync = "
         code += "lambda path: os.kill(os.getpid(), 9) if path.is_dir() else sync(path)"
-    code += "; sys.exit(decontaminate.main())"
     assert script("decontaminate.py", *words, tmp_path / "similar.fasta", code=code).returncode == -9
     again = script("decontaminate.py", *words, tmp_path / "similar.fasta")
     assert (again.returncode, "similar.fasta exists" in again.stderr) == (int(complete), complete)

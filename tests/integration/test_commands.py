@@ -93,7 +93,9 @@ LAYERS = [
     "hub cluster prepare",
     "inference",
     "benchmarks",
-    "train evaluate export embed score contacts plot benchmark replay checkpoints launch preflight",
+    """build_shards decontaminate fetch_ur100p inspect_shards
+    train evaluate export embed score contacts plot benchmark replay checkpoints launch preflight""",
+    "__main__",
 ]  # each imports from those above it and from its own
 
 

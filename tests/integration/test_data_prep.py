@@ -10,17 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import build_shards
-import inspect_shards
-import pipeline
+from amplify_ds import build_shards, inspect_shards
 from amplify_ds.data.shard_writer import building
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
-from amplify_ds.prepare import rows
+from amplify_ds.prepare import pipeline, rows
+from amplify_ds.prepare.clean import Cleaner, Rules
 from amplify_ds.prepare.fasta import Batch
 from amplify_ds.vocab import decode
-from clean import Cleaner, Rules
 from tests.support.building import STANDARD, build, content, proteins, run_file, script, windows, write_fasta
 
 
@@ -299,10 +297,8 @@ def test_a_second_build_is_refused(tmp_path):
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, where):
     path = write_fasta(tmp_path / "in.fasta", proteins(100))
     build(path, tmp_path / "undisturbed")
-    module = where.split(".")[0]
-    kill = f"import os, signal, {module}; {where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
-    if module == "build_shards":  # the script runs as __main__, so call its module instead
-        kill += "; build_shards.main()"
+    kill = "import os, signal; from amplify_ds import build_shards; from amplify_ds.prepare import pipeline; "
+    kill += f"{where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
     result = script("build_shards.py", "--input", path, "--output", tmp_path / "out", code=kill)
     assert result.returncode == -9
     assert not (tmp_path / "out").exists() and (tmp_path / ".out.partial").is_dir()
@@ -326,7 +322,7 @@ def test_a_full_disk_is_named_and_what_is_complete_is_reused(tmp_path, limit, fi
     assert bool(scattered) == (limit > 2000) and not (tmp_path / "out").exists()
     assert not list((tmp_path / ".out.partial").glob("work-*/pack*"))
 
-    no_scatter = "import pipeline; pipeline.write_run = None" if scattered else ""
+    no_scatter = "from amplify_ds.prepare import pipeline; pipeline.write_run = None" if scattered else ""
     assert script("build_shards.py", *words, code=no_scatter).returncode == 0
     assert verify(tmp_path / "out") == 3 and not (tmp_path / ".out.partial").exists()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import decontaminate
-import mmseqs
+from amplify_ds import decontaminate
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare import mmseqs
 from tests.support.building import build, windows, write_fasta
 from tests.support.commands import python
 from tests.support.needs import needs_mmseqs

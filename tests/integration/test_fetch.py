@@ -425,7 +425,7 @@ def test_a_hub_that_refuses(hub, tmp_path, answer, text):
 
 def test_a_disk_that_is_too_small(hub, tmp_path):
     program = (
-        "import shutil, sys; sys.path.insert(0, 'data_prep'); import fetch_ur100p\n"
+        "import shutil; from amplify_ds import fetch_ur100p\n"
         "shutil.disk_usage = lambda place: shutil._ntuple_diskusage(10**9, 10**9 - 2000, 2000)\n"
         "fetch_ur100p.command(fetch_ur100p.main)"
     )

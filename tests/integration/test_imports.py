@@ -126,7 +126,7 @@ COMMANDS = sorted(
     f"amplify_ds.{path.stem}" if path.parent.name == "amplify_ds" else f"data_prep/{path.name}"
     for folder in ("amplify_ds", "data_prep")
     for path in (ROOT / folder).glob("*.py")
-    if "argparse" in path.read_text() and '__name__ == "__main__"' in path.read_text()
+    if '__name__ == "__main__"' in path.read_text()
 )
 
 

@@ -19,6 +19,8 @@ COMMANDS = [
     "-m amplify_ds.embed",
     "-m amplify_ds.benchmark",
     "-m amplify_ds.launch",
+    "-m amplify_ds embed",
+    "-m amplify_ds.build_shards",
     "data_prep/build_shards.py",
     "data_prep/fetch_ur100p.py",
     "data_prep/decontaminate.py",

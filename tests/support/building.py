@@ -1,4 +1,4 @@
-"""Small inputs, shards built from them by data_prep, and what these hold."""
+"""Small inputs, shards built from them, and what these hold."""
 
 import gzip
 import os
@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-import build_shards
-import pipeline
+from amplify_ds import build_shards
 from amplify_ds.data.shards import Shards
-from amplify_ds.prepare import rows
+from amplify_ds.prepare import pipeline, rows
 from amplify_ds.vocab import decode
 from tests.support.commands import python
 from tests.support.paths import DATA_PREP
@@ -40,7 +39,7 @@ def build(path: Path, output: Path, *options) -> None:
 
 def script(name: str, *words, code: str = "") -> subprocess.CompletedProcess:
     """Run a script as a user does; `code` runs before it in the same process."""
-    start = f"import runpy, sys; sys.path.insert(0, {str(DATA_PREP)!r}); {code}\n"
+    start = f"import runpy, sys; {code}\n"
     start += f"runpy.run_path({str(DATA_PREP / name)!r}, run_name='__main__')"
     return python("-c", start, *words)
 
@@ -68,14 +67,14 @@ def many_pieces(monkeypatch) -> str:
     """Cut small inputs into many pieces and shards, here; returns the code that does so in another process."""
     monkeypatch.setattr(rows, "PIECE", 9000)
     monkeypatch.setattr(pipeline, "MEGABYTE", 50)
-    return "import pipeline; from amplify_ds.prepare import rows; rows.PIECE, pipeline.MEGABYTE = 9000, 50"
+    return "from amplify_ds.prepare import pipeline, rows; rows.PIECE, pipeline.MEGABYTE = 9000, 50"
 
 
 def build_with_workers(place: Path, code: str, *words, **environment) -> subprocess.CompletedProcess:
     """Run the script from a file, which spawned workers can import; `code` runs in each of them too."""
     main = place / "main.py"
     main.write_text(
-        f"import sys; sys.path.insert(0, {str(DATA_PREP)!r})\n{code}\nimport build_shards\n"
+        f"{code}\nfrom amplify_ds import build_shards\n"
         "if __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
     )
     return python(main, *words, env=os.environ | environment)

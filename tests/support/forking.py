@@ -34,7 +34,8 @@ transformers safetensors.torch numpy pyarrow pyarrow.csv pyarrow.parquet h5py ge
 sklearn.linear_model matplotlib.pyplot hypothesis
 tensorboard.backend.event_processing.event_accumulator
 amplify_ds.training.trainer amplify_ds.training.replay amplify_ds.hub.export amplify_ds.hub.card amplify_ds.hub.folder
-amplify_ds.inference.api amplify_ds.inference.resumable pipeline inspect_shards""".split()
+amplify_ds.inference.api amplify_ds.inference.resumable amplify_ds.prepare.pipeline
+amplify_ds.inspect_shards""".split()
 # Variables that these libraries read when they are imported: where a command has others, it imports them again.
 READ_AT_IMPORT = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 NUMBER = struct.Struct("q")  # how the server sends a process's id, and at its end the exit code
@@ -132,7 +133,7 @@ def _server() -> str:
     if _address is None:
         _address = f"{tempfile.mkdtemp(prefix='forking-')}/socket"
         variables = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "data_prep")])
+        variables["PYTHONPATH"] = str(ROOT)
         words = [sys.executable, "-m", "tests.support.forking", _address]
         server = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, env=os.environ | variables)
         atexit.register(server.communicate)
@@ -199,7 +200,7 @@ def _become(request: dict, stdout: int, stderr: int) -> None:
     words = [word for word in request["words"] if word != "-u"]
     sys.orig_argv = list(words)
     path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    ours = [str(ROOT), str(ROOT / "data_prep"), ""]
+    ours = [str(ROOT), ""]
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in ours)]
     if str(ROOT) not in sys.path:  # where the package is installed, if only by a link
         sys.path.append(str(ROOT))

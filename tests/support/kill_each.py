@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-scripts, place = sys.argv[1], Path(sys.argv[2])
-sys.path.insert(0, scripts)
-import build_shards
-import pipeline
+from amplify_ds import build_shards
+from amplify_ds.prepare import pipeline
 
+place = Path(sys.argv[1])
 pipeline.MEGABYTE = 20
 mock.patch.object(os, "fsync").start()  # a killed process loses nothing that it has written; only a power cut does
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate", "fcntl.flock"}

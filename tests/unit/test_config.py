@@ -100,7 +100,7 @@ def test_bad_command_lines(words, text):
 
 
 def default_row_tokens():
-    from build_options import parse
+    from amplify_ds.prepare.build_options import parse
 
     return parse(["--input", "in.fasta", "--output", "out"]).settings["row_tokens"]
 

@@ -269,3 +269,17 @@ def test_a_launch_that_is_killed_leaves_nothing_in_the_temporary_directory(tmp_p
     result = python("-c", KILLED, *words, env=environment)
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("count, accelerator", [(3, None), (0, "cpu")])
+def test_gpus_are_counted_where_no_script_has_done_so(tmp_path, monkeypatch, count, accelerator):
+    (tmp_path / "torch.py").write_text(f"class cuda:\n    device_count = staticmethod(lambda: {count})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in ("GPUS_HERE", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    launch.look_for_gpus()
+    assert (os.environ["GPUS_HERE"], os.environ.get("DS_ACCELERATOR")) == (str(count), accelerator)
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    with pytest.raises(AmplifyError, match="could not count the GPUs"):
+        launch.look_for_gpus()

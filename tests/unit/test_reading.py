@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import build_shards
+from amplify_ds import build_shards
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.reading import check, proteins

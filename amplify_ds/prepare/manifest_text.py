@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clean import EXISTENCE, FRAGMENTS
+from amplify_ds.prepare.clean import EXISTENCE, FRAGMENTS
 
 _PATTERNS = {FRAGMENTS: '"(Fragment)"', EXISTENCE: "a higher PE="}
 

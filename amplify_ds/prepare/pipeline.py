@@ -1,10 +1,10 @@
 """Sources -> the files of shard directories and their manifests, in three stages of tasks (`tasks.py`).
 
 Inspect: every input file is hashed, for the manifest, and it is found where it can be cut. Scatter: every piece of the
-inputs is cleaned (`clean.py`), or dropped and counted by reason, and written as sorted runs (`runs.py`); what is to be
-excluded goes the same way. Pack: a range of the shuffled order is read from all runs, without duplicates and without
-what is excluded; its sequences are cut into windows; the windows are shuffled once more, so that those of one long
-protein do not end up side by side, and packed into rows (`amplify_ds.data.packing`): a shard.
+inputs is cleaned (`clean.py`), or dropped and counted by reason, and written as sorted runs (`sorted_runs.py`); what is
+to be excluded goes the same way. Pack: a range of the shuffled order is read from all runs, without duplicates and
+without what is excluded; its sequences are cut into windows; the windows are shuffled once more, so that those of one
+long protein do not end up side by side, and packed into rows (`amplify_ds.data.packing`): a shard.
 
 The sequences alone say how many shards there are, what is in each and in which order. So the bytes depend on the
 sequences, the settings and the seed: not on the order of the input, its format, its pieces or who worked on them.
@@ -27,13 +27,13 @@ from amplify_ds.data.packing import crop, pack, tile
 from amplify_ds.data.shard_writer import write_shard
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare import rows
+from amplify_ds.prepare.clean import Cleaner, Rules
 from amplify_ds.prepare.options import Reading
 from amplify_ds.prepare.pieces import Piece, Source, version_of
 from amplify_ds.prepare.readers import refusing
+from amplify_ds.prepare.sorted_runs import bounds_of, identity, read_slice, scramble, write_run
+from amplify_ds.prepare.tasks import Progress, Task, Workers, do_tasks, run_tasks
 from amplify_ds.vocab import PAD, TOKENS
-from clean import Cleaner, Rules
-from runs import bounds_of, identity, read_slice, scramble, write_run
-from tasks import Progress, Task, Workers, do_tasks, run_tasks
 
 MEGABYTE = 10**6
 INSPECTED = 2**20  # bytes read at a time

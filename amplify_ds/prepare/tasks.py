@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.files import write_json
+from amplify_ds.prepare.ranks import Rank
 from amplify_ds.processes import process_pool, sigterm_interrupts
-from ranks import Rank
 
 Progress = Callable[..., object]  # (amount of the task's size just done, residues among it)
 _SECONDS_BETWEEN_LOOKS = 0.2

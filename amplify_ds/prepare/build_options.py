@@ -9,9 +9,9 @@ from itertools import permutations
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.clean import LEVELS, MODES, Rules
 from amplify_ds.prepare.options import Reading, add_arguments, reading_of
 from amplify_ds.processes import check_workers
-from clean import LEVELS, MODES, Rules
 
 DESCRIPTION = """\
 Turn protein sequences into shards: the directory of packed, memory-mapped rows that

@@ -12,10 +12,10 @@ import numpy as np
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.clean import Rules
 from amplify_ds.prepare.pieces import Source
 from amplify_ds.structured import parse_json
 from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
-from clean import Rules
 
 NOT_IN = {"train": ("validation", "in the validation set"), "validation": ("train", "in the training set")}
 
@@ -54,7 +54,7 @@ def make_manifest(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by_reason(rejected).items())
         raise AmplifyError(
             f"no usable sequence among {records:,} records{'' if part == 'all' else f' for {part}'}: {reasons} (why: "
-            "data_prep/clean.py). Expected proteins in one-letter code."
+            "amplify_ds/prepare/clean.py). Expected proteins in one-letter code."
         )
     token_counts = np.array([result["token_counts"] for result in packed], dtype=np.int64).sum(axis=0)
     rows, tokens = sum(shard["rows"] for shard in shards), int(token_counts.sum())
