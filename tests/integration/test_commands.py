@@ -123,6 +123,9 @@ def test_imports_go_downwards_only():
         assert "deepspeed" not in roots or path.name == "engine.py", path
         assert "data_prep" not in roots, path
         if path.parent.name == "model":
-            assert roots <= {"torch", "transformers", "flash_attn", "dataclasses", "functools", "inspect", "typing"}, (path, roots)
+            assert roots <= {"torch", "transformers", "flash_attn", "dataclasses", "functools", "inspect", "typing"}, (
+                path,
+                roots,
+            )
         if path.parent.name == "data" and path.name not in ("loader.py", "workers.py"):
             assert "torch" not in roots, path
