@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
+from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 
 DESCRIPTION = """\
@@ -74,7 +72,7 @@ def main() -> int:
     device = _device(torch, arguments.device)
     rows = {name: min(arguments.max_rows or shards.num_rows, shards.num_rows) for name, shards in sets.items()}
     scores = []
-    with tqdm(total=2 * len(models) * sum(rows.values()), unit="row", disable=not sys.stderr.isatty()) as bar:
+    with bars.bar(total=2 * len(models) * sum(rows.values()), unit="row") as bar:
         for model in models:
             with torch.no_grad():
                 logits = model.load(device)

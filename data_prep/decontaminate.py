@@ -7,7 +7,7 @@ copies the second into the manifest. --check searches finished shards in the sam
 
 from __future__ import annotations
 
-from amplify_ds import start
+from amplify_ds import bars, start
 
 if __name__ == "__main__":
     start.begin()
@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
@@ -172,7 +171,7 @@ def _check(directory: Path, held_out: Sequence[Source], criteria: Criteria, thre
     with tempfile.TemporaryDirectory(prefix="decontaminate-") as place:
         queries = Path(place) / "held_out.txt"
         count = write_fasta(queries, _cleaned(held_out))
-        with tqdm(total=shards.num_rows, desc="checking", unit="row", disable=None) as bar:
+        with bars.bar(total=shards.num_rows, desc="checking", unit="row") as bar:
             step = max(1, _CHUNK // shards.row_tokens)
             for first in range(0, shards.num_rows, step):
                 rows = range(first, min(first + step, shards.num_rows))

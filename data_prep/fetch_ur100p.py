@@ -10,7 +10,7 @@ continues a broken connection where it ended, but keeps no half of a file from o
 
 from __future__ import annotations
 
-from amplify_ds import start
+from amplify_ds import bars, start
 
 if __name__ == "__main__":
     start.begin()
@@ -250,7 +250,7 @@ def _counter(bar: tqdm) -> type:
 
 
 def _bar(what: str, total: int, initial: int = 0) -> tqdm:
-    return tqdm(total=total, initial=initial, desc=what, unit="B", unit_scale=True, disable=None)
+    return bars.bar(total=total, initial=initial, desc=what, unit="B", unit_scale=True)
 
 
 def _remove_leftovers(output: Path) -> None:
