@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from amplify_ds import bars
-from amplify_ds.errors import AmplifyError, command
+from amplify_ds.errors import AmplifyError, command, first_line
 
 DESCRIPTION = """\
 Score models on shards with frozen masks (15 % of the residues of each protein, chosen by the protein itself), under
@@ -98,7 +98,7 @@ def _device(torch, name: str | None):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise AmplifyError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise AmplifyError(f"--device {name}: {first_line(error)}") from None
     return device
 
 
