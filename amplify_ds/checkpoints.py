@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 
 DESCRIPTION = """\
@@ -34,9 +34,7 @@ def main() -> int:
     hidden = sorted(checkpoint.folder(arguments.run).glob(".step-*"))
     aside = sorted(checkpoint.folder(arguments.run).glob(f"step-*{checkpoint.SET_ASIDE}*"))
     lines, unusable = [], 0
-    for path in tqdm(
-        paths, desc="verifying", unit="checkpoint", disable=not (arguments.verify and sys.stderr.isatty())
-    ):
+    for path in bars.bar(paths, desc="verifying", unit="checkpoint", shown=arguments.verify):
         losses = "-"
         try:
             found = checkpoint.open_checkpoint(path)

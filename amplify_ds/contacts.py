@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
 from amplify_ds.inference.contacts.arguments import parse
@@ -152,9 +153,7 @@ def _prepare(arguments, left_out: dict[str, str], *outputs: Path | None):
 
 
 def _bar(total: int | None, unit: str):
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=f" {unit}", disable=not sys.stderr.isatty(), leave=total is not None)
+    return bars.bar(total=total, unit=f" {unit}", leave=total is not None)
 
 
 if __name__ == "__main__":

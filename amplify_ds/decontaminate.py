@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
@@ -168,7 +168,7 @@ def _check(directory: Path, held_out: Sequence[Source], criteria: Criteria, thre
     with tempfile.TemporaryDirectory(prefix="decontaminate-") as place:
         queries = Path(place) / "held_out.txt"
         count = write_fasta(queries, _cleaned(held_out))
-        with tqdm(total=shards.num_rows, desc="checking", unit="row", disable=None) as bar:
+        with bars.bar(total=shards.num_rows, desc="checking", unit="row") as bar:
             step = max(1, _CHUNK // shards.row_tokens)
             for first in range(0, shards.num_rows, step):
                 rows = range(first, min(first + step, shards.num_rows))

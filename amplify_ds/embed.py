@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from amplify_ds import bars
 from amplify_ds.errors import command
 from amplify_ds.inference.arguments import add_arguments, prepare
 
@@ -46,8 +46,6 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", metavar="float32|float16", help="of the numbers written")
     arguments = parser.parse_args()
 
-    from tqdm import tqdm
-
     from amplify_ds.inference.embeddings import Settings
     from amplify_ds.inference.jobs import embed_file
     from amplify_ds.inference.outputs import check_format
@@ -55,7 +53,7 @@ def main() -> int:
     check_format(arguments.output)
     reader, records, contents = prepare(arguments, arguments.output)
     settings = Settings(tuple(arguments.include), arguments.layer, arguments.raw, arguments.dtype)
-    with tqdm(total=contents.residues, unit=" residues", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with bars.bar(total=contents.residues, unit=" residues", unit_scale=True) as bar:
         settings = embed_file(reader, records, contents, arguments.output, settings, bar.update)
     norm = "raw" if settings.raw else "after the final norm"
     print(

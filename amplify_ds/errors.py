@@ -107,6 +107,11 @@ def advice(cause: int | str | None) -> str:
     return ADVICE.get(cause, "").format(user=_user(), files=_open_files(), memory=_memory())
 
 
+def first_line(error: BaseException) -> str:
+    """Of what a library's error says, or its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def report(message: str) -> None:
     """Show an error. Nobody reading it any more is no reason to fail."""
     for stream in (sys.stderr, console):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
-from amplify_ds.errors import AmplifyError, command
+from amplify_ds import bars
+from amplify_ds.errors import AmplifyError, command, first_line
 
 DESCRIPTION = """\
 Score models on shards with frozen masks (15 % of the residues of each protein, chosen by the protein itself), under
@@ -74,7 +72,7 @@ def main() -> int:
     device = _device(torch, arguments.device)
     rows = {name: min(arguments.max_rows or shards.num_rows, shards.num_rows) for name, shards in sets.items()}
     scores = []
-    with tqdm(total=2 * len(models) * sum(rows.values()), unit="row", disable=not sys.stderr.isatty()) as bar:
+    with bars.bar(total=2 * len(models) * sum(rows.values()), unit="row") as bar:
         for model in models:
             with torch.no_grad():
                 logits = model.load(device)
@@ -100,7 +98,7 @@ def _device(torch, name: str | None):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise AmplifyError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise AmplifyError(f"--device {name}: {first_line(error)}") from None
     return device
 
 

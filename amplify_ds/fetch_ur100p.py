@@ -24,6 +24,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.data.shard_writer import working, writing
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.prepare.fetched import (
@@ -245,7 +246,7 @@ def _counter(bar: tqdm) -> type:
 
 
 def _bar(what: str, total: int, initial: int = 0) -> tqdm:
-    return tqdm(total=total, initial=initial, desc=what, unit="B", unit_scale=True, disable=None)
+    return bars.bar(total=total, initial=initial, desc=what, unit="B", unit_scale=True)
 
 
 def _remove_leftovers(output: Path) -> None:

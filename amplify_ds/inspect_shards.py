@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(_summary(shards)))
     if options.verify:
         size = sum(file["bytes"] for file in shards.files().values())
-        with tqdm(total=size, desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
+        with bars.bar(total=size, desc="verifying", unit="B", unit_scale=True) as bar:
             count = verify(options.directory, bar.update, options.workers)
         print(f"\nall {count} files match their checksums, and their contents are sound")
     if options.show is not None:

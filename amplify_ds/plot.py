@@ -7,6 +7,7 @@ from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import CURVES, pyplot
+from amplify_ds.files import replacing
 from amplify_ds.shell import next_commands
 
 DESCRIPTION = """\
@@ -52,9 +53,8 @@ def draw(run: Path, output: Path) -> list[Path]:
         paths = [output / name for name in ("training_loss.png", "validation_loss.png", "validation_ppl.png")]
         output.mkdir(parents=True, exist_ok=True)
         for figure, path in zip(figures, paths):
-            partial = path.with_name(f".{path.name}.partial")
-            figure.savefig(partial, format="png")
-            partial.replace(path)
+            with replacing(path) as partial:
+                figure.savefig(partial, format="png")
             plt.close(figure)
     return paths
 

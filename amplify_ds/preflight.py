@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from amplify_ds import train
+from amplify_ds import bars, train
 from amplify_ds.cluster.hostfile import Host, read_hostfile
 from amplify_ds.cluster.judge import CHECKS, Finding
 from amplify_ds.cluster.launcher import PORT_WITHOUT_SSH
@@ -51,7 +49,7 @@ def main() -> int:
     if options.seconds < 20:
         raise AmplifyError(f"--seconds must be 20 or more, found {options.seconds:g}")
     hosts = read_hostfile(options.hostfile)
-    with tqdm(total=3, bar_format="{desc}", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with bars.bar(total=3, bar_format="{desc}", leave=False) as bar:
         found = Preflight(_asked(hosts, options, training), os.environ, bar.set_description_str).check()
     print(table(hosts, found))
     for note in found.notes:

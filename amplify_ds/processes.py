@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -57,10 +57,22 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def end_with_parent() -> None:
-    """From now on the kernel kills this process when its parent has ended, however that does."""
+def end_with_parent(parent: int | None = None) -> None:
+    """From now on the kernel kills this process when its parent has ended, however that does.
+
+    parent: its pid, where it may have ended before this; then this process ends here.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent not in (None, os.getppid()):
+        os._exit(1)
+
+
+def belong_to_parent(parent: int, ignored: Iterable[signal.Signals]) -> None:
+    """What a worker does first: leave these signals to its parent alone, but end with it, also if it is killed."""
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent(parent)
 
 
 def keep_freed_memory() -> None:
@@ -76,11 +88,6 @@ def keep_freed_memory() -> None:
 
 
 def _enter(parent: int, enter: Callable[..., object] | None, arguments: tuple) -> None:
-    """What a worker does first: leave signals to the command alone, but end with it, also if it is killed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
-    if os.getppid() != parent:
-        os._exit(1)
+    belong_to_parent(parent, (signal.SIGINT, signal.SIGTERM))
     if enter:
         enter(*arguments)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
 from amplify_ds.inference.arguments import add_arguments, prepare
@@ -58,14 +58,13 @@ def main() -> int:
 
     if arguments.heatmap:
         require("matplotlib", "--heatmap")
-    from tqdm import tqdm
 
     from amplify_ds.inference.mutation_tables import read_table
 
     table = read_table(arguments.mutations) if arguments.mutations else None
     reader, records, contents = prepare(arguments, arguments.output or arguments.heatmap)
     work = _heatmap if arguments.heatmap else _perplexities if table is None else _effects
-    with tqdm(unit=" positions", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with bars.bar(unit=" positions", unit_scale=True) as bar:
         lines = work(arguments, reader, records, contents, table, bar)
     print("\n".join(lines))
     return 0

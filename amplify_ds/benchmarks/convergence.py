@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
+from amplify_ds import bars
 from amplify_ds.benchmarks import curves, training_runs
 from amplify_ds.benchmarks.common import cores, gpus
 from amplify_ds.benchmarks.prep import BUILD_SHARDS, EXAMPLES
@@ -128,12 +126,12 @@ def _train(options: argparse.Namespace) -> dict[str, curves.Curve]:
         training_runs.check(folder, config)
     steps = sum(config.training.steps for _, config in runs.values())
     found: dict[str, list[curves.Curve]] = {name: [] for name in contestants}
-    with tqdm(total=steps, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+    with bars.bar(total=steps, unit="step") as bar:
         for (name, seed), (folder, config) in runs.items():
             bar.set_description(f"{name}, seed {seed}")
             training_runs.train(folder, config, RECIPE, ranks, lambda done: bar.update(done))
             found[name].append(curves.read(folder))
-            tqdm.write(f"{name}, seed {seed}: {found[name][-1].describe()}", file=sys.stderr)
+            bars.say(f"{name}, seed {seed}: {found[name][-1].describe()}")
     return {name: curves.join(each) for name, each in found.items()}
 
 

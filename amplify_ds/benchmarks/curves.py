@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from amplify_ds.extras import CURVES, pyplot
+from amplify_ds.files import replacing
 from amplify_ds.structured import read_json
 
 
@@ -134,7 +135,6 @@ def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
         panels[0].set_ylim(0.98 * trained.min(), 1.02 * trained.max())
         panels[1].legend(fontsize=9)
         figure.suptitle(title)
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png")
-        partial.replace(path)
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
         plt.close(figure)

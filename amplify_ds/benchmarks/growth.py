@@ -15,14 +15,13 @@ Peak memory counts the process as well, some 0.4 GiB on a CPU. FLOPs are those o
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.benchmarks import start
 from amplify_ds.benchmarks.common import cores, gpus
 from amplify_ds.benchmarks.steps import exact_windows, measure
@@ -136,7 +135,7 @@ def by_size(place: Path, models: Sequence[tuple[str, int | None]], turns: int) -
 
 def by_shards(place: Path, counts: Sequence[int]) -> str:
     lines = []
-    for count in tqdm(counts, desc="shards", disable=not sys.stderr.isatty()):
+    for count in bars.bar(counts, desc="shards"):
         found = start.measure_apart(count, SHARD_ROWS, FAR_STEP, place)
         lines.append(
             f"{count:,} | {count * SHARD_ROWS:,} | {found['opened'] * 1e3:,.1f} | "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.benchmarks.start import make_sparse_shards
 from amplify_ds.benchmarks.train import ask
 
@@ -30,7 +29,7 @@ def measure(cases: dict, turns: int, name: str) -> dict:
     try:
         for processes in cases.values():  # begin together: ranks meet
             [process.wait() for process in processes]
-        with tqdm(total=(turns + 1) * len(cases), unit="step", desc=name, disable=not sys.stderr.isatty()) as bar:
+        with bars.bar(total=(turns + 1) * len(cases), unit="step", desc=name) as bar:
             for _ in range(turns + 1):
                 for case, processes in cases.items():
                     steps[case].append(ask(processes, "step"))

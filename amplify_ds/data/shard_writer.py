@@ -27,7 +27,7 @@ import numpy as np
 
 from amplify_ds.data.shards import DIGEST, MANIFEST, manifest_digest
 from amplify_ds.errors import AmplifyError, advice
-from amplify_ds.files import sha256, sync
+from amplify_ds.files import replacing, sha256, sync
 
 _LOCK = "lock"
 
@@ -177,10 +177,8 @@ def _move(file: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(file, partial)
-        sync(partial)
-        partial.replace(target)
+        with replacing(target) as partial:
+            shutil.copyfile(file, partial)
         file.unlink()
 
 

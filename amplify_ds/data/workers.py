@@ -9,11 +9,13 @@ kernel kills them. A worker that is killed ends the rank with a message.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from amplify_ds.data.loader import PackedBatch, TrainingBatches
 from amplify_ds.errors import AmplifyError
-from amplify_ds.processes import end_with_parent
+from amplify_ds.processes import belong_to_parent
 
 # What torch says, from a handler of SIGCHLD, of a worker that has ended. It may interrupt the very wait that would have
 # told the exit code, which is lost then; so the code is read from here, too.
@@ -47,7 +49,7 @@ class TrainingLoader:
     def __init__(self, batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
         self._order = range(first_batch * batches.plan.accumulation, sys.maxsize)
         self._options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
-        self._options["worker_init_fn"] = _belong_to_the_rank
+        self._options["worker_init_fn"] = partial(_belong_to, os.getpid())
         if workers:
             self._options["collate_fn"] = _in_shared_memory
         self._batches, self._count = batches, workers
@@ -119,7 +121,5 @@ def _in_shared_memory(batch: PackedBatch) -> PackedBatch:
     return batch
 
 
-def _belong_to_the_rank(worker: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+def _belong_to(rank: int, worker: int) -> None:
+    belong_to_parent(rank, (signal.SIGTERM, signal.SIGUSR1))

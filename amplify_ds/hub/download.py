@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, first_line
 
 # What a model folder may hold that is read here, and what is refused by name. No code of a hub is fetched or run.
 WANTED = ("*.json", "*.safetensors", "*.txt", "config.yaml")
@@ -40,7 +40,7 @@ def download(source: str) -> Path:
             why = "the hub has no model of that name, or it is private (hf auth login)"
         else:
             why = (
-                f"the hub could not be reached ({type(error).__name__}: {str(error).splitlines()[0][:200]}). On a "
+                f"the hub could not be reached ({type(error).__name__}: {first_line(error)[:200]}). On a "
                 f"machine with a network: hf download {name} --local-dir FOLDER; then give that FOLDER"
             )
         raise AmplifyError(

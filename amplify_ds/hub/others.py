@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, first_line
 from amplify_ds.hub.folder import CONFIG, PROVENANCE, find_checkpoint, load_model, locate
 from amplify_ds.hub.tensors import check_finite, count_tensors, read_json
 from amplify_ds.model.shape import Shape
@@ -76,7 +76,7 @@ def _other(source: str, path: Path) -> Scorable:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise AmplifyError(f"{source}: its tokenizer cannot be loaded ({_first_line(error)})") from None
+        raise AmplifyError(f"{source}: its tokenizer cannot be loaded ({first_line(error):.200})") from None
     ids, known, before, after = translation(tokenizer, source)
 
     def load(device: torch.device) -> Logits:
@@ -90,7 +90,7 @@ def _other(source: str, path: Path) -> Scorable:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise AmplifyError(
-                f"{source}: cannot be loaded as a masked language model ({_first_line(error)})"
+                f"{source}: cannot be loaded as a masked language model ({first_line(error):.200})"
             ) from None
         if missing := sorted(name for name in report["missing_keys"] if "position_ids" not in name):
             raise AmplifyError(f"{source}: holds no masked language model; it lacks {', '.join(missing[:8])}")
@@ -157,7 +157,3 @@ class _Framed:
 
     def _frame(self, ids):
         return torch.cat([ids.new_tensor(self.before), ids, ids.new_tensor(self.after)])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from amplify_ds import bars
 from amplify_ds.prepare import options
 
 INPUT = (
@@ -78,13 +79,11 @@ def prepare(arguments: argparse.Namespace, *outputs: Path | None):
 
     for output in filter(None, outputs):
         refuse_existing(output)
-    from tqdm import tqdm
-
     from amplify_ds.inference.model import load
     from amplify_ds.inference.reading import check, describe_unknown
 
     records = records_from(arguments)
-    with tqdm(unit=" proteins", desc="checking", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with bars.bar(unit=" proteins", desc="checking", leave=False) as bar:
         contents = check(records, arguments.strict, bar.update)
     if note := describe_unknown(contents):
         print(f"{records}: {note}", file=sys.stderr)

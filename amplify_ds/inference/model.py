@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, first_line
 from amplify_ds.hub.folder import load_model
 from amplify_ds.inference.windows import SHORTEST_LIMIT
 from amplify_ds.model.attention import Segments, rotary_angles
@@ -110,5 +110,5 @@ def load(
         half = precision == "bf16" or (precision == "auto" and place.type == "cuda")
         model.to(place, torch.bfloat16 if half else torch.float32)
     except (RuntimeError, AssertionError) as error:
-        raise AmplifyError(f"device {device}: {str(error).splitlines()[0]}") from None
+        raise AmplifyError(f"device {device}: {first_line(error)}") from None
     return Reader(model, max_length, row_tokens)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sync, write_json
+from amplify_ds.files import replacing, sync, write_json
 from amplify_ds.structured import read_json
 
 
@@ -35,11 +35,8 @@ class Chunks:
         return self._path(number).exists()
 
     def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        partial = self.folder / "chunk.tmp"
-        with open(partial, "wb") as file:
+        with replacing(self._path(number)) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
-        sync(partial)
-        partial.replace(self._path(number))
 
     def read(self) -> Iterator[Any]:
         """Each chunk in order, as numpy opens it: an array is read when it is asked for."""

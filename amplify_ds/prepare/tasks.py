@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from amplify_ds import bars
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.files import write_json
 from amplify_ds.prepare.ranks import Rank
@@ -88,7 +89,7 @@ def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, 
         _remove_others(directory, stage, {stem.name for stem in stems})
     assigned = list(zip(stems, tasks))[crew.rank.number :: crew.rank.world]
     mine = [(stem, task) for stem, task in assigned if not _result(stem).exists()]
-    with tqdm(total=sum(task.size for _, task in mine), desc=stage, unit=unit, unit_scale=True, disable=None) as bar:
+    with bars.bar(total=sum(task.size for _, task in mine), desc=stage, unit=unit, unit_scale=True) as bar:
         meter = _Meter(bar, crew.check)
         if crew.pool is None:
             for stem, task in mine:

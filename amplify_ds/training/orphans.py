@@ -12,12 +12,15 @@ seconds each. So a rank that misses another one of its machine ends by itself. O
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 
+import psutil
+
 from amplify_ds.errors import report
-from amplify_ds.training.processes import command_line, lives, look_at, ranks_below
+from amplify_ds.training.processes import DEAD, command_line, look_at, ranks_below
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_SAVE = 60.0  # when the launcher is gone after a signal that asks for a checkpoint
@@ -70,10 +73,12 @@ class _Watch:
         self.launcher = os.getppid()
         self.watched = [self.launcher, *_above(self.launcher)]
         self.watched += [int(pid) for pid in os.environ.get("AMPLIFY_LAUNCHER_PID", "").split()]
+        # As DeepSpeed and torchrun say it.
+        self.count = float(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or math.inf)
         self.ranks = ranks_below(self.launcher)
 
     def look_on(self) -> None:
-        while os.getppid() == self.launcher and all(lives(pid) for pid in self.watched):
+        while os.getppid() == self.launcher and all(psutil.pid_exists(pid) for pid in self.watched):
             time.sleep(SECONDS_BETWEEN_LOOKS)
             if self.lost_ranks() and not _finished.is_set():
                 time.sleep(SECONDS_FOR_LAUNCHER)
@@ -85,13 +90,21 @@ class _Watch:
         os._exit(ENDED_WITH_LAUNCHER)
 
     def lost_ranks(self) -> dict[int, int]:
-        here = ranks_below(self.launcher)
-        self.ranks = self.ranks | here
-        return {pid: rank for pid, rank in self.ranks.items() if pid not in here} if here else {}
+        """Of those that have been seen. Of a launcher that is gone itself, none: look_on knows what to do then."""
+        if len(self.ranks) < self.count:  # they start one after the other
+            self.ranks = self.ranks | ranks_below(self.launcher)
+        lost = {pid: rank for pid, rank in self.ranks.items() if not self._runs(pid)}
+        return lost if os.getppid() == self.launcher else {}
+
+    def _runs(self, pid: int) -> bool:
+        process = look_at(pid)
+        return process is not None and process.state not in DEAD and process.parent == self.launcher
 
     def _say_which(self) -> None:
-        if _met.is_set() and int(os.environ["RANK"]) == min(ranks_below(self.launcher).values(), default=-1):
-            gone = ", ".join(f"rank {rank} (process {pid})" for pid, rank in self.lost_ranks().items())
+        lost = self.lost_ranks()
+        left = [rank for pid, rank in self.ranks.items() if pid not in lost]
+        if _met.is_set() and int(os.environ["RANK"]) == min(left, default=-1):
+            gone = ", ".join(f"rank {rank} (process {pid})" for pid, rank in lost.items())
             report(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it")
 
 

@@ -1,63 +1,68 @@
-"""What the kernel says of a process on this machine: /proc, read only. Without /proc nothing is known, and None."""
+"""What psutil says of a process on this machine. Of one that has ended, or may not be looked at: nothing."""
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-STATES = {"T": "stopped", "t": "stopped by a debugger", "Z": "dead", "X": "dead", "D": "waiting for a disk or device"}
+import psutil
+
+# What psutil.Process.status() says, with the letter that ps shows.
+STATES = {
+    psutil.STATUS_RUNNING: "running or sleeping (state R)",
+    psutil.STATUS_SLEEPING: "running or sleeping (state S)",
+    psutil.STATUS_IDLE: "running or sleeping (state I)",
+    psutil.STATUS_STOPPED: "stopped (state T)",
+    psutil.STATUS_TRACING_STOP: "stopped by a debugger (state t)",
+    psutil.STATUS_ZOMBIE: "dead (state Z)",
+    psutil.STATUS_DEAD: "dead (state X)",
+    psutil.STATUS_DISK_SLEEP: "waiting for a disk or device (state D)",
+}
+DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_UNKNOWN = (psutil.Error, OSError, RuntimeError)  # the latter two where /proc is missing
 
 
 @dataclass(frozen=True)
 class Process:
-    state: str  # one letter, as ps shows it
+    state: str  # psutil.STATUS_...
     parent: int
-    started: int  # clock ticks since boot: with the pid, a name that is never used again
 
     def describe(self) -> str:
-        return f"{STATES.get(self.state, 'running or sleeping')} (state {self.state})"
+        return STATES.get(self.state, self.state)
 
 
 def look_at(pid: int) -> Process | None:
     """None when there is no such process."""
     try:
-        # The name before the last parenthesis may be any bytes.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
-    except OSError:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            return Process(process.status(), process.ppid())
+    except _UNKNOWN:
         return None
-    return Process(fields[0], int(fields[1]), int(fields[19]))
+
+
+def started(pid: int) -> float | None:
+    """Seconds from boot to the start, whatever the clock does: with the pid, a name that is never used again."""
+    try:
+        boot = psutil.boot_time()  # first: psutil before 7.1 adds the one that it was asked for last
+        return round(psutil.Process(pid).create_time() - boot, 2)  # the kernel counts in hundredths
+    except _UNKNOWN:
+        return None
 
 
 def command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
+        return " ".join(psutil.Process(pid).cmdline())
+    except _UNKNOWN:
         return ""
 
 
 def ranks_below(launcher: int) -> dict[int, int]:
-    """{pid: rank} of the ranks that this launcher runs here."""
-    try:
-        children = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_bytes().split()]
-    except OSError:
-        return {}
-    return {pid: rank for pid in children if (rank := _rank_of(pid)) is not None}
-
-
-def _rank_of(pid: int) -> int | None:
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    return next((int(v[5:]) for v in variables if v.startswith(b"RANK=")), None)
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    """{pid: rank} of the ranks that this launcher runs here. Goes through all processes of the machine."""
+    found = {}
+    with suppress(*_UNKNOWN):
+        for child in psutil.Process(launcher).children():
+            with suppress(*_UNKNOWN):
+                if rank := child.environ().get("RANK"):
+                    found[child.pid] = int(rank)
+    return found

@@ -17,7 +17,7 @@ from datetime import timedelta
 from torch.distributed import DistError, HashStore, Store, TCPStore, register_rendezvous_handler
 
 from amplify_ds import network
-from amplify_ds.errors import AmplifyError
+from amplify_ds.errors import AmplifyError, first_line
 
 URL = "amplify://"
 SECONDS_BETWEEN_TRIES = 0.1
@@ -48,7 +48,7 @@ def meet(timeout: timedelta) -> Store:
             if found.get(JOB).decode() != _job():
                 raise OSError(errno.EADDRINUSE, "the ranks of another job meet there")
         except (OSError, DistError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise AmplifyError(
                 f"the ranks could not meet at {address}:{port}: {reason}. If another job uses that port, give the "
                 "launcher another one with --master_port"

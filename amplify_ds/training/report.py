@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from amplify_ds import bars
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import BatchPlan
 from amplify_ds.data.mixture import Mixture
@@ -22,12 +20,15 @@ from amplify_ds.training.events import Events, NoEvents
 from amplify_ds.training.metrics import Interval, Totals, model_flops
 from amplify_ds.training.progress import Progress
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
 
 
 def say(text: str) -> None:
     if engine.rank() == 0:
-        tqdm.write(text, file=sys.stderr)
+        bars.say(text)
 
 
 class Report:
@@ -138,11 +139,10 @@ class Report:
         return events
 
     def _bar(self, step: int) -> tqdm:
-        return tqdm(
+        return bars.bar(
             total=self.run.training.steps,
             initial=step,
             unit="step",
             desc="pretraining",
-            disable=not (self.leader and sys.stderr.isatty()),
-            dynamic_ncols=True,
+            shown=self.leader,
         )

@@ -86,8 +86,7 @@ class Watchdog:
         self.beat_seconds = min(LONGEST_BEAT, seconds / 10) if seconds else LONGEST_BEAT
         self._place, self._turns, self._moves, self._beat = (0, "starting"), 0, 0, 0
         self._own = {"job": job, "rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
-        process = processes.look_at(os.getpid())
-        self._own |= {"launcher": os.getppid(), "started": process and process.started}
+        self._own |= {"launcher": os.getppid(), "started": processes.started(os.getpid())}
         self._loop = threading.main_thread().ident or 0  # it runs, so it has one
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -233,17 +232,23 @@ class Watchdog:
         """What the kernel says of a rank's process, when it is on this machine."""
         if record["host"] != self._own["host"]:
             return ""
-        process = processes.look_at(record["pid"])
-        return process.describe() if process and process.started == record["started"] else "gone"
+        process = _process_of(record)
+        return process.describe() if process else "gone"
 
     def _kill(self, record: dict[str, Any] | None) -> None:
         if record and record["host"] == self._own["host"]:
-            process = processes.look_at(record["pid"])
-            if process and process.started == record["started"] and process.parent == os.getppid():
+            process = _process_of(record)
+            if process and process.parent == os.getppid():
                 try:
                     os.kill(record["pid"], signal.SIGKILL)
                 except OSError:
                     pass
+
+
+def _process_of(record: dict[str, Any]) -> processes.Process | None:
+    """Of a rank on this machine; None when it has ended, whatever has its number now."""
+    process = processes.look_at(record["pid"])
+    return process if processes.started(record["pid"]) == record["started"] else None
 
 
 def forget_earlier(run: Path) -> None:

@@ -87,7 +87,7 @@ def test_bad_input_is_one_message(shards, tmp_path, extra, text):
 
 
 LAYERS = [
-    "start errors extras files network processes structured shell vocab config",
+    "start bars errors extras files network processes structured shell vocab config",
     "data model",
     "training",
     "hub cluster prepare",

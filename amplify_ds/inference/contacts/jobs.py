@@ -16,7 +16,7 @@ import xxhash
 
 import amplify_ds
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import sync
+from amplify_ds.files import replacing
 from amplify_ds.inference.contacts import head as heads
 from amplify_ds.inference.contacts import precision
 from amplify_ds.inference.contacts.attention_maps import contact_features
@@ -122,15 +122,12 @@ def write_precisions(path: Path, found: Sequence[tuple[Target, dict[str, dict[st
     """A CSV with a row for each protein."""
     names = [(name, column) for name in precision.RANGES for column in precision.COLUMNS]
     refuse_existing(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="") as file:
+    with replacing(path) as partial, open(partial, "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["name", "length", "observed", *(f"{name} {column}" for name, column in names)])
         for target, values in found:
             numbers = [f"{values[name][column]:.6g}" for name, column in names]
             table.writerow([target.name, len(target.tokens), observed(target.known_contacts()), *numbers])
-    sync(partial)
-    partial.replace(path)
 
 
 def predict_file(

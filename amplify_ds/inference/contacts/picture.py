@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from amplify_ds.extras import pyplot
+from amplify_ds.files import replacing
 from amplify_ds.inference.contacts.targets import MINIMUM_SEPARATION, THRESHOLD, UNKNOWN, Target
 
 
@@ -39,7 +40,6 @@ def draw(path: Path, target: Target, probability: np.ndarray) -> None:
         title = f"{target.name}: predicted contacts"
         axes.set_title(title if target.contacts is None else f"{title} (above the diagonal)\n{below}", fontsize=9)
         figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02).set_label("predicted probability of contact")
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png")
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
         plt.close(figure)
-    partial.replace(path)

@@ -1,0 +1,12 @@
+"""What is told of errors that libraries raise."""
+
+import pytest
+
+from amplify_ds.errors import first_line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(OSError("\n no route\nin frame 7"), "no route"), (TimeoutError(), "TimeoutError")]
+)
+def test_a_line_of_it_or_its_name(error, line):
+    assert first_line(error) == line
