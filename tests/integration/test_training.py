@@ -12,7 +12,7 @@ from amplify_ds.data.masking import PROTOCOLS
 from tests.support.commands import run
 from tests.support.needs import needs_compiler
 from tests.support.plain_training import plain_training
-from tests.support.training import launch_words, losses, train
+from tests.support.training import launch, launch_words, losses, train
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,19 @@ def plain(shards):
         ("3_offload", 2, {}),
         (2, 3, {}),  # 4 rows: two ranks with a row and one of padding, one with two rows
         (1, 3, {"training__micro_batch_rows": 8}),
-        pytest.param(1, 2, {"training__compile": "true", "training__micro_batch_rows": 2}, marks=needs_compiler),
+        pytest.param(
+            1,
+            2,
+            {"training__compile": "true", "training__micro_batch_rows": 2},
+            marks=[pytest.mark.slow, needs_compiler],
+        ),
     ],
 )
 def test_every_stage_trains_as_one_plain_process_does(plain, shards, tmp_path, stage, ranks, settings):
     from amplify_ds.plot import read_scalars
 
-    result = train(ranks, tmp_path / "run", shards, stage, **settings)
+    start = launch if "training__compile" in settings else train
+    result = start(ranks, tmp_path / "run", shards, stage, **settings)
     assert result.returncode == 0, result.stderr
     expected_losses, expected_norms, weights = plain
     scalars = read_scalars(tmp_path / "run")

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
-# Imported before anything is forked. None of them may start threads or touch a device.
-MODULES = """torch torch._inductor.compile_fx setuptools deepspeed deepspeed.runtime.zero.muon.muon_optimizer
+# Imported before anything is forked. None of them may start threads or touch a device; torch's compiler does, so what
+# compiles is not forked.
+MODULES = """torch setuptools deepspeed
 transformers safetensors.torch numpy pyarrow pyarrow.csv pyarrow.parquet h5py gemmi dnaio
 sklearn.linear_model matplotlib.pyplot hypothesis
 tensorboard.backend.event_processing.event_accumulator
