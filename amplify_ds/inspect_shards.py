@@ -17,6 +17,7 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
+from amplify_ds.files import replacing
 from amplify_ds.prepare.manifest_picture import PICTURES, UNIPROT, draw, frequencies
 from amplify_ds.prepare.manifest_text import counts, table
 from amplify_ds.processes import check_workers
@@ -111,17 +112,12 @@ def _show(shards: Shards, row: int) -> str:
 
 def _write_fasta(shards: Shards, file: Path) -> int:
     """Write every window of every row as a FASTA record that says where it stands; return how many there are."""
-    count, partial = 0, file.with_name(f".{file.name}.partial")
-    try:
-        with writing(file):
-            with open(partial, "w") as out:
-                for row in range(shards.num_rows):
-                    for place, (kind, text) in enumerate(_windows(*shards.row(row))):
-                        out.write(f">row{row}.{place} {kind}\n{text}\n")
-                        count += 1
-            partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    count = 0
+    with writing(file), replacing(file) as partial, open(partial, "w") as out:
+        for row in range(shards.num_rows):
+            for place, (kind, text) in enumerate(_windows(*shards.row(row))):
+                out.write(f">row{row}.{place} {kind}\n{text}\n")
+                count += 1
     return count
 
 

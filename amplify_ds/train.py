@@ -134,7 +134,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
             raise AmplifyError(_lost(gone, trainer.watch.place if trainer else "before training")) from None
         if engine.is_broken_connection(error):
             raise AmplifyError(
-                f"the connection to another rank has broken ({str(error).splitlines()[0]:.200}). Look for what that "
+                f"the connection to another rank has broken ({errors.first_line(error):.200}). Look for what that "
                 f"one says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
             ) from None
         raise

@@ -1,5 +1,5 @@
-# Sourced by the scripts of this repository, from its top: makes .venv from requirements.txt and the extras for users (once,
-# and again when these change), enters it, and sets what every rank needs to know about this machine.
+# Sourced by the scripts of this repository, from its top: makes .venv from requirements.txt and the extras for users
+# (once, and again when these change), enters it, and sets what every rank needs to know about this machine.
 #   sets: gpus, cores     exports: DS_ACCELERATOR=cpu where there is no GPU
 
 python=${PYTHON:-python3}

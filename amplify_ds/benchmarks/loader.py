@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 import time
 from itertools import islice
@@ -44,15 +43,7 @@ def run(options: argparse.Namespace) -> None:
     if options.turns < 1:
         raise AmplifyError("--turns must be at least 1")
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as place:
-        _compare(Shards(options.data or _make_shards(Path(place))), options.turns)
-
-
-def _make_shards(place: Path) -> Path:
-    prep.make_fasta(place / "some.fasta", 40_000_000)
-    words = [*prep.BUILD_SHARDS, "--input", place / "some.fasta", "--output", place / "shards"]
-    if subprocess.run([str(word) for word in words], stdout=subprocess.DEVNULL).returncode:
-        raise AmplifyError("build_shards.py failed, see above.")
-    return place / "shards"
+        _compare(Shards(options.data or prep.make_shards(Path(place), 40_000_000)), options.turns)
 
 
 def _compare(shards: Shards, turns: int) -> None:

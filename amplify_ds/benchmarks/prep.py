@@ -107,6 +107,15 @@ def _prep(place: Path, residues: int, workers: int) -> None:
     print(table(lines))
 
 
+def make_shards(place: Path, residues: int, *options: object) -> Path:
+    """Shards in `place` of such proteins, built with these options."""
+    make_fasta(place / "some.fasta", residues)
+    words = [*BUILD_SHARDS, "--input", place / "some.fasta", "--output", place / "shards", *options]
+    if subprocess.run([str(word) for word in words], stdout=subprocess.DEVNULL).returncode:
+        raise AmplifyError("build_shards.py failed, see above.")
+    return place / "shards"
+
+
 def make_csv(path: Path, fasta: Path, quoted: bool) -> None:
     """Write the proteins of `fasta` as a table of names and sequences; quoted: with the lines that they have there."""
     around, within = (b'"', b"\n") if quoted else (b"", b"")

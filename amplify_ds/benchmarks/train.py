@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import tempfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,7 +58,9 @@ def run(options: argparse.Namespace) -> None:
     if options.markdown and options.markdown.exists():
         raise AmplifyError(f"{options.markdown}: exists already; choose another name, or remove it first")
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.directory) as place:
-        shards = options.data or make_shards(Path(place), 512)
+        shards = options.data or prep.make_shards(
+            Path(place), 2_000_000, "--max-length", 512, "--row-tokens", ROW_TOKENS
+        )
         flags = {"model.num_hidden_layers": options.layers} if options.layers else {}
         config = resolve(options.recipe, None, {**flags, "data.train": [str(shards)], "training.compile": False})
         text = compare(config, options)
@@ -67,15 +68,6 @@ def run(options: argparse.Namespace) -> None:
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {options.markdown}")
-
-
-def make_shards(place: Path, max_length: int) -> Path:
-    prep.make_fasta(place / "some.fasta", 2_000_000)
-    words = [*prep.BUILD_SHARDS, "--input", place / "some.fasta", "--output", place / "shards"]
-    words += ["--max-length", max_length, "--row-tokens", ROW_TOKENS]
-    if subprocess.run([str(word) for word in words], stdout=subprocess.DEVNULL).returncode:
-        raise AmplifyError("build_shards.py failed, see above.")
-    return place / "shards"
 
 
 def compare(config: RunConfig, options: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from amplify_ds.extras import pyplot
+from amplify_ds.files import replacing
 from amplify_ds.vocab import TOKENS, UNK
 
 ORDER = "GAVLIMFWPSTCYNQDEKRH"  # hydrophobic, polar, negative, positive: neighbours are alike
@@ -50,5 +51,6 @@ def draw(path: Path, name: str, tokens: np.ndarray, log_p: np.ndarray, one_pass:
         bar = figure.colorbar(image, ax=panels[:, 0], extend="both", fraction=0.03, pad=0.01)
         bar.set_label("log p(residue) − log p(wild type)")
         figure.suptitle(f"{name}: effects of single mutations ({method})")
-        figure.savefig(path, format="png")
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png")
         plt.close(figure)

@@ -149,13 +149,13 @@ class Engine:
         optimizer = _optimizer(model, run.optimizer, device)
         self._finite = True
         if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
-            take = optimizer.step
+            take = optimizer.step  # DeepSpeed calls the one that takes its place, of this object alone
 
             def step_if_finite(*args, **kwargs) -> None:
                 if self._finite:
                     take(*args, **kwargs)
 
-            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # of this one
+            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # see take
         if precision == "fp8":
             fp8.replace_linears(model, device)
         config = ds_config.merge(zero, run, accumulation, world_size(), precision)

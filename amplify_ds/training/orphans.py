@@ -20,7 +20,7 @@ import time
 import psutil
 
 from amplify_ds.errors import report
-from amplify_ds.training.processes import DEAD, command_line, look_at, ranks_below
+from amplify_ds.training.processes import DEAD, command_line, look_at, ranks_below, ranks_here
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_SAVE = 60.0  # when the launcher is gone after a signal that asks for a checkpoint
@@ -73,8 +73,7 @@ class _Watch:
         self.launcher = os.getppid()
         self.watched = [self.launcher, *_above(self.launcher)]
         self.watched += [int(pid) for pid in os.environ.get("AMPLIFY_LAUNCHER_PID", "").split()]
-        # As DeepSpeed and torchrun say it.
-        self.count = float(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or math.inf)
+        self.count = ranks_here() or math.inf
         self.ranks = ranks_below(self.launcher)
 
     def look_on(self) -> None:

@@ -18,6 +18,7 @@ from torch.distributed import DistError, HashStore, Store, TCPStore, register_re
 
 from amplify_ds import network
 from amplify_ds.errors import AmplifyError, first_line
+from amplify_ds.training.processes import ranks_here
 
 URL = "amplify://"
 SECONDS_BETWEEN_TRIES = 0.1
@@ -66,9 +67,8 @@ def choose_interfaces() -> None:
 
 
 def on_one_machine() -> bool:
-    """Whether all ranks run here, as far as the launcher says (DeepSpeed's LOCAL_SIZE, torchrun's LOCAL_WORLD_SIZE)."""
-    local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
-    return os.environ["WORLD_SIZE"] in ("1", local)
+    """Whether all ranks run here, as far as the launcher says."""
+    return int(os.environ["WORLD_SIZE"]) in (1, ranks_here())
 
 
 def _job() -> str:

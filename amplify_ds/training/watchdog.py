@@ -204,9 +204,8 @@ class Watchdog:
         for rank in verdict.ranks if verdict.silent else ():
             self._kill(after.get(rank))
         if len(responding) > 1:
-            time.sleep(
-                self.beat_seconds
-            )  # the launcher ends the others as soon as this one ends: let them say so first
+            # The launcher ends the others as soon as this one ends: let them say so first.
+            time.sleep(self.beat_seconds)
 
     def _message(self, verdict: Verdict, records: dict[int, dict], states: dict[int, str], still: float) -> str:
         lines = [f"error: training has stood still for {still:.0f} s (watchdog.seconds {self.seconds:g})"]
