@@ -2,33 +2,22 @@
 
 import ast
 import re
-import subprocess
 import sys
 from importlib.metadata import packages_distributions
 
 import pytest
 
 from amplify_ds.extras import EXTRAS
-from tests.support.commands import environment
+from tests.support.commands import AS_MAIN, environment, interpreter
 from tests.support.paths import EXAMPLE, ROOT
 
 NEVER_REQUIRED = {"flash_attn", "transformer_engine", "_typeshed"}  # the code goes on without; the last is for mypy
-WITHOUT = """
-import runpy, sys
-sys.modules[sys.argv[1]] = None
-sys.argv = sys.argv[2:]
-if sys.argv[0].endswith(".py"):
-    sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
-else:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 
 
 def without(module, *words):
     """A command in a process that cannot import `module`."""
-    words = [sys.executable, "-c", WITHOUT, module, *map(str, words)]
-    return subprocess.run(words, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=600)
+    blocked = f"import sys; sys.modules[{module!r}] = None\n"
+    return interpreter("-c", blocked + AS_MAIN, *words, env=environment(1))
 
 
 def listed(name) -> set[str]:
@@ -41,13 +30,12 @@ def imported() -> dict[str, str]:
     """{module: a file that imports it} of the product, the standard library and its own modules left out."""
     found: dict[str, str] = {}
     files = [path for folder in ("amplify_ds", "data_prep", "launch") for path in (ROOT / folder).rglob("*.py")]
-    own = {"amplify_ds", *(path.stem for path in files)}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
             found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
-    return {name: file for name, file in found.items() if name not in own | sys.stdlib_module_names}
+    return {name: file for name, file in found.items() if name not in {"amplify_ds"} | sys.stdlib_module_names}
 
 
 def test_every_import_is_listed_where_it_belongs():

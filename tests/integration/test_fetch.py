@@ -1,21 +1,16 @@
 """UR100P from a hub: a server on this machine answers what the real client asks, and breaks off, changes and lies."""
 
-import fcntl
 import gzip
 import hashlib
 import json
-import os
-import pty
 import re
 import shlex
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,7 +19,9 @@ import pytest
 
 from amplify_ds.prepare.sources import find_sources
 from tests.support.commands import python
+from tests.support.hub import serve
 from tests.support.paths import EXAMPLE, ROOT
+from tests.support.terminal import open_terminal, read_to_end
 
 REPOSITORY, SCRIPT = "chandar-lab/UR100P", "data_prep/fetch_ur100p.py"
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -162,13 +159,7 @@ def hub(tmp_path, monkeypatch):
             "resume": threading.Event(),
         },
     )
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    server = serve(handler, tmp_path / "hf_home", monkeypatch)
     handler.close = lambda: (server.shutdown(), server.server_close())
     yield handler
     handler.resume.set()
@@ -458,19 +449,11 @@ def test_the_bar_is_one_for_the_whole(hub, tmp_path):
     """On a terminal it begins at the bytes that were there and ends at all of them; no file has one of its own."""
     output = tmp_path / "UR100P"
     succeeds(fetch(output, "--part", "SCOP"))
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    controller, terminal = open_terminal(100)
     result = subprocess.run(
         [sys.executable, SCRIPT, "--output", str(output)], cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL
     )
-    os.close(terminal)
-    shown = b""
-    try:
-        while block := os.read(controller, 2**16):
-            shown += block
-    except OSError:  # how a terminal says that nobody writes to it any more
-        pass
-    os.close(controller)
+    shown = read_to_end(controller, terminal)
     assert result.returncode == 0
     there, total = (sum(len(FILES[name]) for name in names) for names in (DATA[2:4], DATA))
     bars = [line for line in re.split(r"[\r\n]+", shown.decode()) if line]

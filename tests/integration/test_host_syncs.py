@@ -6,17 +6,14 @@ micro batch, and once a step the host must know whether the gradient is finite b
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
 
-from amplify_ds.network import free_port
 from amplify_ds.training import engine
 from amplify_ds.training.agreement import Agreement
-from tests.support.commands import before_path, environment, run
+from tests.support.commands import before_path, ranks_of, run
 from tests.support.host_syncs import FIRST, STEPS
 from tests.support.paths import ROOT
 from tests.support.training import launch_words
@@ -45,24 +42,12 @@ READ = "_local_scalar_dense, pretrain in amplify_ds/training/trainer.py"
 @pytest.fixture(scope="module")
 def found(shards, tmp_path_factory) -> dict:
     """{(stage, precision, spoiled): [[step, micro batch, what, where], …]} of rank 0 of two."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     asked = [(*case, False) for case in EXPECTED] + [(*CONTROL, True)]
     folder = tmp_path_factory.mktemp("syncs")
-    meeting["PYTHONPATH"] = before_path(ROOT)
-    words = [sys.executable, ROOT / "tests/support/host_syncs.py", shards["train"], shards["validation"], folder]
-    ranks = [
-        subprocess.Popen(
-            [*map(str, words), json.dumps(asked)],
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(2) | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1] + said[1][1]
-    line = next(line for line in said[0][0].splitlines() if line.startswith("FOUND "))
+    words = [shards["train"], shards["validation"], folder, json.dumps(asked)]
+    result = ranks_of(2, "tests.support.host_syncs", *words)
+    assert result.returncode == 0, result.stderr
+    line = next(line for line in result.stdout.splitlines() if line.startswith("FOUND "))
     return dict(zip(asked, json.loads(line[6:])))
 
 

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.support.commands import python
+from tests.support.hub import serve
 from tests.support.model_folders import SMALL, reference, same, write
 from tests.support.plain_layouts import PLAIN
 
@@ -54,13 +54,7 @@ def hub(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    server = serve(Hub, tmp_path / "hf_home", monkeypatch)
     yield folder
     server.shutdown()
     server.server_close()

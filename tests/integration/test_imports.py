@@ -18,21 +18,15 @@ from amplify_ds.model.modeling_amplify import AMPLIFY
 from amplify_ds.model.shape import Shape
 from amplify_ds.training.adamw import AdamW
 from amplify_ds.training.hub_fields import hub_fields
-from tests.support.commands import environment
+from tests.support.commands import AS_MAIN, environment
 from tests.support.paths import EXAMPLE, ROOT
 from tests.support.training import training_words
 
 DEAR = ("torch._dynamo", "transformers")
 SMALL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
 RUN = """
-import atexit, os, runpy, sys
+import atexit, os, sys
 atexit.register(lambda: os.write(int(os.environ["LOADED"]), " ".join(m for m in {dear} if m in sys.modules).encode()))
-sys.argv = sys.argv[1:]
-if sys.argv[0].endswith(".py"):
-    sys.path.insert(0, os.path.dirname(sys.argv[0]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
-else:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
@@ -40,7 +34,7 @@ def loaded(*words, dear=DEAR) -> set[str]:
     """Which of `dear` a command, a module or a file of the repository, has imported when it ends."""
     reader, writer = os.pipe()
     try:
-        whole = [sys.executable, "-c", RUN.format(dear=dear), *map(str, words)]
+        whole = [sys.executable, "-c", RUN.format(dear=dear) + AS_MAIN, *map(str, words)]
         result = subprocess.run(
             whole,
             cwd=ROOT,

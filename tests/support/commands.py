@@ -15,6 +15,17 @@ from amplify_ds.network import free_port
 from tests.support import forking
 from tests.support.paths import ROOT
 
+# Code that is a module or a file of the repository, named by the first argument, to be run after other code (-c).
+AS_MAIN = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+if sys.argv[0].endswith(".py"):
+    sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+else:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
 
 def environment(ranks: int) -> dict[str, str]:
     """The variables of one of so many ranks that share the cores which are this process's."""

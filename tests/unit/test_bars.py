@@ -1,16 +1,13 @@
 """Bars are for terminals that can draw them: logs have none."""
 
-import fcntl
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.terminal import open_terminal, read_to_end
 
 CODE = """
 from amplify_ds import bars
@@ -22,22 +19,12 @@ with bars.bar(total=2, unit="step", shown={shown}) as bar:
 
 def written(shown: bool, terminal: bool, encoding: str) -> str:
     """What comes out on standard error."""
-    reading, writing = pty.openpty() if terminal else os.pipe()
-    if terminal:
-        fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    reading, writing = open_terminal(80) if terminal else os.pipe()
     words = [sys.executable, "-c", CODE.format(shown=shown)]
     subprocess.run(
         words, cwd=ROOT, stderr=writing, env=os.environ | {"PYTHONIOENCODING": encoding}, timeout=60, check=True
     )
-    os.close(writing)
-    found = b""
-    try:
-        while block := os.read(reading, 2**16):
-            found += block
-    except OSError:  # how a terminal says that nobody writes to it any more
-        pass
-    os.close(reading)
-    return found.decode()
+    return read_to_end(reading, writing).decode()
 
 
 @pytest.mark.parametrize(("encoding", "half"), [("utf-8", "█"), ("ascii", "#")])
