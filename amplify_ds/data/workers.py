@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -32,6 +33,9 @@ from amplify_ds.processes import belong_to_parent
 _OF_A_WORKER = re.compile(
     r"DataLoader worker \(pid(\(s\))? (?P<pid>\d+).*?(signal: (?P<signal>[^.]*)|exit code (?P<code>\d+)|$)", re.DOTALL
 )
+# What is raised where a batch that a worker has left is to be taken from it, and it has ended.
+_CUT_OFF = (ConnectionError, EOFError)
+SECONDS_TO_END = 1.0
 _LIKELY = {
     signal.SIGKILL: "probably because memory ran out: fewer --data.workers need less",
     signal.SIGBUS: "probably because /dev/shm is full (df -h /dev/shm): make it larger, or set --data.workers 0",
@@ -74,13 +78,25 @@ class TrainingLoader:
             raise AmplifyError(str(error).rpartition("AmplifyError: ")[2].strip()) from None
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
+        cut_off = isinstance(error, _CUT_OFF)
+        if cut_off:  # by a worker that may still be ending
+            try:
+                ended = connection.wait([process.sentinel for process in self._workers], SECONDS_TO_END)
+                for process in self._workers:
+                    if process.sentinel in ended:  # its files are closed, its code may be a moment away
+                        process.join()
+            except RuntimeError as end:  # of torch's handler of SIGCHLD
+                error = end
         pids = [process.pid for process in self._workers]
         codes = {process.pid: process.exitcode for process in self._workers if process.exitcode}
         self.close()
-        if isinstance(error, RuntimeError) and (told := _OF_A_WORKER.search(str(error))):
-            pid, code = next(iter(codes.items()), (int(told["pid"]), _code_told(told)))
-            if pid in pids:
-                raise AmplifyError(self._lost(pids.index(pid), pid, code)) from None
+        told = _OF_A_WORKER.search(str(error)) if isinstance(error, RuntimeError) else None
+        if told and not codes:
+            codes = {int(told["pid"]): _code_told(told)}
+        if told or cut_off:
+            for pid, code in codes.items():
+                if pid in pids:
+                    raise AmplifyError(self._lost(pids.index(pid), pid, code)) from None
 
     def close(self) -> None:
         """End the workers: those that do not leave when they are asked to (5 seconds each) are killed."""

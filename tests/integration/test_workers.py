@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from amplify_ds.training import checkpoint
-from tests.support.commands import environment
+from tests.support.commands import environment, python
 from tests.support.needs import needs_namespaces
 from tests.support.paths import ROOT
 from tests.support.training import launch_words
@@ -70,6 +70,32 @@ def test_a_killed_worker_ends_the_rank_with_its_reason(running):
     assert f"of 2 (process {running.workers[1].pid}), which prepares batches, was killed by SIGKILL" in said
     assert "memory ran out" in said and "The same command continues" in said
     assert said.count("error:") == 1
+
+
+CUT_OFF = """
+import os, sys
+from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.mixture import Mixture, Source
+from amplify_ds.data.shards import Shards
+from amplify_ds.data.workers import TrainingLoader
+from amplify_ds.errors import command
+mixture = Mixture([Source("train", 1, Shards(sys.argv[1]))])
+batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, 0.15, 0.8, 0.1)
+def main():
+    with TrainingLoader(batches, 0, 2, False) as loader:
+        next(loader)
+        print(loader._workers[1].pid)
+        os.kill(loader._workers[1].pid, 9)
+        raise ConnectionResetError(104, "Connection reset by peer")  # in the place of the socket, whose moment is rare
+command(main)
+"""
+
+
+def test_a_batch_that_a_killed_worker_had_left_names_it_too(shards):
+    result = python("-c", CUT_OFF, shards["train"])
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    pid = result.stdout.strip()
+    assert f"worker 1 of 2 (process {pid}), which prepares batches, was killed by SIGKILL" in result.stderr
 
 
 def test_a_request_to_stop(running):

@@ -103,6 +103,7 @@ def main():
         model.load_state_dict({**tensors, **states}, strict=True)
         found["theirs"] = model(found["ids"])
     save_file(found, logits)
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ mock.patch.dict(
     sys.modules, {"datasets": None}
 ).start()  # too new for the oldest transformers, which would import it where it is installed
 import torch
+from torch import distributed
 from transformers import Trainer, TrainingArguments
 
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
@@ -68,3 +69,5 @@ def step(micro_batch):
 found = [step(micro_batch) for micro_batch in micro_batches]
 if int(os.environ.get("RANK", 0)) == 0:
     print(json.dumps(found))
+if ranks > 1:  # Trainer leaves it open, whose threads may then end the process with SIGABRT (pytorch issue 190489)
+    distributed.destroy_process_group()
