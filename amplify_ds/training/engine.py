@@ -35,11 +35,11 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from amplify_ds import network
+from amplify_ds import network, rendezvous
 from amplify_ds.config import Optimizer, RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import keep_freed_memory
-from amplify_ds.training import ds_config, fp8, rendezvous
+from amplify_ds.training import ds_config, fp8
 from amplify_ds.training.adamw import AdamW
 from amplify_ds.training.normuon import NorMuon
 from amplify_ds.training.orthogonal import Piece

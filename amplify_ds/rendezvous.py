@@ -18,7 +18,6 @@ from torch.distributed import DistError, HashStore, Store, TCPStore, register_re
 
 from amplify_ds import network
 from amplify_ds.errors import AmplifyError, first_line
-from amplify_ds.training.processes import ranks_here
 
 URL = "amplify://"
 SECONDS_BETWEEN_TRIES = 0.1
@@ -68,7 +67,7 @@ def choose_interfaces() -> None:
 
 def on_one_machine() -> bool:
     """Whether all ranks run here, as far as the launcher says."""
-    return int(os.environ["WORLD_SIZE"]) in (1, ranks_here())
+    return int(os.environ["WORLD_SIZE"]) in (1, network.ranks_here())
 
 
 def _job() -> str:
