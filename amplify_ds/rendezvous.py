@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from torch.distributed import DistError, HashStore, Store, TCPStore, register_rendezvous_handler
+from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore, register_rendezvous_handler
 
 from amplify_ds import network
 from amplify_ds.errors import AmplifyError, first_line
@@ -42,7 +42,9 @@ def meet(timeout: timedelta) -> Store:
         port = int(os.environ["MASTER_PORT"])
         try:
             serve = rank == 0 and not of_torchrun
-            found = _serve(address, port, timeout) if serve else _connect(address, port, timeout)
+            found: Store = _serve(address, port, timeout) if serve else _connect(address, port, timeout)
+            if of_torchrun:  # its store outlives the ranks: after a restart they shall find nothing of those before
+                found = PrefixStore(f"amplify_ds/{os.environ['TORCHELASTIC_RESTART_COUNT']}", found)
             if rank == 0:
                 found.set(JOB, _job())
             if found.get(JOB).decode() != _job():
