@@ -36,7 +36,7 @@ from amplify_ds.training.hub_fields import hub_fields
 from amplify_ds.training.metrics import Interval, device_flops
 from amplify_ds.training.plan import batch_plan, model_config, resolve_precision, training_sources, validation_sets
 from amplify_ds.training.progress import Progress
-from amplify_ds.training.report import Report, say
+from amplify_ds.training.telemetry import Report, say
 from amplify_ds.training.retention import Checkpoints
 from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
