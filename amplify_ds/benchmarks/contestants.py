@@ -165,13 +165,12 @@ class Ours(Contestant):
     """The training path."""
 
     def build(self, ranks: int) -> None:
-        from amplify_ds.model.encoder import Encoder
-        from amplify_ds.training import engine
+        from amplify_ds.training import build, engine
 
-        self.device = engine.start_ranks()
-        model = Encoder(self.config)
+        joined = engine.start_ranks()
+        self.device = joined.device
         zero = {"zero_optimization": {"stage": 1}}
-        self.engine = engine.Engine(model, self.run, zero, 1, self.precision, self.device)
+        self.engine = build.build_engine(self.run, self.config, zero, self.batches.plan, self.precision, joined)
         for name in COLLECTIVES:
             setattr(torch.distributed, name, self._timed(getattr(torch.distributed, name)))
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ from amplify_ds.training import checkpoint, stopping, watchdog
 from amplify_ds.training.retention import Checkpoints
 
 DESCRIPTION, RESULT, EVENTS = "run.json", stopping.COMPLETE, "events"
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A run directory that is this job's. checkpoints, lock: of rank 0, else None."""
+
+    path: Path
+    binding: dict[str, Any]  # what is the same in every part of the run
+    checkpoints: Checkpoints | None
+    lock: Any  # held for as long as this object lives
 
 
 def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):

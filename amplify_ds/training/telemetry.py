@@ -1,4 +1,6 @@
-"""What a run says of itself: TensorBoard, a bar or lines, the rows of steps that went wrong. Rank 0 speaks."""
+"""What the loop tells of every step, and what a run says of itself: TensorBoard, a bar or lines, the rows of steps that
+went wrong. Sums are in metrics.py, the limits in guards.py. All ranks count; rank 0 writes and speaks.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from amplify_ds import bars
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan
-from amplify_ds.data.mixture import Mixture
+from amplify_ds.data.loader import PackedBatch, TrainingBatches
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.shape import Shape
-from amplify_ds.training import checkpoint, engine, event_files, guards, runs
-from amplify_ds.training.evaluate import perplexity
+from amplify_ds.training import checkpoint, event_files, guards, runs
+from amplify_ds.training.evaluate import Score, perplexity
 from amplify_ds.training.events import Events, NoEvents
-from amplify_ds.training.metrics import Interval, Totals, model_flops
+from amplify_ds.training.metrics import Interval, Totals, device_flops, model_flops
 from amplify_ds.training.progress import Progress
+from amplify_ds.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,77 +30,61 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
 
 
-def say(text: str) -> None:
-    if engine.rank() == 0:
-        bars.say(text)
-
-
-class Report:
-    """Of one run. peak: FLOP/s of a device, to compare with."""
+class Telemetry:
+    """Of one run, on every rank. Between `open` and its end the loop counts each micro batch, then keeps its step or
+    leaves it out, and logs what was kept.
+    """
 
     def __init__(
         self,
-        output: Path,
         run: RunConfig,
-        sources: Mixture,
-        plan: BatchPlan,
-        config: Shape,
-        peak: float,
+        output: Path,
+        ranks: Ranks,
+        batches: TrainingBatches,
+        shape: Shape,
+        precision: str,
+        progress: Progress,
     ):
-        self.output, self.run, self.sources, self.plan = output, run, sources, plan
-        self.config, self.peak = config, peak
-        self.leader = engine.rank() == 0
+        """progress: counted here, but for its steps and evaluations, and saved by the loop."""
+        self.run, self.output, self.ranks = run, output, ranks
+        self.batches, self.shape, self.progress = batches, shape, progress
+        self._peak = run.log.device_tflops * 1e12 or device_flops(ranks.device, precision)
 
     @contextmanager
-    def open(self, step: int) -> Iterator[None]:
-        """The run goes on after `step`."""
+    def open(self) -> Iterator[None]:
+        """The run goes on. What a killed run had logged past the step that it goes on from is replaced."""
         self._last_line = time.perf_counter()
-        with self._writer(step) as self.events, self._bar(step) as self.bar:
+        with self._writer(self.progress.step) as self._events, self._bar(self.progress.step) as self._steps_bar:
             yield
 
-    def warn(self, warnings: Sequence[str], step: int) -> None:
+    def warn(self, warnings: Sequence[str]) -> None:
         """Show what is to be known of this run, and keep it among its events."""
         for text in warnings:
-            say(f"warning: {text}")
+            self.ranks.say(f"warning: {text}")
         if warnings:
-            self.events.add_text("warnings", "\n\n".join(warnings), step)
+            self._events.add_text("warnings", "\n\n".join(warnings), self.progress.step)
 
-    def log(self, progress: Progress, found: Totals, interval: Interval) -> None:
-        """A point of TensorBoard, and a line now and then where there is no terminal for the bar."""
-        epochs = self.sources.epochs(progress.batch * self.plan.global_rows, self.run.training.seed)
-        world_size = engine.world_size()
-        flops = model_flops(self.config, found.tokens, found.pairs) / found.seconds / world_size
-        for tag, value in {
-            "train/loss": found.loss,
-            "train/perplexity": perplexity(found.loss),
-            "train/accuracy": found.accuracy,
-            "train/learning_rate": interval.rate,
-            "train/gradient_norm": found.norm,
-            "train/skipped_steps": len(progress.skipped),
-            "speed/residues_per_second": found.residues / found.seconds,
-            "speed/data_wait_fraction": found.waited / world_size / found.seconds,
-            "speed/model_tflops_per_device": flops / 1e12,
-            "speed/share_of_device_peak": flops / self.peak,
-            "data/packing_efficiency": found.tokens / found.places,
-            **{f"data/epochs/{name}": passes for name, passes in epochs.items()},
-            **{f"data/tokens/{name}": passes * self.sources.tokens(name) for name, passes in epochs.items()},
-            **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
-        }.items():
-            self.events.add_scalar(tag, value, progress.step)
-        self.events.flush()
-        speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
-        self.bar.set_postfix_str(speed, refresh=False)
-        if self.bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.perf_counter()
-            left = (self.run.training.steps - progress.step) * found.seconds / len(found.step_losses)
-            say(f"step {progress.step} of {self.run.training.steps}: {speed}, about {left / 60:.0f} min left")
+    def begin(self) -> None:
+        """An interval between two logs begins now; its seconds are to be of training alone."""
+        self._interval = Interval(self.ranks)
 
-    def skipped(self, progress: Progress, batch: int, rows: list[dict[str, Any]], in_a_row: int) -> None:
-        """The batch, of these rows, gave a gradient that is not finite. AmplifyError if it was one too many."""
-        step, limit = progress.step + 1, self.run.guards.skipped_in_a_row
-        self.events.add_scalar("train/skipped_steps", len(progress.skipped), progress.step)
-        self._note(guards.SKIPPED, rows)
-        say(
+    def count(self, batch: PackedBatch, row_losses: torch.Tensor, logits: torch.Tensor, waited: float) -> None:
+        """A micro batch was computed. row_losses: [rows] sums over each row's targets. waited: seconds for data."""
+        self._interval.add(batch, row_losses, logits, waited)
+
+    def keep(self, norm: torch.Tensor, rate: float) -> None:
+        """The step was applied; `norm` is that of its gradient, on the device."""
+        self._interval.keep(self.progress.batch, norm, rate)
+        self._steps_bar.update()
+
+    def leave_out(self) -> None:
+        """The step was not applied, its gradient is not finite. AmplifyError if that is one too many in a row."""
+        self._interval.drop()
+        batch, step = self.progress.batch, self.progress.step + 1
+        in_a_row, limit = self.progress.skip(), self.run.guards.skipped_in_a_row
+        self._events.add_scalar("train/skipped_steps", len(self.progress.skipped), self.progress.step)
+        self._note(guards.SKIPPED, self.batches.rows_of(batch))
+        self.ranks.say(
             f"warning: the gradient of step {step} was not finite: batch {batch} is left out, its rows are in "
             f"{self.output / guards.SKIPPED}"
         )
@@ -108,33 +96,107 @@ class Report:
                 f"training has diverged. Start again with a lower --optimizer.lr in another --output. {newest}"
             )
 
-    def jumped(self, step: int, loss: float, rows: list[dict[str, Any]], row_losses: list[float]) -> None:
-        """The loss of a step jumped; its rows and their losses."""
-        if self.leader:
-            named = guards.highest(row_losses)
-            lines = [{**rows[place], "step": step, "loss": row_losses[place]} for place in named]
-            self._note(guards.SPIKES, lines)
-        say(
+    def log(self) -> None:
+        """What was kept since `begin`: points of TensorBoard, a line now and then, losses that jump. Collective."""
+        interval, progress = self._interval, self.progress
+        if not interval.steps:
+            return
+        found = interval.totals()
+        progress.seconds += found.seconds
+        progress.residues += int(found.residues)
+        self._write(found, interval.rate)
+        self._say_how_far(found)
+        spikes, progress.recent_losses = guards.find_spikes(
+            progress.recent_losses, found.step_losses, self.run.guards.spike_deviations
+        )
+        for number in spikes:
+            step = progress.step - interval.steps + 1 + number
+            self._name_rows(step, found.step_losses[number], *interval.row_losses(number))
+
+    def evaluated(self, name: str, score: Score) -> None:
+        """The validation set `name` was scored."""
+        progress = self.progress
+        cost = {"residues": progress.residues, "seconds": progress.seconds}  # of training until now
+        progress.history.append({"step": progress.step, "set": name, **cost, **score.as_dict()})
+        for key in ("loss", "perplexity", "accuracy", "baseline_loss", "baseline_perplexity"):
+            tag = f"validation/{name}/{score.protocol}/{key}"
+            self._events.add_scalar(tag, score.as_dict()[key], progress.step)
+        self.ranks.say(f"step {progress.step}, {name}, {score.describe()}")
+
+    def flush(self) -> None:
+        """Hand all to the file: after a checkpoint nothing before it is logged again."""
+        self._events.flush()
+
+    def saved(self, waited: float, writing: float) -> None:
+        """Seconds that training waited for a checkpoint, and those that writing the one before it took (0: none)."""
+        if writing:
+            self._events.add_scalar("checkpoint/seconds_writing", writing, self.progress.step)
+        self._events.add_scalar("checkpoint/seconds_training_waited", waited, self.progress.step)
+
+    def _write(self, found: Totals, rate: float) -> None:
+        """A point of TensorBoard."""
+        sources, world_size = self.batches.mixture, self.ranks.world_size
+        epochs = sources.epochs(self.progress.batch * self.batches.plan.global_rows, self.run.training.seed)
+        flops = model_flops(self.shape, found.tokens, found.pairs) / found.seconds / world_size
+        for tag, value in {
+            "train/loss": found.loss,
+            "train/perplexity": perplexity(found.loss),
+            "train/accuracy": found.accuracy,
+            "train/learning_rate": rate,
+            "train/gradient_norm": found.norm,
+            "train/skipped_steps": len(self.progress.skipped),
+            "speed/residues_per_second": found.residues / found.seconds,
+            "speed/data_wait_fraction": found.waited / world_size / found.seconds,
+            "speed/model_tflops_per_device": flops / 1e12,
+            "speed/share_of_device_peak": flops / self._peak,
+            "data/packing_efficiency": found.tokens / found.places,
+            **{f"data/epochs/{name}": passes for name, passes in epochs.items()},
+            **{f"data/tokens/{name}": passes * sources.tokens(name) for name, passes in epochs.items()},
+            **{f"memory/rank_{rank}_GiB": size / 2**30 for rank, size in enumerate(found.memory)},
+        }.items():
+            self._events.add_scalar(tag, value, self.progress.step)
+        self._events.flush()
+
+    def _say_how_far(self, found: Totals) -> None:
+        """At the bar, or in a line now and then where there is no terminal for one."""
+        speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
+        self._steps_bar.set_postfix_str(speed, refresh=False)
+        if self._steps_bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.perf_counter()
+            step, last = self.progress.step, self.run.training.steps
+            left = (last - step) * found.seconds / len(found.step_losses)
+            self.ranks.say(f"step {step} of {last}: {speed}, about {left / 60:.0f} min left")
+
+    def _name_rows(self, step: int, loss: float, batch: int, own: torch.Tensor) -> None:
+        """The loss of a step jumped. own: [rows of this rank], sums over each row's targets. Collective."""
+        plan = self.batches.plan
+        row_losses = torch.zeros(plan.global_rows, dtype=torch.float64, device=self.ranks.device)
+        row_losses[plan.share.start : plan.share.stop] = own[: len(plan.share)].double() / self.batches.slots
+        of_rows = self.ranks.sum(row_losses).tolist()
+        rows = self.batches.rows_of(batch)
+        named = [{**rows[place], "step": step, "loss": of_rows[place]} for place in guards.highest(of_rows)]
+        self._note(guards.SPIKES, named)
+        self.ranks.say(
             f"warning: the loss of step {step} jumped to {loss:.4f}; the rows with the highest losses are in "
             f"{self.output / guards.SPIKES}"
         )
 
     def _note(self, name: str, records: list[dict[str, Any]]) -> None:
         """Add lines to a file of the run. That it cannot be written is no reason to end the run."""
-        if self.leader:
+        if self.ranks.leader:
             try:
                 guards.append(self.output / name, records)
             except AmplifyError as error:
-                say(f"warning: {error} Training goes on.")
+                self.ranks.say(f"warning: {error} Training goes on.")
 
     def _writer(self, step: int) -> Events | NoEvents:
         """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
-        if not self.leader:
+        if not self.ranks.leader:
             return NoEvents()
         folder = self.output / runs.EVENTS
         with suppress(OSError):  # then points may be drawn in the wrong order, no more
             event_files.put_before_now(folder)
-        events = Events(folder, step + 1 if step else 0, say)
+        events = Events(folder, step + 1 if step else 0, self.ranks.say)
         events.add_text("configuration", "```yaml\n" + self.run.to_yaml() + "```", step)
         return events
 
@@ -144,5 +206,5 @@ class Report:
             initial=step,
             unit="step",
             desc="pretraining",
-            shown=self.leader,
+            shown=self.ranks.leader,
         )
