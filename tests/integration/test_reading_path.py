@@ -1,4 +1,4 @@
-"""The README names every file of ours that the training loop calls into: found by watching a run."""
+"""docs/architecture.md names every file of ours that the training loop calls into: found by watching a run."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def test_the_reading_path_names_what_the_loop_calls(shards, tmp_path):
     result = python("-c", WATCHED, *words, env=environment(1))
     assert result.returncode == 0, result.stderr
     called = json.loads(result.stdout.partition("CALLED ")[2].splitlines()[0])
-    text = (ROOT / "README.md").read_text().partition("To read the training path")[2].partition("\n## ")[0]
+    text = (ROOT / "docs/architecture.md").read_text().partition("## The training path")[2].partition("\n## ")[0]
     named = re.findall(r"`([\w/.]+\.(?:py|yaml))`", text)
     assert all((ROOT / "amplify_ds" / file).is_file() for file in named)
     assert {"training/engine.py", "data/loader.py", "training/telemetry.py"} <= set(called) <= set(named)
