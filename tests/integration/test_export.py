@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.hub.folder import load_model
 from tests.support.commands import other_packages, python
 from tests.support.paths import ROOT
-from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import train
 
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"

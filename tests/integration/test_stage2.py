@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from amplify_ds import config
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.training.schedule import learning_rate
 from tests.support.commands import python
 from tests.support.paths import EXAMPLE
-from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import SMALL, losses, train
 
 CONSTANT = {"optimizer__schedule": "constant", "optimizer__warmup_steps": 0, "optimizer__lr": 1e-4}
