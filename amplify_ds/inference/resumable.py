@@ -10,7 +10,6 @@ and --row-tokens may change on the way: they alter the rounding, nothing else).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import replacing, sync, write_json
+from amplify_ds.files import lock, replacing, sync, write_json
 from amplify_ds.structured import read_json
 
 
@@ -59,11 +58,9 @@ def resumable(output: Path, job: dict[str, Any]) -> Iterator[Chunks]:
     refuse_existing(output)
     folder = output.with_name(f"{output.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AmplifyError(f"{folder}: another process is at work on {output}; wait for it, or end it") from None
+    if (held := lock(folder / "lock")) is None:
+        raise AmplifyError(f"{folder}: another process is at work on {output}; wait for it, or end it")
+    with held:
         _same_job(folder, job)
         yield Chunks(folder)
 
