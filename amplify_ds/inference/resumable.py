@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ def resumable(output: Path, job: dict[str, Any]) -> Iterator[Chunks]:
     with held:
         _same_job(folder, job)
         yield Chunks(folder)
+    with suppress(OSError):
+        folder.rmdir()  # empty after `finish`, but on NFS the open lock has kept it
 
 
 def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> None:
@@ -74,7 +76,7 @@ def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> Non
     refuse_existing(output)
     partial.rename(output)
     sync(output.parent)
-    shutil.rmtree(chunks.folder)
+    shutil.rmtree(chunks.folder, ignore_errors=True)  # the output is there; on NFS the open lock stays
 
 
 def _same_job(folder: Path, job: dict[str, Any]) -> None:
