@@ -3,7 +3,8 @@
 import json
 import time
 
-from amplify_ds.training.watchdog import FINISHED, STALLED, judge
+from amplify_ds.training.culprits import FINISHED, STALLED, judge
+from amplify_ds.training.watchdog import forget_earlier
 from tests.support.commands import python
 
 WAITS = ["/lib/torch/distributed/distributed_c10d.py:1 in all_reduce"]
@@ -63,3 +64,12 @@ def test_a_process_that_holds_the_interpreter_ends_too(tmp_path):
     began = time.monotonic()
     result = python("-c", program, tmp_path)
     assert result.returncode == 1 and "Timeout" in result.stderr and time.monotonic() - began < 30
+
+
+def test_a_start_removes_what_an_earlier_one_has_left(tmp_path):
+    ranks = tmp_path / ".ranks"
+    ranks.mkdir()
+    for path in (tmp_path / "stalled.json", ranks / "rank-00003.json", tmp_path / "run.json"):
+        path.touch()
+    forget_earlier(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {".ranks", "run.json"}
