@@ -13,6 +13,7 @@ The lowest rank that responds says so on standard error and in RUN/stalled.json;
 process of the same launcher is killed, for a stopped one does not even notice SIGTERM. Times are those of the reader's
 own monotonic clock; clocks of two hosts are never compared. Should the thread itself be stuck (a dead file system, a
 call that keeps the interpreter's lock), faulthandler's timer, which needs neither, ends the process half as late again.
+What a collective on GPUs waits for, torch's flight recorder knows: it writes by itself, here into RUN/.ranks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from amplify_ds.training.rank_files import FOLDER, REPORT
 LONGEST_BEAT = 5.0  # seconds
 BEATS_OF_SILENCE = 4
 FRAMES = 20
+COLLECTIVES = "nccl-rank-"  # and the rank: what torch writes when one of NCCL's takes longer than the group's timeout
 _STDERR = 2  # the file descriptor: a rank's log, whatever sys.stderr is
 
 
@@ -43,7 +45,7 @@ def forget_earlier(run: Path) -> None:
     """Remove the files of an earlier start (by the rank that has opened the run, before the others write)."""
     (run / REPORT).unlink(missing_ok=True)
     (run / FOLDER).mkdir(exist_ok=True)
-    for path in (run / FOLDER).glob("rank-*"):
+    for path in (run / FOLDER).glob("*rank-*"):
         path.unlink(missing_ok=True)
 
 
@@ -59,6 +61,9 @@ class Watchdog:
         self._loop = threading.main_thread().ident or 0  # it runs, so it has one
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+        if "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:  # the older name of the same
+            # torch looks for it when it writes, so this may come after the process group.
+            os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(run.absolute() / FOLDER / COLLECTIVES))
 
     def start(self) -> Watchdog:
         self._thread.start()
