@@ -18,7 +18,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 from pydantic import ValidationError
 
 from amplify_ds.errors import AmplifyError, explain
-from amplify_ds.hub.download import failure, refusal, snapshot
+from amplify_ds.hub_files import failure, refusal, snapshot
 from amplify_ds.prepare.fetched import (
     FETCHED,
     REPOSITORY,
