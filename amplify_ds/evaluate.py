@@ -65,11 +65,13 @@ def main() -> int:
     from amplify_ds.data.shards import Shards
     from amplify_ds.hub.others import scorable
     from amplify_ds.training.evaluate import PROTOCOLS, evaluate
+    from amplify_ds.training.ranks import Ranks
 
     sets = {str(path): Shards(path) for path in arguments.data}
     models = [scorable(source) for source in arguments.model]
     targets = np.logical_and.reduce([model.known for model in models])
     device = _device(torch, arguments.device)
+    ranks = Ranks(0, 1, device)
     rows = {name: min(arguments.max_rows or shards.num_rows, shards.num_rows) for name, shards in sets.items()}
     scores = []
     with bars.bar(total=2 * len(models) * sum(rows.values()), unit="row") as bar:
@@ -77,7 +79,7 @@ def main() -> int:
             with torch.no_grad():
                 logits = model.load(device)
                 for (name, shards), protocol in itertools.product(sets.items(), PROTOCOLS):
-                    found = evaluate(logits, shards, protocol, device, rows[name], progress=bar.update, targets=targets)
+                    found = evaluate(logits, shards, protocol, ranks, rows[name], progress=bar.update, targets=targets)
                     scores.append((name, model, found))
             del logits  # one model at a time in memory
     if arguments.json:

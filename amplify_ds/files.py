@@ -1,17 +1,20 @@
-"""Files that are complete or as they were, also after a kill or a power cut."""
+"""Files that are complete or as they were, also after a kill or a power cut; locks that end with their owner."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _BLOCK = 2**20
+_SECONDS_BETWEEN_TRIES = 0.2  # to lock a file
 
 
 def sync(path: Path) -> None:
@@ -38,6 +41,34 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def lock(path: Path, wait_seconds: float = 0.0) -> IO[str] | None:
+    """Return `path`, made if need be, open and locked; None if another process holds it or has removed it.
+
+    One that holds it is waited for. The kernel frees the lock when the file is closed, so also when its owner dies; NFS
+    keeps it among machines. Raises OSError where the file cannot be made or locked.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "a", encoding="utf-8"))
+            _take(file, time.monotonic() + wait_seconds)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return None  # somebody may hold the next one of that name
+        except (BlockingIOError, FileNotFoundError):
+            return None
+        stack.pop_all()
+    return file
+
+
+def _take(file: IO[str], deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held, or the file server is not well for a moment
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from amplify_ds import bars
 from amplify_ds.data.shard_writer import writing
-from amplify_ds.data.shards import Shards
+from amplify_ds.data.shards import MANIFEST, REBUILD, Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
@@ -41,7 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     _check(options)
     shards = Shards(options.directory)
-    print(table(_summary(shards)))
+    try:
+        summary = _summary(shards)
+    except KeyError as error:
+        raise AmplifyError(
+            f"{shards.path / MANIFEST} lacks {error}, which build_shards.py writes: these shards can be read, but not "
+            f"described. {REBUILD}"
+        ) from None
+    print(table(summary))
     if options.verify:
         size = sum(file["bytes"] for file in shards.files().values())
         with bars.bar(total=size, desc="verifying", unit="B", unit_scale=True) as bar:

@@ -111,28 +111,29 @@ def main() -> int:
 
 def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     if arguments.dry_run:
-        return dry_run(arguments, run)
+        from amplify_ds.training import dry_run, ds_config
+
+        dry_run.print_plan(run, ds_config.read(arguments.deepspeed_config))
+        return 0
     stopping.listen()
     orphans.end_with_launcher()
-    from amplify_ds.training import ds_config, engine, logs, runs  # seconds to import, so only now
+    from amplify_ds.hub.folder import initial_weights  # seconds to import, so only now
+    from amplify_ds.training import build, ds_config, engine, logs, runs
+    from amplify_ds.training.ranks import is_broken_connection
 
     failures.watch(engine.meet())
-    output = Path(arguments.output)
+    output, initial = Path(arguments.output), arguments.init_from and (initial_weights, arguments.init_from)
     zero = ds_config.read(arguments.deepspeed_config)
-    from amplify_ds.hub.folder import initial_weights
-    from amplify_ds.training.trainer import Trainer
-
     trainer = None
     try:
-        trainer = Trainer(
-            run, zero, output, arguments.resume, initial_weights, arguments.init_from, arguments.skip_rows
-        )
+        ranks = engine.start_ranks()
+        trainer = build.build(run, zero, output, ranks, arguments.resume, initial, arguments.skip_rows)
         done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
         if gone := orphans.lost():
             raise AmplifyError(_lost(gone, trainer.watch.place if trainer else "before training")) from None
-        if engine.is_broken_connection(error):
+        if is_broken_connection(error):
             raise AmplifyError(
                 f"the connection to another rank has broken ({errors.first_line(error):.200}). Look for what that "
                 f"one says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
@@ -142,7 +143,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     if result is None:
         engine.stop_ranks()
         return stopping.SAVED
-    if trainer.leader:
+    if ranks.leader:
         print(
             f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
             f"residues at {result['residues_per_second']:,.0f} a second\n"
@@ -166,50 +167,6 @@ def _lost(gone: dict[int, int], place: str) -> str:
         "without one it was killed, perhaps because memory ran out. The same command continues from "
         "the newest checkpoint."
     )
-
-
-def dry_run(arguments: argparse.Namespace, run: config.RunConfig) -> int:
-    from amplify_ds.training import ds_config, overlap, plan
-
-    if int(os.environ.get("RANK", 0)):
-        return 0
-    import torch
-
-    zero = ds_config.read(arguments.deepspeed_config)
-    mixture = plan.training_sources(run)
-    sets = plan.validation_sets(run)
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    cut = plan.batch_plan(run, mixture.row_tokens, 0, world_size)
-    model = plan.model_config(run, mixture.max_length)
-    precision = plan.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    memory = plan.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
-    rows = f"{cut.global_rows} rows of {mixture.row_tokens:,}"
-    share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
-    if padding := cut.computed_rows - cut.global_rows:
-        share += f", {padding} of them padding"
-    epochs = mixture.epochs(run.training.steps * cut.global_rows, run.training.seed)
-    of_each = {}
-    for source, weight in zip(mixture.sources, mixture.weights.tolist()):
-        a_step = cut.global_rows * weight / int(mixture.weights.sum())  # rows
-        of_each[f"source {source.name}"] = (
-            f"weight {weight:,}, {source.shards.num_rows:,} rows in {source.shards.path}: steps an epoch "
-            f"{source.shards.num_rows / a_step:,.1f}, epochs in all {epochs[source.name]:,.2f}"
-        )
-    lines = {
-        "parameters": f"{plan.parameter_count(model):,}",
-        "devices": f"{world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}",
-        "tokens a step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
-        "steps": f"{run.training.steps:,}",
-        **of_each,
-        **{f"validation {name}": f"{opened.num_rows:,} rows in {opened.path}" for name, opened in sets.items()},
-        **{f"memory, {part}": f"about {size / 2**30:,.2f} GiB a device" for part, size in memory.items()},
-    }
-    print(run.to_yaml())
-    for name, text in lines.items():
-        print(f"{name:<44}{text}")
-    for text in overlap.warnings(mixture, sets):
-        print(f"warning: {text}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #   bash launch/pretrain_120m.sh --output DIR --optimizer.lr 5e-4 …         any option of amplify_ds.train wins over those here
 #   bash launch/pretrain_120m.sh --ranks 2 --training.global_batch_tokens 16384 --training.micro_batch_rows 1 \
 #     --training.activation_checkpointing true --training.steps 5 --output runs/try     a try-out on two CPU cores, slow
-# Shards: shards/train and shards/validation, with uniprot, scop and oas in each (README, "On a cluster"), or --data.train
+# Shards: shards/train and shards/validation, with uniprot, scop and oas in each (docs/cluster.md), or --data.train
 # and --data.validation. Further options of launch/train.sh stand before a --. Exit codes are those of launch/train.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -11,7 +11,7 @@ from hypothesis import settings
 from tests.support import families as relatives
 from tests.support.commands import python, ranks_of
 from tests.support.paths import EXAMPLE, ROOT
-from tests.support.training import EVERY_THREE, training_words
+from tests.support.training import EVERY_THREE, train, training_words
 
 # The same examples each time, but for a search with more (EXAMPLES=20000), which prints how to repeat a failure.
 settings.register_profile("ours", deadline=None, derandomize="EXAMPLES" not in os.environ, print_blob=True)
@@ -40,6 +40,15 @@ def uninterrupted(shards, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
     recording = {"RECORD": str(output.with_suffix(".rows")), "PYTHONPATH": str(ROOT / "tests/support/recording")}
     result = ranks_of(2, "amplify_ds.train", *training_words(output, shards, 1, **EVERY_THREE), **recording)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+@pytest.fixture(scope="session")
+def four_steps(shards, tmp_path_factory):
+    """A whole run of four steps on one rank, for what is done with a run; nothing may write into it."""
+    output = tmp_path_factory.mktemp("four_steps") / "run"
+    result = train(1, output, shards, training__steps=4)
     assert result.returncode == 0, result.stderr
     return output
 

@@ -6,26 +6,22 @@ each part took. `memory`: the peak, in bytes.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-import amplify_ds
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches
 from amplify_ds.data.workers import TrainingLoader
-from amplify_ds.errors import AmplifyError
 from amplify_ds.training import plan
 from amplify_ds.training.metrics import model_flops, peak_memory
-from amplify_ds.vocab import PAD
+from amplify_ds.vocab import PAD, TOKENS
 
-INDEPENDENT = Path(amplify_ds.__file__).parents[1] / "tests/support/reference_amplify.py"
 COLLECTIVES = (
     "all_reduce",
     "reduce_scatter_tensor",
@@ -102,18 +98,12 @@ class Contestant:
 
 
 class Padded(Contestant):
-    """The published code's way, by the independent model that the tests use."""
+    """The published code's way, by the independent model that the tests compare with too."""
 
     def build(self, ranks: int) -> None:
-        if not INDEPENDENT.exists():
-            raise AmplifyError(f"{INDEPENDENT}: is not there; this benchmark runs in a clone of the repository")
-        found = importlib.util.spec_from_file_location("reference_amplify", INDEPENDENT)
-        assert found is not None and found.loader is not None  # as for every .py file
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
         shape = self.run.model
-        self.model = module.ReferenceAMPLIFY(
-            27,
+        self.model = ReferenceAMPLIFY(
+            len(TOKENS),
             shape.hidden_size,
             shape.num_hidden_layers,
             shape.num_attention_heads,
@@ -165,13 +155,12 @@ class Ours(Contestant):
     """The training path."""
 
     def build(self, ranks: int) -> None:
-        from amplify_ds.model.encoder import Encoder
-        from amplify_ds.training import engine
+        from amplify_ds.training import build, engine
 
-        self.device = engine.start_ranks()
-        model = Encoder(self.config)
+        joined = engine.start_ranks()
+        self.device = joined.device
         zero = {"zero_optimization": {"stage": 1}}
-        self.engine = engine.Engine(model, self.run, zero, 1, self.precision, self.device)
+        self.engine = build.build_engine(self.run, self.config, zero, self.batches.plan, self.precision, joined)
         for name in COLLECTIVES:
             setattr(torch.distributed, name, self._timed(getattr(torch.distributed, name)))
 

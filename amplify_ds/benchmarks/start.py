@@ -101,7 +101,8 @@ def make_sparse_shards(
         "vocabulary_sha256": VOCABULARY_SHA256,
         "max_length": window,
         "row_tokens": row_tokens,
-        "counts": {"rows": rows * shards},
+        "counts": {"rows": rows * shards, "tokens": int(counts.sum())},
+        "packing_efficiency": 1.0,
         "token_counts": counts.tolist(),
         "shards": entries,
     }

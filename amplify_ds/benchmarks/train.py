@@ -1,7 +1,7 @@
 """Measure training steps beside the usual way: `python -m amplify_ds.benchmark train --recipe 120M`.
 
     padded    every window padded to the recipe's length, a dense mask, logits at every place, eager AdamW, the loss
-              copied to the host each micro batch: how the published code trains, here the independent model of tests/
+              copied to the host each micro batch: how the published code trains, here padded_model.py
     ours      the training path: packed rows, Engine under DeepSpeed (ZeRO 1), masked positions only
     compiled  with --compile: ours under torch.compile, whose first step, the slow one, is not counted
     matrices  the matrix products of the blocks alone, forward and backward, at their own shapes: what there is to win

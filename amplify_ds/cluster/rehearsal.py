@@ -51,10 +51,10 @@ def _rank(question: dict[str, Any], local_rank: int) -> bool:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read by DeepSpeed when it is imported
         from amplify_ds.training import engine
 
-        device = engine.start_ranks()
-        say({"rank": rank, "host": socket.gethostname(), **all_reduce(device)})
+        ranks = engine.start_ranks()
+        say({"rank": rank, "host": socket.gethostname(), **all_reduce(ranks)})
         if question["run"] is not None:
-            say({"rank": rank, **step(question, device)})
+            say({"rank": rank, **step(question, ranks)})
         engine.stop_ranks()
         return True
     except Exception as error:  # whatever a rank dies of in training, it would die of here
@@ -63,7 +63,7 @@ def _rank(question: dict[str, Any], local_rank: int) -> bool:
         return False
 
 
-def all_reduce(device) -> dict[str, Any]:
+def all_reduce(ranks) -> dict[str, Any]:
     """{"correct": bool, "bytes_per_second": bus bandwidth}.
 
     Bus bandwidth: bytes / seconds · 2(n − 1)/n, what the slowest link must carry whatever the number of ranks n
@@ -71,57 +71,50 @@ def all_reduce(device) -> dict[str, Any]:
     """
     import torch
 
-    from amplify_ds.training import engine
-
-    ranks = engine.world_size()
-    values = torch.full((ELEMENTS[device.type],), float(engine.rank() + 1), device=device)
-    engine.sum_over_ranks(values)  # the first one makes the connections
-    correct = bool((values == ranks * (ranks + 1) / 2).all())
-    engine.barrier()
-    _wait_for(device)
+    count = ranks.world_size
+    values = torch.full((ELEMENTS[ranks.device.type],), float(ranks.rank + 1), device=ranks.device)
+    ranks.sum(values)  # the first one makes the connections
+    correct = bool((values == count * (count + 1) / 2).all())
+    ranks.barrier()
+    _wait_for(ranks.device)
     began = time.perf_counter()
     for _ in range(ROUNDS):
-        engine.sum_over_ranks(values)
-    _wait_for(device)
+        ranks.sum(values)
+    _wait_for(ranks.device)
     seconds = (time.perf_counter() - began) / ROUNDS
-    return {"correct": correct, "bytes_per_second": values.nbytes / seconds * 2 * (ranks - 1) / ranks}
+    return {"correct": correct, "bytes_per_second": values.nbytes / seconds * 2 * (count - 1) / count}
 
 
-def step(question: dict[str, Any], device) -> dict[str, Any]:
+def step(question: dict[str, Any], ranks) -> dict[str, Any]:
     """{"loss": of this rank's micro batch, "seconds", "memory": peak bytes}"""
     from dataclasses import replace
 
-    import torch
     import torch.nn.functional as F
 
     from amplify_ds.config import RunConfig
     from amplify_ds.data.loader import TrainingBatches
-    from amplify_ds.model.encoder import Encoder
-    from amplify_ds.training import engine, fp8, plan
+    from amplify_ds.training import build, fp8, plan
     from amplify_ds.training.metrics import peak_memory
 
     run = RunConfig.model_validate_json(question["run"])
     run = run.model_copy(update={"training": run.training.model_copy(update={"compile": False})})
     mixture = plan.training_sources(run)
-    cut = replace(plan.batch_plan(run, mixture.row_tokens, engine.rank(), engine.world_size()), accumulation=1)
+    cut = replace(plan.batch_plan(run, mixture.row_tokens, ranks.rank, ranks.world_size), accumulation=1)
     batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
-    torch.manual_seed(run.training.seed)
     shape = plan.model_config(run, mixture.max_length)
-    fp8.check(run, shape, mixture.row_tokens, device.type)
-    model = Encoder(shape)
-    model.gradient_checkpointing = run.training.activation_checkpointing
-    precision = plan.resolve_precision(run.training.precision, device.type)
-    under = engine.Engine(model, run, question["zero"], cut.accumulation, precision, device)
-    batch = batches[0].to(device)
+    fp8.check(run, shape, mixture.row_tokens, ranks.device.type)
+    precision = plan.resolve_precision(run.training.precision, ranks.device.type)
+    engine = build.build_engine(run, shape, question["zero"], cut, precision, ranks)
+    batch = batches[0].to(ranks.device)
     began = time.perf_counter()
-    loss = F.cross_entropy(under.forward(**batch.model_inputs()).float(), batch.labels)
-    under.backward(loss)
-    norm = under.update(run.optimizer.lr)
-    _wait_for(device)
+    loss = F.cross_entropy(engine.forward(**batch.model_inputs()).float(), batch.labels)
+    engine.backward(loss)
+    norm = engine.update(run.optimizer.lr)
+    _wait_for(ranks.device)
     seconds = time.perf_counter() - began
     if norm is None:
         raise AmplifyError("the gradient of the first step is not finite")
-    return {"loss": loss.item(), "seconds": seconds, "memory": peak_memory(device)}
+    return {"loss": loss.item(), "seconds": seconds, "memory": peak_memory(ranks.device)}
 
 
 def _wait_for(device) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from amplify_ds.cluster.attempt import SECONDS_BETWEEN_LOOKS, Attempt
 from amplify_ds.cluster.hostfile import Host
 from amplify_ds.errors import report as say
+from amplify_ds.training.culprits import STALLED
+from amplify_ds.training.rank_files import FOLDER, REPORT
 from amplify_ds.training.stopping import COMPLETE, END, SAVED, STOP, STOPPED
-from amplify_ds.training.watchdog import FOLDER, REPORT, STALLED
 
 KILLED = 143  # what a shell reports for SIGTERM
 LOST = 69  # a machine was lost, or its ranks were, and the others were ended (EX_UNAVAILABLE of sysexits.h)

@@ -23,6 +23,7 @@ CARRIED = {
     "AMPLIFY_LAUNCH": "the name of this start, by which its processes know each other",
     "NCCL_*": "communication between GPUs: NCCL_SOCKET_IFNAME, NCCL_IB_HCA, NCCL_DEBUG",
     "TORCH_NCCL_*": "and torch's own settings of it",
+    "TORCH_FR_*": "torch's flight recorder, which knows the last collectives",
     "GLOO_SOCKET_IFNAME": "the network interface of CPU ranks, such as eth0",
     "UCX_*": "communication through UCX",
     "FI_*": "communication through libfabric (EFA, Slingshot)",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,6 +162,15 @@ class TrainingBatches(Dataset):
             self._looked_up = block, self.skips.replace(found, positions // self.plan.global_rows, self.seed)
         part = slice(within * self.plan.micro_rows, (within + 1) * self.plan.micro_rows)
         return Places(*(column[part] for column in self._looked_up[1]))
+
+    def rows_of(self, batch: int) -> list[dict[str, Any]]:
+        """The rows of a global batch, of all ranks and in order: {"source": name, "row", "epoch", "batch"}."""
+        positions = batch * self.plan.global_rows + np.arange(self.plan.global_rows)
+        found = self.skips.replace(self.mixture.at(positions, self.seed), np.full(len(positions), batch), self.seed)
+        return [
+            {"source": self.mixture.names[source], "row": row, "epoch": epoch, "batch": batch}
+            for source, row, epoch in zip(found.sources.tolist(), found.rows.tolist(), found.epochs.tolist())
+        ]
 
     def __getitem__(self, index: int) -> PackedBatch:
         content, masks = [], []

@@ -10,24 +10,22 @@ it when its owner dies.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from amplify_ds.data.shards import DIGEST, MANIFEST, manifest_digest
 from amplify_ds.errors import AmplifyError, advice
-from amplify_ds.files import replacing, sha256, sync
+from amplify_ds.files import lock, replacing, sha256, sync
 
 _LOCK = "lock"
 
@@ -184,31 +182,18 @@ def _move(file: Path, target: Path) -> None:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    busy = AmplifyError(
-        f"another build is writing this directory (its files are in {partial}). Wait until it has "
-        "ended, or choose another output directory."
-    )
     with writing(partial):
         partial.mkdir(exist_ok=True)
     try:
-        lock = open(partial / _LOCK, "a", encoding="utf-8")
-    except FileNotFoundError:  # the other build has ended since the line above
-        raise busy from None
-    try:
-        with lock:
-            if not _take(lock, partial / _LOCK):
-                raise busy
+        with writing(partial / _LOCK):
+            held = lock(partial / _LOCK)
+        if held is None:
+            raise AmplifyError(
+                f"another build is writing this directory (its files are in {partial}). Wait until it has ended, or "
+                "choose another output directory."
+            )
+        with held:
             yield
     finally:
         with suppress(OSError):
             partial.rmdir()  # empty, but on NFS the open lock has kept it
-
-
-def _take(lock: IO, path: Path) -> bool:
-    """Lock an open file, unless somebody else holds it; also false if it no longer is the file at `path`."""
-    with writing(path):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):
-            return False

@@ -22,9 +22,12 @@ import os
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic.config import with_config
+from typing_extensions import TypedDict
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import content_digest
@@ -37,6 +40,37 @@ MANIFEST = "manifest.json"
 DIGEST = "manifest_sha256"  # the manifest's last entry: the checksum of all others
 _MAX_OPEN = 200  # shards open at a time: three file descriptors each, of the 1,024 a process commonly has
 REBUILD = "Delete the directory and build it again with data_prep/build_shards.py."
+
+
+class _File(TypedDict):
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class _Shard(TypedDict):
+    rows: PositiveInt
+    segments: PositiveInt
+    files: Annotated[dict[str, _File], Field(min_length=3, max_length=3)]  # tokens, lengths, row_starts
+
+
+class _Counts(TypedDict):
+    rows: PositiveInt
+    tokens: PositiveInt  # without <pad>
+
+
+@with_config(ConfigDict(strict=True))
+class _Manifest(TypedDict):
+    """What reading and training need of manifest.json; prepare/manifest.py has what else it says."""
+
+    max_length: PositiveInt
+    row_tokens: PositiveInt
+    counts: _Counts
+    packing_efficiency: float
+    token_counts: Annotated[list[NonNegativeInt], Field(min_length=len(TOKENS), max_length=len(TOKENS))]
+    shards: Annotated[list[_Shard], Field(min_length=1)]
+
+
+_manifest = TypeAdapter(_Manifest)
 
 
 class Arrays(NamedTuple):
@@ -195,6 +229,13 @@ def _read_manifest(path: Path) -> dict:
         )
     if manifest.get(DIGEST) != manifest_digest(manifest):
         raise AmplifyError(f"{file} was altered: it does not match the checksum that it carries. {REBUILD}")
+    try:
+        _manifest.validate_python(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise AmplifyError(
+            f"{file} is not a manifest: {'.'.join(map(str, first['loc']))}: {first['msg']}. {REBUILD}"
+        ) from None
     return manifest
 
 

@@ -16,8 +16,8 @@ import torch
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import sha256
 from amplify_ds.hub import conversion, layouts, official
-from amplify_ds.hub.download import download, is_hub_name
 from amplify_ds.hub.tensors import check_finite, read_json, read_tensors
+from amplify_ds.hub_files import download, is_hub_name
 from amplify_ds.model.encoder import Encoder
 from amplify_ds.model.shape import FIELDS, Shape
 from amplify_ds.training import checkpoint, runs
@@ -90,14 +90,15 @@ def locate(source: str | Path) -> tuple[Path, str]:
     return Path(source), str(Path(source).resolve())
 
 
-def read_source(source: str | Path) -> Source:
+def read_source(source: str | Path, found: checkpoint.CheckpointFile | None = None) -> Source:
     """The model of a checkpoint, a run (its newest), a model folder in any layout, or a hub name (NAME@REVISION).
 
-    Raises AmplifyError when `source` is none of these, when its tensors are not those of its configuration or not
-    finite, and when its vocabulary is another one.
+    found: what `find_checkpoint` gave for it before; it is not verified again. Raises AmplifyError when `source` is
+    none of these, when its tensors are not those of its configuration or not finite, and when its vocabulary is
+    another one.
     """
     path, name = locate(source)
-    found = find_checkpoint(path)
+    found = found or find_checkpoint(path)
     described, told = CONFIG, None
     if found is not None:
         layout = layouts.LAYOUTS["hf"]
@@ -120,11 +121,11 @@ def read_source(source: str | Path) -> Source:
     return Source(name, path, layout.name, config, weights, files, history, [*filter(None, [told, note]), *notes])
 
 
-def load_model(source: str | Path) -> Encoder:
-    """The model (float32, evaluation mode) of whatever `read_source` takes; its notes go to standard error."""
-    found = read_source(source)
-    say(found)
-    return found.model()
+def load_model(source: str | Path, found: checkpoint.CheckpointFile | None = None) -> Encoder:
+    """The model (float32, evaluation mode) of what `read_source` takes; its notes go to standard error."""
+    model = read_source(source, found)
+    say(model)
+    return model.model()
 
 
 def initial_weights(source: str | Path) -> tuple[conversion.Weights, dict[str, Any]]:

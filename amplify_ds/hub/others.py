@@ -25,6 +25,7 @@ from amplify_ds.errors import AmplifyError, first_line
 from amplify_ds.hub.folder import CONFIG, PROVENANCE, find_checkpoint, load_model, locate
 from amplify_ds.hub.tensors import check_finite, count_tensors, read_json
 from amplify_ds.model.shape import Shape
+from amplify_ds.training.checkpoint import CheckpointFile
 from amplify_ds.vocab import BOS, EOS, TOKENS
 
 Logits = Callable[..., torch.Tensor]  # inputs of PackedBatch.model_inputs -> [M, 27]
@@ -50,7 +51,7 @@ def scorable(source: str) -> Scorable:
     config = {} if found else read_json(path / CONFIG) or {}
     if not _is_of_transformers(config.get("model_type")):
         step = found.step if found else (read_json(path / PROVENANCE) or {}).get("step")
-        return Scorable(source, step, np.ones(len(TOKENS), bool), lambda device: _own(source, device))
+        return Scorable(source, step, np.ones(len(TOKENS), bool), lambda device: _own(source, found, device))
     layers = config.get("num_hidden_layers", 0)
     if type(layers) is int and layers > (tensors := count_tensors(path)):  # transformers would build them first
         raise AmplifyError(f"{path / CONFIG}: num_hidden_layers is {layers}, but there are {tensors} tensors")
@@ -65,8 +66,8 @@ def _is_of_transformers(model_type: str | None) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def _own(source: str, device: torch.device) -> Logits:
-    model = load_model(source).to(device)
+def _own(source: str, found: CheckpointFile | None, device: torch.device) -> Logits:
+    model = load_model(source, found).to(device)
     return lambda **inputs: model(**inputs).logits
 
 

@@ -10,18 +10,17 @@ and --row-tokens may change on the way: they alter the rounding, nothing else).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import replacing, sync, write_json
+from amplify_ds.files import lock, replacing, sync, write_json
 from amplify_ds.structured import read_json
 
 
@@ -59,13 +58,13 @@ def resumable(output: Path, job: dict[str, Any]) -> Iterator[Chunks]:
     refuse_existing(output)
     folder = output.with_name(f"{output.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AmplifyError(f"{folder}: another process is at work on {output}; wait for it, or end it") from None
+    if (held := lock(folder / "lock")) is None:
+        raise AmplifyError(f"{folder}: another process is at work on {output}; wait for it, or end it")
+    with held:
         _same_job(folder, job)
         yield Chunks(folder)
+    with suppress(OSError):
+        folder.rmdir()  # empty after `finish`, but on NFS the open lock has kept it
 
 
 def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> None:
@@ -77,7 +76,7 @@ def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> Non
     refuse_existing(output)
     partial.rename(output)
     sync(output.parent)
-    shutil.rmtree(chunks.folder)
+    shutil.rmtree(chunks.folder, ignore_errors=True)  # the output is there; on NFS the open lock stays
 
 
 def _same_job(folder: Path, job: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from itertools import chain
 
 from amplify_ds.prepare.batches import Batch, Malformed, quoted
 
+GAPS = b"-."  # of an alignment
 SAMPLE, SAMPLE_BYTES = 1000, 2**22  # records at the beginning of an input that are looked at, and their letters
 _SHARE, _FEWEST = 0.95, 20  # of the letters; of proteins' letters a quarter to a third are among A C G T U N
 _LETTERS = bytes(range(65, 91)) + bytes(range(97, 123))
@@ -24,7 +25,7 @@ def are_nucleotides(sequences: Iterable[bytes]) -> bool:
 
 def are_proteins(cells: Sequence[bytes]) -> bool:
     """Whether the cells of a column look like proteins."""
-    texts = [b"".join(cell.split()).upper().rstrip(b"*").translate(None, b"-.|") for cell in cells]
+    texts = [b"".join(cell.split()).upper().rstrip(b"*").translate(None, GAPS + b"|") for cell in cells]
     long = [text for text in texts if len(text) >= _FEWEST]
     letters = b"".join(long)
     clean = len(letters.translate(None, _RESIDUES)) <= (1 - _SHARE) * len(letters)

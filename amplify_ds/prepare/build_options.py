@@ -27,7 +27,7 @@ An input (--input, --exclude) is one of
                             its files whose paths begin with what follows the colon:
                             chandar-lab/UR100P:UniProt/train, :OAS/test, :SCOP/train, …
   -                         standard input, text
-  http(s)://…               a text file, taken up again when the download breaks off
+  http(s)://…               a text file, over one connection
 Text may be plain, gzip, zstd, bzip2 or xz; this is seen from the content.
 
 Sequences are cleaned (blanks, lower case and a * at the end are mended; sequences with

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from amplify_ds.prepare.alphabet import GAPS
 from amplify_ds.prepare.fasta import Batch
 from amplify_ds.vocab import RESIDUES, encode_bytes
 
@@ -21,8 +22,7 @@ FRAGMENTS, EXISTENCE, UNLABELLED = "fragments", "protein existence", "names with
 MODES = ("drop", "keep")
 LEVELS = {1: "protein", 2: "transcript", 3: "homology", 4: "predicted", 5: "uncertain"}  # UniProt's PE=
 _ALLOWED = RESIDUES.encode() + b"|"
-_GAPS = b"-."
-GAPS = "gaps of an alignment (--alignment strip)"
+WITH_GAPS = "gaps of an alignment (--alignment strip)"
 LIKE_NUCLEOTIDES = "made of A C G T N alone, like nucleotides (kept)"
 _NUCLEOTIDES = encode_bytes(b"ACGTN")
 _FEWEST = 20  # residues: of proteins' residues a quarter are A C G T N
@@ -124,7 +124,7 @@ class Cleaner:
         if not sequence:
             self.rejected["empty"] += 1
         elif others := sequence.translate(None, self._allowed + AMBIGUOUS):
-            self.rejected["other characters" if others.strip(_GAPS) else GAPS] += 1
+            self.rejected["other characters" if others.strip(GAPS) else WITH_GAPS] += 1
         elif sequence.translate(None, self._allowed):
             self.rejected["B J O U X Z"] += 1
         else:

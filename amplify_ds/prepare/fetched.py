@@ -7,26 +7,32 @@ sha256 for files in LFS, for small ones the SHA-1 under which git stores them. C
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final, Literal, cast
 
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
+from amplify_ds import bars
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
 from amplify_ds.structured import read_json
 
+if TYPE_CHECKING:
+    from huggingface_hub import DatasetInfo
+
 REPOSITORY: Final = "chandar-lab/UR100P"
 LICENCE = "CC-BY-4.0"
 FETCHED = "fetched.json"
 _AGAIN = "Delete it; the next fetch checks the files against the hub and writes it again."
+_NAMED = 5  # files that a message names
 _DATA_FILE = r"^[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*\.csv$"  # below the folder, nothing hidden
-_BLOCK = 2**20
 
 
 class File(BaseModel):
@@ -58,8 +64,14 @@ class Listing(BaseModel):
         return {name: self.files[name] for name in sorted(self.files) if not parts or name.startswith(tuple(parts))}
 
 
-def is_data(name: str) -> bool:
-    return bool(re.fullmatch(_DATA_FILE, name))
+def listing_of(info: DatasetInfo) -> Listing:
+    """Return the data files of a dataset as the hub describes it; ValidationError if there is none, or no sizes."""
+    files: dict[str, dict[str, int | str | None]] = {}
+    for file in info.siblings or []:
+        if re.fullmatch(_DATA_FILE, file.rfilename):
+            files[file.rfilename] = {"bytes": file.size}
+            files[file.rfilename] |= {"sha256": file.lfs.sha256} if file.lfs else {"git_sha1": file.blob_id}
+    return Listing.model_validate({"commit": info.sha, "files": files})
 
 
 def split_names(files: Iterable[str]) -> list[str]:
@@ -87,29 +99,39 @@ def write_listing(folder: Path, listing: Listing) -> None:
         write_json(folder / FETCHED, listing.model_dump(exclude_none=True))
 
 
-def find_defects(
-    folder: Path, files: Mapping[str, File], workers: int, progress: Callable[[int], object] = lambda read: None
-) -> dict[str, str]:
-    """Return what is wrong, by file; `progress` is told the bytes read."""
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda name: defect(folder / name, files[name], progress), files)
+def find_defects(folder: Path, files: Mapping[str, File], workers: int) -> dict[str, str]:
+    """Return what is wrong, by file, of so many files at a time."""
+    there = {name: file for name, file in files.items() if (folder / name).is_file()}
+    with (
+        bars.bar(total=total(there), desc="checking", unit="B", unit_scale=True) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        found = pool.map(lambda name: _defect(folder / name, files[name], bar.update), files)
         return {name: what for name, what in zip(files, found) if what}
 
 
-def defect(path: Path, expected: File, progress: Callable[[int], object] = lambda read: None) -> str | None:
-    """Return what is wrong with a file, or None."""
+def _defect(path: Path, expected: File, progress: Callable[[int], object]) -> str | None:
     if not path.is_file():
         return "is missing"
     if (size := path.stat().st_size) != expected.bytes:
         return f"has {size:,} bytes, expected {expected.bytes:,}"
-    if expected.sha256:
-        kind, digest, wanted = "sha256", hashlib.sha256(), expected.sha256
-    elif expected.git_sha1:
-        kind, digest, wanted = "git SHA-1", hashlib.sha1(b"blob %d\0" % size), expected.git_sha1
-    else:
-        return None
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            progress(len(block))
-    return None if digest.hexdigest() == wanted else f"has {kind} {digest.hexdigest()}, expected {wanted}"
+        stream = cast(BinaryIO, CallbackIOWrapper(progress, file, "read"))
+        digest = sha_fileobj(stream).hex() if expected.sha256 else git_hash(stream.read())
+    kind, wanted = ("sha256", expected.sha256) if expected.sha256 else ("git SHA-1", expected.git_sha1)
+    return None if wanted in (None, digest) else f"has {kind} {digest}, expected {wanted}"
+
+
+def first_of(wrong: Mapping[str, str]) -> str:
+    """Name the first few of the files and what is wrong with them, a line each."""
+    lines = [f"\n  {name} {what}" for name, what in list(wrong.items())[:_NAMED]]
+    return "".join(lines) + (f"\n  … and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else "")
+
+
+def total(files: Mapping[str, File]) -> int:
+    return sum(file.bytes for file in files.values())
+
+
+def readable(count: int) -> str:
+    """A number of bytes: 1.23GB."""
+    return tqdm.format_sizeof(count, "B")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from amplify_ds.errors import AmplifyError, explain
 from amplify_ds.prepare import archives, forms, tables
-from amplify_ds.prepare.alphabet import SAMPLE, refusing_nucleotides
+from amplify_ds.prepare.alphabet import GAPS, SAMPLE, refusing_nucleotides
 from amplify_ds.prepare.batches import Batch, Malformed, lines_in
 from amplify_ds.prepare.columns import Chosen, choose, records
 from amplify_ds.prepare.delimited import Layout, read_cells, read_layout
@@ -22,7 +22,6 @@ from amplify_ds.prepare.streams import Progress, buffered, open_section, open_st
 
 _BROKEN = (OSError, ValueError, EOFError, pa.ArrowException)  # what damaged files raise
 _DAMAGED = " The input is compressed or a stream, and may be damaged: test it (gzip -t), fetch it again."
-_GAPS = b"-."
 Table = Mapping[str, Sequence[bytes]]
 
 
@@ -166,7 +165,7 @@ def _records(cells: Iterable[tables.Cells], chosen: Chosen) -> Iterator[Batch]:
 def _finished(batches: Iterable[Batch], reading: Reading, table: Callable[[], Table] | None = None) -> Iterator[Batch]:
     """Without gaps, if so asked; table: of an input from its beginning, which is then looked at for nucleotides."""
     if reading.alignment == "strip":
-        batches = (batch._replace(text=batch.text.translate(None, _GAPS)) for batch in batches)
+        batches = (batch._replace(text=batch.text.translate(None, GAPS)) for batch in batches)
     return iter(batches) if table is None or reading.nucleotides else refusing_nucleotides(batches, table)
 
 

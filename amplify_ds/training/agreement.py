@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import torch
 
-from amplify_ds.training import engine
+from amplify_ds.training.ranks import Ranks
 
 
 class Agreement:
     """On `count` flags. Every rank calls `send` and `received` in turn."""
 
-    def __init__(self, count: int, device: torch.device):
-        on_gpu = device.type == "cuda"  # then pinned, so that copies need not be waited for
+    def __init__(self, count: int, ranks: Ranks):
+        self._ranks = ranks
+        on_gpu = ranks.device.type == "cuda"  # then pinned, so that copies need not be waited for
         self._own, self._sums = (torch.zeros(count, pin_memory=on_gpu) for _ in range(2))
-        self._on_device = torch.zeros(count, device=device)
+        self._on_device = torch.zeros(count, device=ranks.device)
         self._arrived = torch.cuda.Event() if on_gpu else None
 
     def send(self, *flags: bool) -> None:
@@ -26,7 +27,7 @@ class Agreement:
         self._wait()
         self._own.copy_(torch.tensor(flags))
         self._on_device.copy_(self._own, non_blocking=True)
-        engine.sum_over_ranks(self._on_device)
+        self._ranks.sum(self._on_device)
         self._sums.copy_(self._on_device, non_blocking=True)
         if self._arrived:
             self._arrived.record()

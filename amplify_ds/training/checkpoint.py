@@ -103,8 +103,12 @@ class CheckpointFile:
         return tensor
 
     def weights(self) -> dict[str, torch.Tensor]:
-        with safe_open(self.path / WEIGHTS, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+        """Raises Damaged when they are gone: training deletes older checkpoints."""
+        with _reading(self.path):
+            with open(self.path / WEIGHTS, "rb"):  # safetensors calls every failure a missing file
+                pass
+            with safe_open(self.path / WEIGHTS, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def folder(run: Path) -> Path:

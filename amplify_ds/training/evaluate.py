@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from amplify_ds.data.loader import evaluation_batches
 from amplify_ds.data.masking import PROTOCOLS
 from amplify_ds.data.shards import Shards
+from amplify_ds.training.ranks import Ranks
 from amplify_ds.vocab import MASK, SPECIAL, TOKENS
 
 FRACTION = 0.15  # of the residues, under both protocols, whatever training does
@@ -83,12 +84,9 @@ def evaluate(
     logits: Callable[..., torch.Tensor],
     shards: Shards,
     protocol: str,
-    device: torch.device,
+    ranks: Ranks,
     max_rows: int = 0,
     micro_rows: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
-    sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     progress: Callable[[int], object] = lambda rows: None,
     targets: np.ndarray | None = None,
 ) -> Score:
@@ -101,8 +99,8 @@ def evaluate(
     scored = np.ones(len(TOKENS), bool) if targets is None else targets
     frequencies = np.where(scored, frequencies, 0) / frequencies[scored].sum()
     sums = np.zeros((4, shards.window_starts(rows)[-1]))  # targets, loss, correct, baseline loss: of each window
-    for item in evaluation_batches(shards, protocol, FRACTION, rows, micro_rows, rank, world_size):
-        out = logits(**item.batch.to(device).model_inputs()).float().cpu()
+    for item in evaluation_batches(shards, protocol, FRACTION, rows, micro_rows, ranks.rank, ranks.world_size):
+        out = logits(**item.batch.to(ranks.device).model_inputs()).float().cpu()
         if not item.counted:
             continue
         kept = torch.from_numpy(scored)[item.batch.labels]
@@ -117,7 +115,7 @@ def evaluate(
         for row, measure in zip(sums, measures):
             np.add.at(row, item.windows[kept.numpy()], measure)
         progress(micro_rows)
-    total = sum_over_ranks(torch.from_numpy(sums).to(device)).cpu().numpy()
+    total = ranks.sum(torch.from_numpy(sums).to(ranks.device)).cpu().numpy()
     targets, losses, correct, baseline_losses = total
     loss, loss_se = _mean(losses, targets)
     baseline_loss, baseline_loss_se = _mean(baseline_losses, targets)

@@ -19,7 +19,7 @@ import torch
 
 from amplify_ds.data.loader import PackedBatch
 from amplify_ds.model.shape import Shape
-from amplify_ds.training import engine
+from amplify_ds.training.ranks import Ranks
 
 # Of a step: for each micro batch its [rows] losses, its right predictions, and the counts of _HOST.
 _MicroBatches = tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]
@@ -47,8 +47,8 @@ class Totals:
 class Interval:
     """Sums of the steps since the last log, of this rank."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
         self.norm, self.rate = torch.zeros(()), 0.0  # of the last step; the norm may be on the device
         self.began = time.perf_counter()
         self._steps: list[_MicroBatches] = []
@@ -87,10 +87,10 @@ class Interval:
         correct = torch.stack([count for _, counts, _ in self._steps for count in counts]).sum().double()
         host = torch.tensor([counts for _, _, micro in self._steps for counts in micro], dtype=torch.float64).sum(0)
         targets = torch.tensor([sum(counts[0] for counts in micro) for _, _, micro in self._steps], dtype=torch.float64)
-        memory = torch.zeros(engine.world_size(), dtype=torch.float64)
-        memory[engine.rank()] = peak_memory(self.device)
-        on_host = torch.cat((targets, host, memory)).to(self.device)
-        found = engine.sum_over_ranks(torch.cat((torch.stack(losses), correct[None], on_host))).tolist()
+        memory = torch.zeros(self.ranks.world_size, dtype=torch.float64)
+        memory[self.ranks.rank] = peak_memory(self.ranks.device)
+        on_host = torch.cat((targets, host, memory)).to(self.ranks.device)
+        found = self.ranks.sum(torch.cat((torch.stack(losses), correct[None], on_host))).tolist()
         sums, right, of_steps, rest = found[:n], found[n], found[n + 1 : 2 * n + 1], found[2 * n + 1 :]
         counted = dict(zip(_HOST, rest))
         return Totals(

@@ -9,18 +9,17 @@ RUN/stopped.json  stopped on request, and saved (stopping.py);  RUN/stalled.json
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import write_json
+from amplify_ds.files import lock, write_json
 from amplify_ds.structured import read_json
 from amplify_ds.training import checkpoint, stopping, watchdog
 from amplify_ds.training.retention import Checkpoints
@@ -28,7 +27,17 @@ from amplify_ds.training.retention import Checkpoints
 DESCRIPTION, RESULT, EVENTS = "run.json", stopping.COMPLETE, "events"
 
 
-def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
+@dataclass(frozen=True)
+class Directory:
+    """A run directory that is this job's. checkpoints, lock: of rank 0, else None."""
+
+    path: Path
+    binding: dict[str, Any]  # what is the same in every part of the run
+    checkpoints: Checkpoints | None
+    lock: IO[str] | None  # held for as long as this object lives
+
+
+def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str) -> IO[str]:
     """Make or check the run directory; returns its lock, to be kept for as long as the run writes.
 
     asked: what must be the same in every part of the run, `RunConfig.binding` and `Mixture.binding`.
@@ -45,13 +54,10 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
             "--output"
         )
     output.mkdir(parents=True, exist_ok=True)
-    lock = open(output / ".lock", "w", encoding="utf-8")
     # Processes that were killed may take a moment to go; at a restart a lost node may still hold it for a while.
-    deadline = time.monotonic() + (120 if int(os.environ.get("AMPLIFY_ATTEMPT", 0)) else 5)
-    while not _locked(lock):
-        if time.monotonic() > deadline:
-            raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first")
-        time.sleep(0.2)
+    held = lock(output / ".lock", 120 if int(os.environ.get("AMPLIFY_ATTEMPT", 0)) else 5)
+    if held is None:
+        raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first")
 
     if checkpoint.listing(output):  # before the first checkpoint nothing has been learnt that could be lost
         if differing := differences(read_description(output)["binding"], asked):
@@ -65,7 +71,7 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str):
     write_json(description, {"binding": asked, "settings": run.model_dump(mode="json")})
     stopping.forget_earlier(output)
     watchdog.forget_earlier(output)
-    return lock
+    return held
 
 
 def differences(has: dict[str, Any], asked: dict[str, Any]) -> list[str]:
@@ -75,14 +81,6 @@ def differences(has: dict[str, Any], asked: dict[str, Any]) -> list[str]:
         for key in sorted({*asked, *has})
         if has.get(key) != asked.get(key)
     ]
-
-
-def _locked(lock) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError:
-        return False
 
 
 def read_description(run: Path) -> dict[str, Any]:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
+
+import torch
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.training.retention import Checkpoints
+
+NamedState = Iterable[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
 
 
 class BackgroundWriter:
@@ -23,12 +28,18 @@ class BackgroundWriter:
         self.seconds = 0.0  # that the last write took
         self._thread: threading.Thread | None = None
 
-    def start(self, named_state: list, state: dict[str, Any]) -> None:
-        """Begin to write, on rank 0; waits for the write before."""
-        assert self.checkpoints is not None, "only rank 0 writes"
+    def start(self, named_state: NamedState, state: dict[str, Any]) -> None:
+        """Copy `named_state` (FullState.named) to the host and begin to write it, on rank 0; the others help to
+        gather it. Waits for the write before. Collective.
+        """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(self.checkpoints, named_state, state))
-        self._thread.start()
+        copies = []
+        for name, weight, moments in named_state:
+            if self.checkpoints is not None:
+                copies.append((name, _host_copy(weight), {key: _host_copy(value) for key, value in moments.items()}))
+        if self.checkpoints is not None:
+            self._thread = threading.Thread(target=self._write, args=(self.checkpoints, copies, state))
+            self._thread.start()
 
     def wait(self) -> None:
         """Until what was begun is on the disk, or has failed."""
@@ -36,7 +47,7 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, checkpoints: Checkpoints, named_state: list, state: dict[str, Any]) -> None:
+    def _write(self, checkpoints: Checkpoints, named_state: NamedState, state: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
             checkpoints.write(named_state, state)
@@ -47,3 +58,7 @@ class BackgroundWriter:
         except Exception as error:  # a thread's traceback would be seen, and the run would go on without checkpoints
             self.problem = AmplifyError(f"{checkpoints.run}: the checkpoint could not be written ({error!r})")
         self.seconds = time.perf_counter() - began
+
+
+def _host_copy(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -54,13 +54,13 @@ def requested() -> bool:
     return bool(_reasons)
 
 
-def write_stopped(run: Path, step: int, checkpoint: Path | None) -> None:
+def write_stopped(run: Path, step: int, checkpoint: str | None) -> None:
     """Say that the run stopped on request after `step` steps, and what it continues from (rank 0, once saved).
 
     OSError if it cannot be written.
     """
     reason = _reasons[0] if _reasons else "asked on another rank"
-    write_json(run / STOPPED, {"step": step, "checkpoint": checkpoint and str(checkpoint), "reason": reason})
+    write_json(run / STOPPED, {"step": step, "checkpoint": checkpoint, "reason": reason})
     (run / STOP).write_text("", encoding="utf-8")
 
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.folder import read_source
+from amplify_ds.hub.others import scorable
 from amplify_ds.training import checkpoint
 from tests.support.commands import environment, python
 from tests.support.paths import ROOT
@@ -199,6 +201,27 @@ def test_whoever_uses_a_run_is_told_when_its_newest_checkpoint_is_damaged(uninte
         read_source(run)
     assert read_source(run / "checkpoints/step-00000009").history["step"] == 9
     assert len(os.listdir(run / "checkpoints")) == 4, "nothing was renamed: this process does not hold the run"
+
+
+def test_evaluate_scores_the_checkpoint_that_it_has_named_and_verified_once(uninterrupted, tmp_path, monkeypatch):
+    """Models are looked at first and loaded one after the other; meanwhile training may save, and delete, others."""
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    ninth, tenth = (run / f"checkpoints/step-{step:08d}" for step in (9, 10))
+    tenth.rename(tmp_path / "later")
+    digest, read = checkpoint.sha256, []
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: read.append(path) or digest(path))
+    model = scorable(str(run))
+    (tmp_path / "later").rename(tenth)
+    logits = model.load(torch.device("cpu"))
+    assert model.step == 9 and sorted(read) == [ninth / "model.safetensors", ninth / "optimizer.safetensors"]
+    reference = ReferenceAMPLIFY(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
+    ids = torch.arange(3, 27)[None]
+    for folder, same in ((ninth, True), (tenth, False)):
+        reference.load_state_dict(load_file(folder / "model.safetensors"))
+        assert torch.allclose(logits(input_ids=ids), reference(ids), atol=1e-5) is same
+    shutil.rmtree(ninth)
+    with pytest.raises(checkpoint.Damaged, match=r"step-00000009: not a complete checkpoint .*No such file"):
+        model.load(torch.device("cpu"))
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amplify_ds
+from amplify_ds.benchmarks.padded_model import HEAD_SIZE, rotate
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts import head as heads
 from amplify_ds.inference.contacts import jobs, picture
@@ -24,7 +25,6 @@ from amplify_ds.inference.names import file_names
 from tests.support import small_model
 from tests.support.commands import python
 from tests.support.paths import ROOT
-from tests.support.reference_amplify import HEAD_SIZE, rotate
 from tests.support.small_model import ids_of, killed_and_continued, make_folder
 from tests.support.structure_files import THREE, hairpin, hairpin_contacts, pdb
 

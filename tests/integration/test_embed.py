@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import amplify_ds
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.export import export
+from amplify_ds.inference import resumable
 from amplify_ds.inference.embeddings import Settings
 from amplify_ds.inference.jobs import embed_file
 from amplify_ds.inference.reading import check
 from amplify_ds.inference.records import Records
-from amplify_ds.inference.resumable import resumable
 from amplify_ds.inference.windows import rows, windows
 from tests.support.commands import interpreter, python
 from tests.support.paths import ROOT
@@ -165,16 +165,32 @@ def test_killed_anywhere_it_continues_to_the_same_bytes(model, fasta, tmp_path):
 
 
 def test_what_was_begun_with_other_settings_is_not_continued(model, tmp_path):
-    with resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}) as chunks:
+    with resumable.resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}) as chunks:
         chunks.write(0, {})
         with pytest.raises(AmplifyError, match="another process is at work"):
-            with resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}):
+            with resumable.resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}):
                 pass
     with pytest.raises(AmplifyError, match=r"something else: layer \(was 2, now 1\)\. Give the same"):
-        with resumable(tmp_path / "out.npz", {"layer": 1, "model": "a"}):
+        with resumable.resumable(tmp_path / "out.npz", {"layer": 1, "model": "a"}):
             pass
-    with resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}) as chunks:
+    with resumable.resumable(tmp_path / "out.npz", {"layer": 2, "model": "a"}) as chunks:
         assert 0 in chunks and 1 not in chunks
+
+
+def test_a_folder_that_an_open_file_keeps_on_nfs_goes_when_that_is_closed(tmp_path, monkeypatch):
+    """There the name of an open file that is removed lives on as .nfs… in the folder, until it is closed."""
+    output, folder = tmp_path / "out.txt", tmp_path / "out.txt.partial"
+
+    def rmtree(path, ignore_errors):
+        assert path == folder and ignore_errors  # it could not be removed
+        for left in folder.iterdir():
+            left.unlink()
+
+    monkeypatch.setattr(resumable.shutil, "rmtree", rmtree)
+    with resumable.resumable(output, {}) as chunks:
+        resumable.finish(output, chunks, lambda path: path.write_text("all"))
+        assert folder.is_dir()
+    assert output.read_text() == "all" and not folder.exists()
 
 
 def refused(model_name, sequences, text, **options):

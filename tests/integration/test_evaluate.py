@@ -1,6 +1,8 @@
 """Validation against sums written out by hand, and the frequency baseline against simulation."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,8 +12,20 @@ from amplify_ds.data import masking
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.evaluate import PROTOCOLS, baseline, evaluate, residue_frequencies
+from amplify_ds.training.ranks import Ranks
 
 CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+
+
+@dataclass(frozen=True)
+class Fake(Ranks):
+    """One of several ranks that are computed in turn: `reduce` stands for the collective."""
+
+    reduce: Callable
+
+    def sum(self, values):
+        return self.reduce(values)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,7 @@ def test_scores_are_those_of_each_protein_on_its_own(opened, model, protocol):
             frequency_losses.append(-np.log(frequencies[labels]).sum())
     losses, counts = np.array(losses), np.array(counts)
     with torch.no_grad():
-        score = evaluate(lambda **inputs: model(**inputs).logits, opened, protocol, CPU, max_rows=3)
+        score = evaluate(lambda **inputs: model(**inputs).logits, opened, protocol, ALONE, max_rows=3)
     assert (score.targets, score.windows) == (counts.sum(), len(counts))
     assert score.loss == pytest.approx(losses.sum() / counts.sum(), abs=1e-5)
     assert score.perplexity == pytest.approx(math.exp(losses.sum() / counts.sum()), rel=1e-5)
@@ -63,7 +77,7 @@ def test_standard_error_is_the_spread_over_redrawn_windows(opened, model):
         with torch.no_grad():
             return model(**inputs).logits
 
-    score = evaluate(logits, opened, "mask_only", CPU)
+    score = evaluate(logits, opened, "mask_only", ALONE)
     per_window = []
     for i in range(opened.num_rows):
         tokens, lengths = opened.row(i)
@@ -95,7 +109,9 @@ def test_baseline_is_the_posterior_that_simulation_finds(protocol):
 
 def test_real_proteins_give_the_baselines_known_for_uniprot(opened):
     """About 18.1 with <mask> only and 14.9 under 80/10/10 on UniProt; these few proteins are near that."""
-    uniform = {p: evaluate(lambda **x: torch.zeros(len(x["masked_positions"]), 27), opened, p, CPU) for p in PROTOCOLS}
+    uniform = {
+        p: evaluate(lambda **x: torch.zeros(len(x["masked_positions"]), 27), opened, p, ALONE) for p in PROTOCOLS
+    }
     assert uniform["mask_only"].perplexity == pytest.approx(27, rel=1e-5)
     assert 16.5 < uniform["mask_only"].baseline_perplexity < 19
     assert 13.5 < uniform["published"].baseline_perplexity < 15.8
@@ -106,17 +122,9 @@ def test_ranks_add_up_to_one_process(opened, model):
         with torch.no_grad():
             return model(**inputs).logits
 
-    alone = evaluate(logits, opened, "published", CPU)
+    alone = evaluate(logits, opened, "published", ALONE)
     sums = []
     for rank in range(3):  # what each of three ranks would put into the sum
-        evaluate(
-            logits,
-            opened,
-            "published",
-            CPU,
-            rank=rank,
-            world_size=3,
-            sum_over_ranks=lambda x: sums.append(x.clone()) or x,
-        )
-    together = evaluate(logits, opened, "published", CPU, rank=0, world_size=3, sum_over_ranks=lambda x: sum(sums))
+        evaluate(logits, opened, "published", Fake(rank, 3, CPU, lambda own: sums.append(own.clone()) or own))
+    together = evaluate(logits, opened, "published", Fake(0, 3, CPU, lambda own: sum(sums)))
     assert together.loss == pytest.approx(alone.loss, abs=1e-6) and together.targets == alone.targets

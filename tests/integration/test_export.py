@@ -10,34 +10,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.hub.folder import load_model
 from tests.support.commands import other_packages, python
 from tests.support.paths import ROOT
-from tests.support.reference_amplify import ReferenceAMPLIFY
-from tests.support.training import train
 
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 
 
 @pytest.fixture(scope="module")
-def trained(shards, tmp_path_factory):
-    output = tmp_path_factory.mktemp("export") / "run"
-    result = train(1, output, shards, training__steps=4)
-    assert result.returncode == 0, result.stderr
-    return output
-
-
-@pytest.fixture(scope="module")
-def exported(trained):
-    folder = trained.with_name("folder")
-    result = python("-m", "amplify_ds.export", trained, folder)
+def exported(four_steps, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "folder"
+    result = python("-m", "amplify_ds.export", four_steps, folder)
     assert result.returncode == 0, result.stderr
     assert "logits agree" in result.stdout
     return folder
 
 
 @pytest.mark.parametrize("version", ["transformers5", "transformers4"])
-def test_a_stranger_s_logits_are_the_reference_s(exported, trained, version, tmp_path):
+def test_a_stranger_s_logits_are_the_reference_s(exported, four_steps, version, tmp_path):
     """Every kind of mask, on the meta device, with device_map, in half precision, compiled: see stranger.py."""
     environment = other_packages(version) | {"HF_HOME": str(tmp_path)}
     folder = shutil.copytree(exported, tmp_path / "folder")
@@ -51,7 +42,7 @@ def test_a_stranger_s_logits_are_the_reference_s(exported, trained, version, tmp
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["version"].startswith(version[-1])
-    weights = load_file(trained / "checkpoints/step-00000004/model.safetensors")
+    weights = load_file(four_steps / "checkpoints/step-00000004/model.safetensors")
     reference = ReferenceAMPLIFY(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
     reference.load_state_dict(weights, strict=True)
     ids = torch.tensor(found["ids"])
@@ -66,9 +57,9 @@ def test_a_stranger_s_logits_are_the_reference_s(exported, trained, version, tmp
     assert len(found["differences"]) == 10 and max(found["differences"].values()) < 1e-5, found["differences"]
 
 
-def test_weights_are_exported_bit_for_bit_with_published_names(exported, trained):
+def test_weights_are_exported_bit_for_bit_with_published_names(exported, four_steps):
     ours = load_file(exported / "model.safetensors")
-    weights = load_file(trained / "checkpoints/step-00000004/model.safetensors")
+    weights = load_file(four_steps / "checkpoints/step-00000004/model.safetensors")
     assert (
         ours.keys()
         == weights.keys()
@@ -77,7 +68,7 @@ def test_weights_are_exported_bit_for_bit_with_published_names(exported, trained
         .keys()
     )
     assert all(torch.equal(ours[k], weights[k]) for k in ours)
-    files = (exported / "model.safetensors", trained / "checkpoints/step-00000004/model.safetensors")
+    files = (exported / "model.safetensors", four_steps / "checkpoints/step-00000004/model.safetensors")
     assert files[0].read_bytes() == files[1].read_bytes(), "the quick start knows its export by that"
 
 
@@ -116,10 +107,10 @@ def test_config_has_the_published_fields(exported):
     assert {key: config.get(key) for key in published} == published
 
 
-def test_card_and_provenance_say_what_the_run_was(exported, trained):
+def test_card_and_provenance_say_what_the_run_was(exported, four_steps):
     card, provenance = (exported / "README.md").read_text(), json.loads((exported / "provenance.json").read_text())
-    state = json.loads((trained / "checkpoints/step-00000004/state.json").read_text())
-    place = {"path": str(trained), "layout": "hf", "sha256": state["files"]["model.safetensors"]}
+    state = json.loads((four_steps / "checkpoints/step-00000004/state.json").read_text())
+    place = {"path": str(four_steps), "layout": "hf", "sha256": state["files"]["model.safetensors"]}
     assert provenance.pop("exported_from") == [place]
     assert provenance == {key: state[key] for key in ("step", "settings", "binding", "progress", "precision", "origin")}
     for text in (
@@ -134,9 +125,9 @@ def test_card_and_provenance_say_what_the_run_was(exported, trained):
         assert text in card, text
 
 
-def test_evaluating_checkpoint_run_and_export_gives_one_number(exported, trained, shards):
+def test_evaluating_checkpoint_run_and_export_gives_one_number(exported, four_steps, shards):
     outputs = set()
-    for model in (trained, trained / "checkpoints/step-00000004", exported):
+    for model in (four_steps, four_steps / "checkpoints/step-00000004", exported):
         result = python(
             "-m", "amplify_ds.evaluate", "--model", model, "--data", shards["validation"], "--json", "--max-rows", 4
         )
@@ -146,17 +137,17 @@ def test_evaluating_checkpoint_run_and_export_gives_one_number(exported, trained
         outputs.add(json.dumps(scores))
     assert len(outputs) == 1
     score = next(score for score in json.loads(outputs.pop()) if score["protocol"] == "mask_only")
-    last = json.loads((trained / "result.json").read_text())["evaluations"][-1]
+    last = json.loads((four_steps / "result.json").read_text())["evaluations"][-1]
     assert score["targets"] == last["targets"] and score["loss"] == pytest.approx(last["loss"], abs=1e-5)
 
 
-def test_what_is_refused(exported, trained, shards, tmp_path):
+def test_what_is_refused(exported, four_steps, shards, tmp_path):
     def refused(text, *words):
         result = python("-m", *words)
         assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr, result.stderr
 
     before = sorted(os.listdir(exported))
-    refused("exists already", "amplify_ds.export", trained, exported)
+    refused("exists already", "amplify_ds.export", four_steps, exported)
     assert sorted(os.listdir(exported)) == before
     refused("no checkpoint", "amplify_ds.export", tmp_path, tmp_path / "out")
     refused("no checkpoint", "amplify_ds.evaluate", "--model", tmp_path, "--data", shards["validation"])
@@ -176,8 +167,8 @@ def test_a_folder_whose_weights_do_not_fit_is_refused(exported, tmp_path):
         load_model(tmp_path)
 
 
-def test_plots_are_drawn_from_the_events(trained, tmp_path):
-    result = python("-m", "amplify_ds.plot", trained, "--output", tmp_path)
+def test_plots_are_drawn_from_the_events(four_steps, tmp_path):
+    result = python("-m", "amplify_ds.plot", four_steps, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     from matplotlib.image import imread
 

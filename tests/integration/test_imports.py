@@ -1,4 +1,4 @@
-"""What a command imports: torch's compiler and transformers cost seconds of processor time in every process.
+"""What a command imports: torch's compiler, transformers and scipy cost seconds of processor time in every process.
 
 Each command runs as a user runs it, in a process of its own that says at its end which of them it has loaded.
 """
@@ -22,7 +22,7 @@ from tests.support.commands import AS_MAIN, environment
 from tests.support.paths import EXAMPLE, ROOT
 from tests.support.training import training_words
 
-DEAR = ("torch._dynamo", "transformers")
+DEAR = ("torch._dynamo", "transformers", "scipy")
 SMALL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
 RUN = """
 import atexit, os, sys
@@ -61,7 +61,7 @@ def trained(shards, tmp_path_factory):
 
 
 def test_the_probe_sees_what_is_imported():
-    assert loaded("timeit", "-n1", "-r1", "import transformers, torch._dynamo") == set(DEAR)
+    assert loaded("timeit", "-n1", "-r1", "import transformers, torch._dynamo, scipy") == set(DEAR)
 
 
 def test_training(trained):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.plot import read_scalars
 from amplify_ds.training.metrics import model_flops
-from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import SMALL, train
 
 

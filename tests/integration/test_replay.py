@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.shards import Shards
 from amplify_ds.files import content_digest
 from amplify_ds.training import checkpoint
 from amplify_ds.training.replay import batch_index
 from amplify_ds.vocab import TOKENS, decode
 from tests.support.commands import interpreter, python
-from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import losses, train
 
 SETTINGS = {"checkpoint__every": 3, "checkpoint__keep_last": 9, "training__seed": 11}

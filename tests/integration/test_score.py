@@ -108,7 +108,12 @@ def test_spearman():
         a, b = draw.integers(0, 6, 30), draw.normal(size=30).round(1)
         assert mutations.spearman(a, b) == pytest.approx(correlation_by_counting(a, b), abs=1e-12)
     assert mutations.spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
-    assert math.isnan(mutations.spearman([1, 1, 1], [1, 2, 3]))
+
+
+@pytest.mark.filterwarnings("error")  # a user would see them
+@pytest.mark.parametrize("a, b", [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [5, 5, 5]), ([1], [2]), ([], [])])
+def test_spearman_of_what_has_no_ranks(a, b):
+    assert math.isnan(mutations.spearman(np.array(a, float), np.array(b, float)))
 
 
 def effects_of(model, tmp_path, text, some=None, name="table.csv", **options):

@@ -92,6 +92,23 @@ def test_shards_name_their_check(place):
     assert shown.returncode == 0, shown.stderr
 
 
+def test_outside_the_repository_shards_name_a_check_that_runs_there(place):
+    """As with an installed package: no data_prep/ is where the command was given."""
+    shutil.copy(EXAMPLE / "validation.fasta.gz", place / "in.fasta.gz")
+    output = str(place / "installed")
+    words = ["--input", "in.fasta.gz", "--output", output]
+    [line] = next_lines("-m", "amplify_ds.build_shards", *words, cwd=place)
+    assert shlex.split(line) == ["python", "-m", "amplify_ds.inspect_shards", output, "--verify"]
+    shown = subprocess.run(
+        ["bash", "-c", line.replace("python", shlex.quote(sys.executable), 1)],
+        cwd=place,
+        env=environment(1) | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0 and "match their checksums" in shown.stdout, shown.stderr
+
+
 @needs_mmseqs
 def test_decontamination_names_its_own_inputs(place):
     shutil.copy(EXAMPLE / "validation.fasta.gz", place / "held out.fasta.gz")

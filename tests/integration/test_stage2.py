@@ -8,24 +8,16 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from amplify_ds import config
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.training.schedule import learning_rate
 from tests.support.commands import python
 from tests.support.paths import EXAMPLE
-from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import SMALL, losses, train
 
 CONSTANT = {"optimizer__schedule": "constant", "optimizer__warmup_steps": 0, "optimizer__lr": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def stage1(shards, tmp_path_factory):
-    output = tmp_path_factory.mktemp("stage1") / "run"
-    result = train(1, output, shards, training__steps=4)
-    assert result.returncode == 0, result.stderr
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +39,14 @@ def long_shards(tmp_path_factory):
     return {name: place / name for name in ("train", "validation")}
 
 
-def test_it_begins_with_the_weights_of_stage_1(stage1, long_shards, tmp_path):
+def test_it_begins_with_the_weights_of_stage_1(four_steps, long_shards, tmp_path):
     output = tmp_path / "run"
-    result = train(2, output, long_shards, 2, init_from=stage1, training__steps=2, **CONSTANT)
+    result = train(2, output, long_shards, 2, init_from=four_steps, training__steps=2, **CONSTANT)
     assert result.returncode == 0 and "beginning with the weights of" in result.stderr, result.stderr
-    assert losses(output)[1] == pytest.approx(first_loss(stage1, long_shards), abs=1e-5)
+    assert losses(output)[1] == pytest.approx(first_loss(four_steps, long_shards), abs=1e-5)
     state = json.loads((output / "checkpoints/step-00000002/state.json").read_text())
     origin = state["origin"]
-    first = json.loads((stage1 / "checkpoints/step-00000004/state.json").read_text())
+    first = json.loads((four_steps / "checkpoints/step-00000004/state.json").read_text())
     assert origin["step"] == 4 and origin["sha256"] == first["files"]["model.safetensors"]
     assert origin["binding"] == first["binding"] and state["settings"]["optimizer"]["schedule"] == "constant"
 
@@ -64,17 +56,17 @@ def test_it_begins_with_the_weights_of_stage_1(stage1, long_shards, tmp_path):
     assert origin["sha256"] in (tmp_path / "export/README.md").read_text()
     assert json.loads((tmp_path / "export/config.json").read_text())["max_length"] == 256
 
-    on = train(2, output, long_shards, 2, init_from=stage1, training__steps=3, **CONSTANT)
+    on = train(2, output, long_shards, 2, init_from=four_steps, training__steps=3, **CONSTANT)
     assert on.returncode == 0 and "2 of 3 steps are done" in on.stderr, on.stderr
     other = train(1, output, long_shards, 2, init_from=tmp_path / "export", training__steps=3, **CONSTANT)
     assert other.returncode != 0 and "began with the weights of" in other.stderr and "Traceback" not in other.stderr
 
 
-def first_loss(stage1, long_shards) -> float:
+def first_loss(four_steps, long_shards) -> float:
     """Of the first batch, by the independent model."""
     asked = config.resolve("tiny", None, SMALL)
     model = ReferenceAMPLIFY(**asked.model.model_dump())
-    model.load_state_dict(load_file(stage1 / "checkpoints/step-00000004/model.safetensors"))
+    model.load_state_dict(load_file(four_steps / "checkpoints/step-00000004/model.safetensors"))
     mixture = Mixture([Source("train", 1, Shards(long_shards["train"]))])
     batch = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())[0]
     bounds = batch.cu_seqlens.unique().tolist()
@@ -86,9 +78,9 @@ def first_loss(stage1, long_shards) -> float:
     return F.cross_entropy(logits, batch.labels, reduction="sum").item() / batch.targets
 
 
-def test_an_exported_folder_of_any_layout_is_a_beginning_too(stage1, shards, tmp_path):
-    assert python("-m", "amplify_ds.export", stage1, tmp_path / "export", "--layout", "megatron").returncode == 0
-    for name, source in (("a", stage1), ("b", tmp_path / "export")):
+def test_an_exported_folder_of_any_layout_is_a_beginning_too(four_steps, shards, tmp_path):
+    assert python("-m", "amplify_ds.export", four_steps, tmp_path / "export", "--layout", "megatron").returncode == 0
+    for name, source in (("a", four_steps), ("b", tmp_path / "export")):
         result = train(1, tmp_path / name, shards, init_from=source, training__steps=1)
         assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
@@ -106,8 +98,8 @@ def test_an_exported_folder_of_any_layout_is_a_beginning_too(stage1, shards, tmp
         ({"init_from": "nowhere"}, "nowhere: no checkpoint"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(stage1, shards, tmp_path, settings, words):
-    result = train(1, tmp_path / "run", shards, **{"init_from": stage1, **settings})
+def test_weights_that_do_not_fit_are_refused(four_steps, shards, tmp_path, settings, words):
+    result = train(1, tmp_path / "run", shards, **{"init_from": four_steps, **settings})
     assert result.returncode != 0 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 

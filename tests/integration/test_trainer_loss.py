@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.network import free_port
 from tests.support.commands import other_packages
 from tests.support.paths import ROOT
-from tests.support.reference_amplify import ReferenceAMPLIFY
 
 SEED, SHAPE = 3, dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
 MICRO_BATCHES = {1: [32, 16, 8, 4], 2: [16, 8, 4, 2]}  # of 32 proteins, for so many ranks: 1, 2, 4 and 8 steps

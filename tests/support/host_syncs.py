@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amplify_ds import config
-from amplify_ds.training import engine, trainer
+from amplify_ds.training import build, engine, trainer
 from tests.support.paths import ROOT
 from tests.support.training import SMALL
 
@@ -131,7 +131,7 @@ def count(shards: list[str], output: Path, stage: int, precision: str, spoiled: 
     recorder = Recorder()
     loss = spoiled_loss if spoiled else trainer.masked_language_loss
     with as_on_a_gpu(recorder), mock.patch.object(trainer, "masked_language_loss", loss):
-        run = trainer.Trainer(config.resolve("tiny", None, settings), zero, output)
+        run = build.build(config.resolve("tiny", None, settings), zero, output, engine.start_ranks())
         at = run.watch.at
 
         def moved(step, phase):

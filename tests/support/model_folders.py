@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.support.reference_amplify import ReferenceAMPLIFY
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 
 SMALL = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=512)
 

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from amplify_ds import config
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from amplify_ds.training.schedule import learning_rate
-from tests.support.reference_amplify import ReferenceAMPLIFY
 from tests.support.training import SMALL
 
 

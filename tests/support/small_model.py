@@ -6,11 +6,11 @@ import os
 import torch
 from safetensors.torch import save_file
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.hub.export import layout_config
 from amplify_ds.hub.tokenizer import write_tokenizer
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from tests.support.commands import python
-from tests.support.reference_amplify import ReferenceAMPLIFY
 
 LIMIT = 40  # tokens a window
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 96}

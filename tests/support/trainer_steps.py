@@ -18,8 +18,8 @@ import torch
 from torch import distributed
 from transformers import Trainer, TrainingArguments
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
-from tests.support.reference_amplify import ReferenceAMPLIFY
 
 with open(sys.argv[1]) as file:
     data = json.load(file)

@@ -41,13 +41,13 @@ def said(result) -> list[str]:
     [
         (0, f"{ENGINE}:start_ranks"),  # the other rank waits for this one to join
         (1, f"{ENGINE}:start_ranks"),
-        (0, f"{ENGINE}:Engine:load_state"),  # it waits in a collective, or does the same
+        (0, "amplify_ds.training.full_state:FullState:load"),  # it waits in a collective, or does the same
         (1, f"{ENGINE}:Engine:update"),
     ],
 )
 def test_the_console_has_the_message_of_the_rank_that_failed_and_nothing_else(shards, tmp_path, rank, function):
     output = tmp_path / "run"
-    if "load_state" in function:
+    if "FullState" in function:
         assert train(1, output, shards, training__steps=4, **EVERY_THREE).returncode == 0
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     faults = {"FAILING_RANK": str(rank), "FAILING_FUNCTION": function, "FAILING_WITH": "AmplifyError"}

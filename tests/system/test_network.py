@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from amplify_ds import network
-from amplify_ds.training import watchdog
+from amplify_ds.training import rank_files
 from tests.support.commands import environment
 from tests.support.needs import needs_environment, needs_nodes
 from tests.support.nodes import LOOPBACK, loopback_nodes
@@ -45,7 +45,7 @@ def test_the_ranks_of_one_machine_listen_on_loopback_alone(shards, tmp_path):
     given = {name: value for name, value in environment(2).items() if not name.endswith("SOCKET_IFNAME")}
     run = subprocess.Popen(words, cwd=ROOT, env=given | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, stderr=subprocess.PIPE)
     try:
-        while len(watched := list((output / watchdog.FOLDER).glob("rank-*.json"))) < 2:  # they have met
+        while len(watched := list((output / rank_files.FOLDER).glob("rank-*.json"))) < 2:  # they have met
             assert run.poll() is None, run.stderr.read().decode()
             time.sleep(0.1)
         assert len(watched) == 2

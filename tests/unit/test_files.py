@@ -1,8 +1,20 @@
-"""A file that is written is complete, or as it was before."""
+"""A file that is written is complete, or as it was before; a lock is one process's until that ends."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from amplify_ds.files import replacing
+from amplify_ds import files
+from amplify_ds.files import lock, replacing
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -19,3 +31,54 @@ def test_what_is_written_counts_at_the_end_only(tmp_path, before):
     with replacing(file) as partial:
         partial.write_text("new")
     assert {path.name for path in tmp_path.iterdir()} == {file.name} and file.read_text() == "new"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from amplify_ds.files import lock
+held = lock(Path(sys.argv[1]))
+print(held is not None, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_lock_is_for_one_process_until_that_is_killed(tmp_path):
+    path = tmp_path / "lock"
+    words = [sys.executable, "-c", HOLD, path]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        assert lock(path) is None
+        began = time.monotonic()
+        assert lock(path, 0.5) is None and time.monotonic() - began > 0.5
+        threading.Timer(0.5, other.send_signal, [signal.SIGKILL]).start()
+        with lock(path, 60) as held:
+            assert not held.closed
+    with lock(path):  # free again when it was closed
+        assert lock(path) is None
+
+
+def test_a_lock_that_was_removed_is_nobodys(tmp_path, monkeypatch):
+    """Its owner removes it at the end: one who had opened it before then locks a file that no other will meet."""
+    path, take = tmp_path / "lock", files._take
+    assert lock(tmp_path / "gone/lock") is None
+    monkeypatch.setattr(files, "_take", lambda file, deadline: (path.unlink(), take(file, deadline)))
+    assert lock(path) is None
+    monkeypatch.setattr(files, "_take", lambda file, deadline: (path.unlink(), path.touch(), take(file, deadline)))
+    assert lock(path) is None
+
+
+def test_a_file_that_cannot_be_locked_is_no_lock_of_another(tmp_path, monkeypatch):
+    tries = []
+
+    def refuse(file, how):
+        tries.append(Path(file.name))
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No locks available"):
+        lock(tmp_path / "lock")
+    assert len(tries) == 1
+    with pytest.raises(OSError, match="No locks available"):
+        lock(tmp_path / "lock", 0.5)
+    assert len(tries) > 2

@@ -14,11 +14,11 @@ import transformers
 from torch.nn import functional as F
 from transformers import DataCollatorWithFlattening
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY, rotate
 from amplify_ds.model.attention import Segments
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
 from tests.support.commands import other_packages
 from tests.support.paths import ROOT
-from tests.support.reference_amplify import ReferenceAMPLIFY, rotate
 
 SHAPE = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
 LENGTHS = (9, 1, 30, 17)

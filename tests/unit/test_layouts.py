@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.export import export
@@ -17,7 +18,6 @@ from amplify_ds.hub.folder import initial_weights, load_model, read_source
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from tests.support.model_folders import SMALL, reference, same, write
 from tests.support.plain_layouts import PLAIN
-from tests.support.reference_amplify import ReferenceAMPLIFY
 
 PUBLISHED = {
     "120M": dict(hidden_size=640, num_hidden_layers=24, num_attention_heads=10, intermediate_size=2560),

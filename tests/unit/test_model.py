@@ -1,12 +1,12 @@
-"""The model against an AMPLIFY written independently in plain PyTorch (reference_amplify.py): padded, dense mask."""
+"""The model against the independent AMPLIFY of amplify_ds.benchmarks.padded_model: padded, dense mask."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.loader import SEGMENT_MULTIPLE
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
-from tests.support.reference_amplify import ReferenceAMPLIFY
 
 SHAPE = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=512)
 PUBLISHED = {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from amplify_ds.benchmarks import padded_model
 from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.export import export
 from amplify_ds.hub.folder import load_model, read_source
 from amplify_ds.vocab import TOKENS
-from tests.support import reference_amplify
 
 # 4 heads of 32: the shapes of the weights are also those of 2 heads of 64, as in every published model.
 COMPOSED = """\
@@ -50,9 +50,9 @@ trainer:
 @pytest.fixture(scope="module")
 def model():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference_amplify, "HEAD_SIZE", 32)
+        patch.setattr(padded_model, "HEAD_SIZE", 32)
         torch.manual_seed(0)
-        made = reference_amplify.ReferenceAMPLIFY(
+        made = padded_model.ReferenceAMPLIFY(
             hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, norm_eps=1e-3
         ).eval()
         with torch.no_grad():

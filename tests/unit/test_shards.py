@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from amplify_ds import inspect_shards
 from amplify_ds.benchmarks.start import make_sparse_shards
 from amplify_ds.data import shards as module
 from amplify_ds.data.shard_writer import building, write_manifest, write_shard
@@ -45,7 +46,8 @@ def write(directory) -> dict:
         "vocabulary_sha256": VOCABULARY_SHA256,
         "max_length": 10,
         "row_tokens": ROW_TOKENS,
-        "counts": {"rows": len(ROWS)},
+        "counts": {"rows": len(ROWS), "tokens": int(counts.sum())},
+        "packing_efficiency": float(counts.sum() / len(ROWS) / ROW_TOKENS),
         "token_counts": counts.tolist(),
         "shards": entries,
     }
@@ -210,6 +212,49 @@ def test_refuses_a_manifest_that_was_edited(directory):
         refused(directory, "manifest.json was altered")
 
 
+@pytest.mark.parametrize("key", ["max_length", "row_tokens", "counts", "packing_efficiency", "token_counts", "shards"])
+def test_names_what_a_manifest_lacks(directory, key):
+    """Its checksum is right: another program, or a hand, has written it."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest[key]
+    write_manifest(directory, manifest)
+    refused(directory, f"manifest.json is not a manifest: {key}: Field required", "build_shards.py")
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("row_tokens", "12"),
+        ("max_length", 0),
+        ("counts.rows", None),
+        ("token_counts", [0] * 26),
+        ("token_counts.3", -1),
+        ("shards", []),
+        ("shards.1", ["shard-00001"]),
+        ("shards.1.rows", 1.5),
+        ("shards.2.segments", -3),
+        ("shards.0.files", {}),
+        ("shards.0.files.shard-00000.tokens.npy", 24),
+        ("shards.0.files.shard-00000.lengths.npy.bytes", "24"),
+        ("shards.0.files.shard-00000.lengths.npy.sha256", 1),
+    ],
+)
+def test_names_what_is_wrong_in_a_manifest(directory, place, value):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    inner, (*path, last) = manifest, re.findall(r"shard-[^.]*\.[^.]*\.npy|[^.]+", place)
+    for key in path:
+        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner[int(last) if isinstance(inner, list) else last] = value
+    write_manifest(directory, manifest)
+    refused(directory, f"manifest.json is not a manifest: {place}: ", "build_shards.py")
+
+
+def test_what_has_no_description_is_not_inspected(directory, capsys):
+    with pytest.raises(AmplifyError, match="manifest.json lacks 'length_histogram'"):
+        inspect_shards.main([str(directory)])
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "array, change",
     [
@@ -287,7 +332,7 @@ def test_verify_checks_contents_that_fit_their_checksums(directory, array, chang
 
 
 def test_verify_checks_the_number_of_rows(directory):
-    rewrite_manifest(directory, counts={"rows": 5})
+    rewrite_manifest(directory, counts={"rows": 5, "tokens": 1})
     with pytest.raises(AmplifyError, match="manifest.json"):
         verify(directory)
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.prepare import download, rows, streams
+from amplify_ds.prepare import rows, streams
 from amplify_ds.prepare.batches import LONGEST_RECORD
 from amplify_ds.prepare.options import Reading
 from amplify_ds.prepare.sources import find_sources
@@ -201,73 +201,58 @@ def test_standard_input_that_does_not_wait_is_refused(monkeypatch):
             read("-")
 
 
-class Unreliable(BaseHTTPRequestHandler):
-    """Serves `data`, but breaks off after `patience` bytes of every answer; knows ranges if `ranges`."""
+class Served(BaseHTTPRequestHandler):
+    """Promises `data`, and sends `sent` bytes of it."""
 
-    data, patience, ranges, tags, asked = FASTA, 5000, True, None, None
+    data, sent = FASTA, None
 
     def do_GET(self):
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        type(self).asked.append(start)
         if self.path != "/a.fasta":
             return self.send_error(404)
-        start = start if self.ranges else 0
-        self.send_response(206 if self.ranges else 200)
-        self.send_header("Content-Length", str(len(self.data) - start))
-        self.send_header("ETag", self.tags[min(len(self.asked), len(self.tags)) - 1])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.data)))
         self.end_headers()
-        self.wfile.write(self.data[start : start + self.patience])
+        self.wfile.write(self.data[: self.sent])
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """Returns a function: settings of `Unreliable` -> the address of a server on this machine."""
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+def server():
+    """Returns a function: settings of `Served` -> the address of a server on this machine."""
     started = []
 
     def start(**settings):
-        handler = type("Handler", (Unreliable,), {"tags": ["1"], "asked": [], **settings})
-        started.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        started.append(ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Served,), settings)))
         threading.Thread(target=started[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{started[-1].server_port}/a.fasta", handler
+        return f"http://127.0.0.1:{started[-1].server_port}/a.fasta"
 
     yield start
     for each in started:
         each.shutdown()
+        each.server_close()
 
 
-@pytest.mark.parametrize("settings", [{}, {"data": gzip.compress(FASTA), "patience": 1000}, {"patience": 10**6}])
-def test_a_broken_download_goes_on_where_it_ended(server, settings):
-    address, handler = server(**settings)
-    assert read(address) == RECORDS
-    expected = range(0, len(handler.data), handler.patience)
-    assert handler.asked == list(expected)
+@pytest.mark.parametrize("data", [FASTA, gzip.compress(FASTA), FASTA * 50])
+def test_an_address(server, data):
+    assert read(server(data=data)) == RECORDS * (data.count(FASTA) or 1)
 
 
-def test_a_server_without_ranges(server):
-    address, _ = server(ranges=False, patience=10**6)
-    assert read(address) == RECORDS
+@pytest.mark.parametrize("data", [FASTA, gzip.compress(FASTA)])
+def test_a_download_that_breaks_off_says_how_to_continue_one(server, data):
+    """At the end of a line, too: nothing is wrong with the records that came."""
+    sent = data.index(b"\n>", 5000) + 1 if data is FASTA else 5000
+    address = server(data=data, sent=sent)
+    words = f"a.fasta could not be read to its end: .*{sent} bytes.*\n  curl .* {address}$"
+    with pytest.raises(AmplifyError, match=words):
+        read(address)
 
 
-@pytest.mark.parametrize(
-    "settings, word",
-    [
-        ({"patience": 0}, "could not be continued in 6 attempts"),
-        ({"ranges": False}, "could not be continued"),
-        ({"tags": ["1", "2"]}, "was replaced by another file"),
-    ],
-)
-def test_a_download_that_cannot_go_on(server, settings, word):
-    with pytest.raises(AmplifyError, match=word):
-        read(server(**settings)[0])
-
-
-def test_an_address_that_is_not_there(server):
-    with pytest.raises(AmplifyError, match="404 Not Found"):
-        read(server()[0].replace("a.fasta", "b.fasta"))
+def test_an_address_where_nothing_is(server):
+    for address, words in ((server().replace("a.fasta", "b.fasta"), "404"), ("http://127.0.0.1:9/a.fasta", "refused")):
+        with pytest.raises(AmplifyError, match=f"to its end: .*{words}"):
+            read(address)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,19 @@
 """Who holds everybody up, from what the ranks wrote; and that a stuck process ends."""
 
 import json
+import mmap
+import os
 import time
+from pathlib import Path
 
-from amplify_ds.training.watchdog import FINISHED, STALLED, judge
+import pytest
+import torch
+
+from amplify_ds.training.culprits import FINISHED, STALLED, judge
+from amplify_ds.training.watchdog import Watchdog, forget_earlier
 from tests.support.commands import python
 
+FLIGHT_RECORDER = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")  # torch reads the first that is set
 WAITS = ["/lib/torch/distributed/distributed_c10d.py:1 in all_reduce"]
 WORKS = ["/lib/amplify_ds/training/checkpoint.py:1 in write"]
 
@@ -63,3 +71,33 @@ def test_a_process_that_holds_the_interpreter_ends_too(tmp_path):
     began = time.monotonic()
     result = python("-c", program, tmp_path)
     assert result.returncode == 1 and "Timeout" in result.stderr and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("set_by_user", [None, *FLIGHT_RECORDER])
+def test_torch_records_collectives_in_the_run_unless_told_otherwise(tmp_path, monkeypatch, set_by_user):
+    for name in FLIGHT_RECORDER:
+        monkeypatch.setenv(name, "")  # so that the end of the test restores it
+        monkeypatch.delenv(name)
+    if set_by_user:
+        monkeypatch.setenv(set_by_user, "/elsewhere/of-rank-")
+    monkeypatch.chdir(tmp_path)
+    Watchdog(Path("run"), 3, 4, 0, job=5)
+    found = {name: os.environ[name] for name in FLIGHT_RECORDER if name in os.environ}
+    here = str(tmp_path / "run/.ranks/nccl-rank-")
+    assert found == ({set_by_user: "/elsewhere/of-rank-"} if set_by_user else {FLIGHT_RECORDER[0]: here})
+
+
+def test_the_variables_of_the_flight_recorder_are_those_of_this_torch():
+    with open(Path(torch.__file__).parent / "lib/libtorch_cpu.so", "rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
+            assert all(library.find(b"\0" + name.encode() + b"\0") > 0 for name in FLIGHT_RECORDER)
+            assert library.find(b"\0TORCH_FR_NO_SUCH_NAME\0") < 0
+
+
+def test_a_start_removes_what_an_earlier_one_has_left(tmp_path):
+    ranks = tmp_path / ".ranks"
+    ranks.mkdir()
+    for path in (tmp_path / "stalled.json", ranks / "rank-00003.json", ranks / "nccl-rank-3", tmp_path / "run.json"):
+        path.touch()
+    forget_earlier(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {".ranks", "run.json"}

@@ -1,9 +1,11 @@
-"""AMPLIFY in plain PyTorch, as a yardstick for the tests.
+"""AMPLIFY in plain PyTorch as the published code trains it: padded batches, a dense mask, no attention kernel.
 
-Written from the published facts alone and for reading, not for speed: padded batches, a dense
-mask, no attention kernel. It shares no code with ``amplify_ds`` and must not import it. Its
-``state_dict()`` has exactly the keys of the published checkpoints.
+Written from the published facts alone and for reading, not for speed. It is what the training path is measured against
+(contestants.py) and what the tests compare with, so it must import nothing of amplify_ds and share no code with it. Its
+`state_dict()` has exactly the keys of the published checkpoints.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import nn
@@ -14,12 +16,12 @@ ROPE_BASE = 10_000.0
 INIT_RANGE = 0.02
 
 
-def swiglu_width(intermediate_size):
+def swiglu_width(intermediate_size: int) -> int:
     """The width that is built: two thirds of the configured one, rounded up to a multiple of 8."""
     return (int(2 * intermediate_size / 3) + 7) // 8 * 8
 
 
-def rotate(x):
+def rotate(x: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of x [batch, heads, length, HEAD_SIZE].
 
     Neighbours (x[2i], x[2i+1]) are the two coordinates of a point in a plane; the point of
@@ -38,29 +40,29 @@ def rotate(x):
 class RMSNorm(nn.Module):
     """x / rms(x), computed in float32 and cast back, then times the weight."""
 
-    def __init__(self, size, eps):
+    def __init__(self, size: int, eps: float):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean_square = x.float().pow(2).mean(dim=-1, keepdim=True)
         return (x.float() / torch.sqrt(mean_square + self.eps)).to(x.dtype) * self.weight
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, hidden_size, width):
+    def __init__(self, hidden_size: int, width: int):
         super().__init__()
         self.w12 = nn.Linear(hidden_size, 2 * width, bias=False)
         self.w3 = nn.Linear(width, hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * up)
 
 
 class Block(nn.Module):
-    def __init__(self, hidden_size, num_attention_heads, intermediate_size, norm_eps):
+    def __init__(self, hidden_size: int, num_attention_heads: int, intermediate_size: int, norm_eps: float):
         super().__init__()
         self.num_heads = num_attention_heads
         self.q = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -71,15 +73,15 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(hidden_size, norm_eps)
         self.ffn_norm = RMSNorm(hidden_size, norm_eps)
 
-    def attention(self, x, mask):
-        def heads(y):  # [batch, length, hidden] -> [batch, heads, length, HEAD_SIZE]
+    def attention(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def heads(y: torch.Tensor) -> torch.Tensor:  # [batch, length, hidden] -> [batch, heads, length, HEAD_SIZE]
             return y.unflatten(-1, (self.num_heads, HEAD_SIZE)).transpose(1, 2)
 
         q, k, v = rotate(heads(self.q(x))), rotate(heads(self.k(x))), heads(self.v(x))
         weight = torch.softmax(q @ k.transpose(-1, -2) / HEAD_SIZE**0.5 + mask, dim=-1)
         return self.wo((weight @ v).transpose(1, 2).flatten(-2))
 
-    def forward(self, x, mask):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), mask)
         return x + self.ffn(self.ffn_norm(x))
 
@@ -87,12 +89,12 @@ class Block(nn.Module):
 class ReferenceAMPLIFY(nn.Module):
     def __init__(
         self,
-        vocab_size=27,
-        hidden_size=640,
-        num_hidden_layers=24,
-        num_attention_heads=10,
-        intermediate_size=2560,
-        norm_eps=1e-5,
+        vocab_size: int = 27,
+        hidden_size: int = 640,
+        num_hidden_layers: int = 24,
+        num_attention_heads: int = 10,
+        intermediate_size: int = 2560,
+        norm_eps: float = 1e-5,
     ):
         super().__init__()
         if hidden_size != num_attention_heads * HEAD_SIZE:
@@ -111,7 +113,7 @@ class ReferenceAMPLIFY(nn.Module):
                 nn.init.uniform_(module.weight, -INIT_RANGE, INIT_RANGE)
         nn.init.zeros_(self.decoder.bias)
 
-    def forward(self, input_ids, attention_mask=None):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [batch, length, vocab]; attention_mask is True at tokens, False at padding."""
         x = self.encoder(input_ids)
         if attention_mask is None:

@@ -1,0 +1,224 @@
+"""From a configuration to a run that is ready for its first step. Every rank calls `build`, and each step of it.
+
+Data, then the run directory, then the model under DeepSpeed, then the weights to go on from: what may be refused is
+refused in this order, before anything is written that another run would miss.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amplify_ds.config import RunConfig
+from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.mixture import Mixture
+from amplify_ds.data.shards import Shards
+from amplify_ds.data.skips import add_skips, read_skip_rows
+from amplify_ds.data.verify import verify
+from amplify_ds.model.encoder import Encoder
+from amplify_ds.model.shape import Shape
+from amplify_ds.training import checkpoint, ds_config, fp8, logs, overlap, plan, runs, stopping, visibility
+from amplify_ds.training.adamw import AdamW
+from amplify_ds.training.agreement import Agreement
+from amplify_ds.training.engine import Engine
+from amplify_ds.training.hub_fields import hub_fields
+from amplify_ds.training.normuon import NorMuon
+from amplify_ds.training.progress import Progress
+from amplify_ds.training.ranks import Ranks
+from amplify_ds.training.retention import Checkpoints
+from amplify_ds.training.saving import BackgroundWriter
+from amplify_ds.training.telemetry import Telemetry
+from amplify_ds.training.trainer import Trainer
+from amplify_ds.training.watchdog import Watchdog
+
+VERIFIED_BYTES = 2**30  # shards up to this size are checked against their checksums at every start, in a second or two
+ReadWeights = Callable[[Path], tuple[dict[str, torch.Tensor], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The shards that a run reads; sizes of model and batch follow from them."""
+
+    sources: Mixture
+    validation: dict[str, Shards]
+    warnings: list[str]  # what is doubtful about them, for rank 0 to say
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins, or goes on."""
+
+    progress: Progress
+    skips: list[dict]  # rows that are left out (data/skips.py)
+    origin: dict[str, Any] | None  # whose weights it began with; None: random ones
+    saved_step: int | None  # that of the run's own newest checkpoint; None: this start is in none of its own
+
+
+def build(
+    run: RunConfig,
+    zero: dict[str, Any],
+    output: Path,
+    ranks: Ranks,
+    resume: str = "auto",
+    initial: tuple[ReadWeights, Path] | None = None,
+    skip_rows: Path | None = None,
+) -> Trainer:
+    """Build the run of this rank.
+
+    zero: the content of the DeepSpeed file. initial: reads the weights to begin with and says where they come from; of
+    which path. skip_rows: a list of rows that are left out from now on. Raises AmplifyError. Collective.
+    """
+    data = open_data(run, ranks)
+    sources = data.sources
+    cut = plan.batch_plan(run, sources.row_tokens, ranks.rank, ranks.world_size)
+    shape = plan.model_config(run, sources.max_length)
+    precision = plan.resolve_precision(run.training.precision, ranks.device.type)
+    fp8.check(run, shape, sources.row_tokens, ranks.device.type)
+    binding = {**run.binding(), "training data": sources.binding()}
+    directory = open_directory(run, output, ranks, binding, resume)
+    watch = start_watching(run, output, ranks)
+
+    engine = build_engine(run, shape, zero, cut, precision, ranks)
+    start = load_start(run, engine, directory, ranks, resume, initial)
+    skips = start.skips
+    if skip_rows is not None:
+        skips = add_skips(skips, read_skip_rows(skip_rows, sources), start.progress.batch)
+    if ranks.leader and start.progress.step < run.training.steps:
+        (output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
+
+    batches = TrainingBatches(sources, cut, run.training.seed, **run.masking.model_dump(), skips=skips)
+    return Trainer(
+        run=run,
+        ranks=ranks,
+        engine=engine,
+        batches=batches,
+        validation=data.validation,
+        progress=start.progress,
+        telemetry=Telemetry(run, output, ranks, batches, shape, precision, start.progress),
+        agreement=Agreement(2, ranks),
+        writer=BackgroundWriter(directory.checkpoints),
+        watch=watch,
+        directory=directory,
+        unchanging={
+            "binding": binding,
+            "settings": run.model_dump(mode="json"),
+            "model": hub_fields(shape),
+            "precision": precision,
+            "skips": skips,
+            "origin": start.origin,
+        },
+        warnings=data.warnings,
+        saved_step=start.saved_step,
+    )
+
+
+def open_data(run: RunConfig, ranks: Ranks) -> Data:
+    """Open training sources and validation sets. Rank 0 checks small ones against their checksums, and compares them.
+
+    Raises AmplifyError for shards that are missing or damaged.
+    """
+    sources, validation = plan.training_sources(run), plan.validation_sets(run)
+    if not ranks.leader:
+        return Data(sources, validation, [])
+    for shards in (*(source.shards for source in sources.sources), *validation.values()):
+        if sum(file["bytes"] for file in shards.files().values()) <= VERIFIED_BYTES:
+            verify(shards.path)
+    return Data(sources, validation, overlap.warnings(sources, validation))
+
+
+def open_directory(run: RunConfig, output: Path, ranks: Ranks, binding: dict[str, Any], resume: str) -> runs.Directory:
+    """Rank 0 makes or checks the run directory and locks it; the others go on when it has. Collective."""
+    checkpoints = lock = None
+    if ranks.leader:
+        lock = runs.open_run(output, run, binding, resume)
+        checkpoints = Checkpoints(output, run.checkpoint.keep_last, run.checkpoint.keep_every, ranks.say)
+    ranks.barrier()
+    return runs.Directory(output, binding, checkpoints, lock)
+
+
+def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
+    """Begin this rank's log, listen to requests to stop, and look on whether the loop moves. Collective."""
+    job = ranks.from_leader(secrets.randbits(48))
+    watch = Watchdog(output, ranks.rank, ranks.world_size, run.watchdog.seconds, job).start()
+    logs.open_log(output, ranks.rank)
+    stopping.listen_to_file(output)
+    return watch
+
+
+def build_engine(
+    run: RunConfig, shape: Shape, zero: dict[str, Any], cut: BatchPlan, precision: str, ranks: Ranks
+) -> Engine:
+    """The model with random weights, the same on every rank, and its optimizer under DeepSpeed. Collective."""
+    torch.manual_seed(run.training.seed)
+    model = Encoder(shape)
+    model.gradient_checkpointing = run.training.activation_checkpointing
+    settings = run.optimizer
+    optimizer: torch.optim.Optimizer
+    if settings.kind == "normuon":
+        optimizer = NorMuon(model, settings, ranks.device)
+    else:
+        optimizer = AdamW(
+            model.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=ranks.device.type == "cuda" or None,
+        )
+    if precision == "fp8":
+        fp8.replace_linears(model, ranks.device)
+    if run.training.compile:
+        for block in model.transformer_encoder:  # one by one: what is compiled for the first serves all
+            block.compile()
+    config = ds_config.merge(zero, run, cut.accumulation, ranks.world_size, precision)
+    return Engine(model, optimizer, config, ranks)
+
+
+def load_start(
+    run: RunConfig,
+    engine: Engine,
+    directory: runs.Directory,
+    ranks: Ranks,
+    resume: str,
+    initial: tuple[ReadWeights, Path] | None,
+) -> Start:
+    """Put the weights and moments of the checkpoint to continue from, else those to begin with, into the engine.
+
+    Raises AmplifyError when they are not those that were asked for. Collective.
+    """
+    output, asked = directory.path, initial[1] if initial else None
+    found = choose_checkpoint(run, directory, ranks, resume)
+    if found is not None:
+        engine.state.load(found.reader(), found.step)
+        origin = found.state["origin"]
+        runs.check_origin(origin, asked, output)
+        ranks.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
+        own = found.path.parent.resolve() == checkpoint.folder(output).resolve()
+        progress = Progress(**found.state["progress"])
+        return Start(progress, found.state["skips"], origin, found.step if own else None)
+    if initial is None:
+        return Start(Progress(), [], None, 0)
+    weights, origin = initial[0](initial[1])
+    runs.check_weights(weights, engine.shapes, origin["path"])
+    engine.state.load(lambda kind, name: weights[name], 0)
+    ranks.say(f"beginning with the weights of {origin['path']}")
+    return Start(Progress(), [], origin, 0)
+
+
+def choose_checkpoint(
+    run: RunConfig, directory: runs.Directory, ranks: Ranks, resume: str
+) -> checkpoint.CheckpointFile | None:
+    """Rank 0 looks at every byte and tells the others. Collective."""
+    found = None
+    if directory.checkpoints is not None:
+        found = runs.choose_checkpoint(directory.checkpoints, resume, directory.binding, run.training.steps)
+    path = ranks.from_leader("" if found is None else str(found.path))
+    if not path:
+        return None
+    visibility.wait_for(Path(path) / checkpoint.STATE)
+    return checkpoint.open_checkpoint(Path(path))

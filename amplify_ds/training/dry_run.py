@@ -1,0 +1,54 @@
+"""`--dry-run`: the configuration, and what follows from it, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from amplify_ds.config import RunConfig
+from amplify_ds.training import ds_config, overlap, plan
+
+
+def print_plan(run: RunConfig, zero: dict[str, Any]) -> None:
+    """Print configuration, sizes, steps and memory for as many devices as the launcher has started; rank 0 does.
+
+    zero: the content of the DeepSpeed file. Raises AmplifyError for what the run itself would refuse in either.
+    """
+    if int(os.environ.get("RANK", 0)):
+        return
+    mixture = plan.training_sources(run)
+    sets = plan.validation_sets(run)
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    cut = plan.batch_plan(run, mixture.row_tokens, 0, world_size)
+    model = plan.model_config(run, mixture.max_length)
+    precision = plan.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    memory = plan.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
+    rows = f"{cut.global_rows} rows of {mixture.row_tokens:,}"
+    share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
+    if padding := cut.computed_rows - cut.global_rows:
+        share += f", {padding} of them padding"
+    epochs = mixture.epochs(run.training.steps * cut.global_rows, run.training.seed)
+    of_each = {}
+    for source, weight in zip(mixture.sources, mixture.weights.tolist()):
+        a_step = cut.global_rows * weight / int(mixture.weights.sum())  # rows
+        of_each[f"source {source.name}"] = (
+            f"weight {weight:,}, {source.shards.num_rows:,} rows in {source.shards.path}: steps an epoch "
+            f"{source.shards.num_rows / a_step:,.1f}, epochs in all {epochs[source.name]:,.2f}"
+        )
+    lines = {
+        "parameters": f"{plan.parameter_count(model):,}",
+        "devices": f"{world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}",
+        "tokens a step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
+        "steps": f"{run.training.steps:,}",
+        **of_each,
+        **{f"validation {name}": f"{opened.num_rows:,} rows in {opened.path}" for name, opened in sets.items()},
+        **{f"memory, {part}": f"about {size / 2**30:,.2f} GiB a device" for part, size in memory.items()},
+    }
+    print(run.to_yaml())
+    for name, text in lines.items():
+        print(f"{name:<44}{text}")
+    for text in overlap.warnings(mixture, sets):
+        print(f"warning: {text}", file=sys.stderr)
