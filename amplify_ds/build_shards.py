@@ -26,38 +26,28 @@ from amplify_ds.prepare.manifest import check_records, describe, make_manifest
 from amplify_ds.prepare.manifest_text import counts, table
 from amplify_ds.prepare.pieces import STANDARD_INPUT, Source
 from amplify_ds.prepare.pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
-from amplify_ds.prepare.ranks import launched, wait_for_first, watching
+from amplify_ds.prepare.ranks import Ranks, launched, together
 from amplify_ds.prepare.sources import find_sources
-from amplify_ds.prepare.tasks import Workers, workers
+from amplify_ds.prepare.tasks import digest, workers
+from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.shell import next_commands
-from amplify_ds.training.orphans import end_with_launcher
+from amplify_ds.training import orphans
+from amplify_ds.training.visibility import wait_for
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    end_with_launcher()
+    orphans.end_with_launcher()
     asked, rank = parse(arguments), launched()
-    tell = partial(print, "note:", file=sys.stderr) if rank.number == 0 else lambda note: None
-    inputs = find_sources(asked.input, asked.reading, tell)
-    exclude = find_sources(asked.exclude, replace(asked.reading, names_for=None), tell)
-    if rank.world > 1 and any(source.passes_once for source in (*inputs, *exclude)):
+    if rank.world > 1 and "-" in (*asked.input, *asked.exclude):
         raise AmplifyError(f"{STANDARD_INPUT} reaches one process, and this build has {rank.world}. Give a file.")
-    missing = [part for part, output in asked.outputs.items() if is_free(output)]
-    if rank.number and not missing:
-        return
-    for part, output in asked.outputs.items():
-        if part not in missing:
-            _check_same(output, asked.settings | {"part": part}, inputs, exclude)
-    if missing:
-        with workers(asked.workers, rank) as crew:
-            try:
-                _build(asked, missing, inputs, exclude, crew)
-            except AmplifyError:
-                if rank.number == 0 or any(is_free(asked.outputs[part]) for part in missing):
-                    raise  # else it was done without the help of this rank, which came late
+    with sigterm_interrupts(), together(rank) as ranks:
+        orphans.met()
+        built = _build(asked, ranks)
+        orphans.finished()
     if rank.number:
         return
     for part, output in asked.outputs.items():
-        if part in missing:
+        if part in built:
             manifest = Shards(output).manifest
             print(table([*counts(manifest), ("shards", f"{len(manifest['shards'])} in {output}")]))
         else:
@@ -67,21 +57,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(next_commands(*checks))
 
 
-def _build(
-    asked: Asked, parts: Sequence[str], inputs: Sequence[Source], exclude: Sequence[Source], crew: Workers
-) -> None:
-    """Build the outputs of `parts`; intermediate results are kept beside the first."""
-    home = asked.outputs[parts[0]]
-    plan = [asked.settings, len(inputs), rows.PIECE, [source.version for source in (*inputs, *exclude)]]
-    with ExitStack() as stack:
-        if crew.rank.number == 0:
+def _build(asked: Asked, ranks: Ranks) -> list[str]:
+    """Build the parts that are not there and return which; AmplifyError if others have been built there."""
+    rank = ranks.rank
+    tell = partial(print, "note:", file=sys.stderr) if rank.number == 0 else lambda note: None
+    inputs = find_sources(asked.input, asked.reading, tell)
+    exclude = find_sources(asked.exclude, replace(asked.reading, names_for=None), tell)
+    plan = digest([asked.settings, len(inputs), rows.PIECE, [source.version for source in (*inputs, *exclude)]])
+    if rank.number:
+        [(plan_of_first, parts, name)] = ranks.wait_for("begun")
+        if plan != plan_of_first:
+            raise AmplifyError(
+                f"{rank} is to do other work than rank 0. Give all the same command, the same version of this program, "
+                "and inputs that are the same files on every machine: path, size, time of change."
+            )
+    else:
+        parts = [part for part, output in asked.outputs.items() if is_free(output)]
+        for part, output in asked.outputs.items():
+            if part not in parts:
+                _check_same(output, asked.settings | {"part": part}, inputs, exclude)
+    if not parts:
+        ranks.say(begun=[plan, parts, ""])
+        return parts
+    with workers(asked.workers, rank, ranks.check) as crew, ExitStack() as stack:
+        if rank.number == 0:
             places = {part: stack.enter_context(building(asked.outputs[part])) for part in parts}
-            work = places[parts[0]].work
-        elif begun := wait_for_first(partial_directory(home), lambda: not is_free(home)):
-            work = begun
-        else:
-            return
-        crew = crew._replace(check=stack.enter_context(watching(work, crew.rank, plan)))
+            name = places[parts[0]].work.name
+            ranks.say(begun=[plan, parts, name])
+        work = partial_directory(asked.outputs[parts[0]]) / name  # intermediate results are beside the first output
+        wait_for(work)
         found = inspect_inputs([*inputs, *exclude], work, crew)
         origins = {"inputs": describe(inputs, found.hashes), "exclude": describe(exclude, found.hashes)}
         scattered, excluded = scatter_inputs(inputs, exclude, found, asked.rules, asked.settings, work, crew)
@@ -89,10 +93,12 @@ def _build(
         check_unchanged(exclude, replace(asked.reading, names_for=None))
         check_records([*scattered, *excluded])
         packed = {part: pack_part(part, scattered, excluded, asked.settings, work, crew) for part in parts}
-        if crew.rank.number == 0:
+        if rank.number == 0:
             manifests = {part: make_manifest(part, asked.settings, origins, scattered, packed[part]) for part in parts}
             for part, manifest in manifests.items():
                 _publish(manifest, work, places[part].shards)
+        ranks.ready()
+    return parts
 
 
 def _publish(manifest: dict, work: Path, directory: Path) -> None:

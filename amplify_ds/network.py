@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import random
 import socket
 from contextlib import suppress
@@ -17,6 +18,12 @@ import psutil
 LOOPBACK = "127.0.0.1"
 BELOW_THE_SYSTEMS = range(20_000, 32_768)
 _DISCARD = 9  # a port for finding a route; nothing is sent to it
+
+
+def ranks_here() -> int | None:
+    """How many ranks the launcher runs on this machine, as DeepSpeed's or torchrun says it; None where neither does."""
+    told = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
+    return int(told) if told else None
 
 
 def free_port(address: str = LOOPBACK) -> int:

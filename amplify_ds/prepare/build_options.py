@@ -43,7 +43,8 @@ examples: a validation set, then a training set that shares no sequence with it
   python data_prep/build_shards.py --input valid.fasta.gz --output data/valid
   python data_prep/build_shards.py --input uniprot.fasta.gz --exclude valid.fasta.gz --output data/train
   python data_prep/inspect_shards.py data/train --verify
-UR100P from the hub, on every machine of a hostfile (a file system that all share):
+UR100P from the hub, on every machine of a hostfile (a file system that all share); or by
+another launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT:
   deepspeed --hostfile hostfile --no_local_rank data_prep/build_shards.py --workers 8 \\
     --input chandar-lab/UR100P:UniProt/train --output data/uniprot"""
 

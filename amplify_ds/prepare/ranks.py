@@ -1,33 +1,35 @@
-"""The ranks of a build, on several machines, know of each other through files in the directory that they share.
+"""The ranks of a build, on several machines, know of each other through the store that they share (rendezvous.py).
 
-Rank 0 writes `rank-0.json` into its work directory: what it is about to do. The others wait for it, compare, and add
-`rank-N.json`. Each touches its own file every second; one that fails adds the reason, one that is ready a null. Rank
-0 looks at all others, they look at rank 0. So a failure of one ends all with its message, and so does its silence:
-it was killed, or its machine was lost.
+Twice a second each writes there what it says, and reads: rank 0 what all others say, they what rank 0 says. So the
+failure of one ends all with its message, and so does its silence: it was killed, or its machine was lost. Processes
+are suspended: silence is what does not change during many looks, however long they took.
 
-Machines have different clocks and processes are suspended: silence is a file that does not change during many looks,
-whatever its time says. Files of an earlier build mislead nobody: its work directory has another name (`shard_writer`),
-and `rank-0.json` says for which it was written.
+All stay until rank 0 is done: launchers, and the ranks beside it (orphans.py), take one that ends early for lost.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amplify_ds.data.shard_writer import writing
 from amplify_ds.errors import AmplifyError
 
-SECONDS_BETWEEN_LOOKS = 1.0
-SILENT_LOOKS = 180  # a network file system may take a minute to show what another machine has written
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SILENT_LOOKS = 360
+LOOKS_AT_A_FAILURE = 10  # that the others have before the store goes with rank 0
+AGAIN = "What is complete is kept: run the same command again."
 
 
 class Rank(NamedTuple):
@@ -40,165 +42,135 @@ class Rank(NamedTuple):
         return f"rank {self.number} of {self.world}"
 
 
-class _Seen(NamedTuple):
-    """A rank's file. changed: its time. first: what it is about to do. end: [], [null], [why it failed]."""
-
-    changed: int
-    first: dict
-    end: list[str | None]
-
-
 def launched() -> Rank:
-    """Return which rank this is, by the launcher's RANK and WORLD_SIZE; AmplifyError if they make no sense."""
+    """Return which rank this is, by the launcher's variables; AmplifyError if they make no sense."""
     number, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    found = f"the environment has RANK {number} and WORLD_SIZE {world}"
     if not (number.isdigit() and world.isdigit() and int(number) < int(world)):
         raise AmplifyError(
-            f"the environment has RANK {number} and WORLD_SIZE {world}; expected, as launchers set them, a number from "
-            "0 on and how many there are. Unset both to build with this process alone."
+            f"{found}; expected, as launchers set them, a number from 0 on and how many there are. Unset both to build "
+            "with this process alone."
+        )
+    place = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if int(world) > 1 and not (place[0] and place[1].isdigit()):
+        raise AmplifyError(
+            f"{found}, but no MASTER_ADDR and MASTER_PORT, where the ranks meet: the machine of rank 0 and the number "
+            "of a free port there. Start them by a launcher that sets all four, as deepspeed and torchrun do. Unset "
+            "RANK and WORLD_SIZE to build with this process alone."
         )
     return Rank(int(number), int(world))
 
 
-def wait_for_first(partial: Path, is_complete: Callable[[], bool]) -> Path | None:
-    """Return the directory in `partial` where rank 0 is at work; None if there is nothing left to do."""
-    before, looks = _begun(partial), 0
-    while (now := _begun(partial)) in (None, before):
-        if is_complete():
-            return None
-        looks += 1
-        if looks > SILENT_LOOKS:
-            raise AmplifyError(
-                f"rank 0 of this build has not begun after {_patience()}: it has failed, or this machine does not "
-                f"share {partial.parent} with it."
-            )
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    return now[0]
-
-
 @contextmanager
-def watching(work: Path, rank: Rank, plan: Any) -> Iterator[Callable[[], None]]:
-    """Begin the build in `work`, or join it; yield a function: AmplifyError if it has failed elsewhere.
-
-    plan: what this rank is about to do, as JSON; the same for all. At the end rank 0 waits for all that joined.
-    """
-    if rank.world == 1:
-        yield lambda: None
-        return
-    watch = _Watch(work, rank, plan)
+def together(rank: Rank) -> Iterator[Ranks]:
+    """Meet the other ranks; in the end they wait for rank 0. AmplifyError when another has failed."""
+    ranks = Ranks(rank)
     try:
-        yield watch.check
-        if rank.number == 0:
-            watch.wait()
+        yield ranks
+        if rank.number:
+            ranks.wait_for("end")
     except BaseException as error:
-        watch.end(watch.trouble or f"{rank} failed on {platform.node()}: {str(error) or type(error).__name__}")
+        ranks.end(ranks.trouble or f"{rank} failed on {platform.node()}: {str(error) or type(error).__name__}")
         raise
-    if rank.number:  # rank 0 shows that it lives until it has removed the directory
-        watch.end(None)
+    ranks.end("")
 
 
-class _Watch:
-    """Touches this rank's file and looks at those of others, in a thread. trouble: why the build has failed."""
+class Ranks:
+    """What the ranks say to each other: JSON, by names. trouble: why the build has failed elsewhere."""
 
-    def __init__(self, work: Path, rank: Rank, plan: Any) -> None:
-        self.trouble: str | None = None
-        self._work, self._rank = work, rank
-        self._others: dict[int, _Seen | None] = dict.fromkeys(range(1, rank.world) if rank.number == 0 else [0])
-        self._silent = dict.fromkeys(self._others, 0)
+    def __init__(self, rank: Rank) -> None:
+        self.rank, self.trouble = rank, ""
+        others = range(1, rank.world) if rank.number == 0 else [0]
+        self._said: dict[str, Any] = {"host": platform.node()}
+        self._heard: dict[int, dict[str, Any]] = {other: {} for other in others}
+        self._silent: Counter[int] = Counter()
+        self._looked = time.monotonic()
         self._stop = threading.Event()
-        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-        first = {"work": work.name, "world": rank.world, "plan": digest}
-        if rank.number == 0:
-            for path in work.glob("rank-*.json"):
-                path.unlink()
-        elif not (there := _look(work, 0)) or first.items() - there.first.items():
-            raise AmplifyError(
-                f"{rank} is to do other work than rank 0, which has begun in {work.parent}. Give all the same "
-                "command, the same version of this program, and inputs that are the same files on every machine: path, "
-                "size, time of change. Or is that another build? Choose another output directory."
-            )
-        self._mine = _file(work, rank.number)
-        with writing(work):
-            try:
-                with open(self._mine, "x") as file:
-                    file.write(json.dumps(first | {"host": platform.node()}) + "\n")
-            except FileExistsError:
-                raise AmplifyError(
-                    f"another build is writing this directory (its files are in {work.parent}), and has a rank "
-                    f"{rank.number} already. Wait until it has ended, or choose another output directory."
-                ) from None
-        threading.Thread(target=self._go_on, daemon=True).start()
+        self._thread = threading.Thread(target=self._talk, daemon=True)
+        if rank.world > 1:
+            self._store = _meet(rank)
+            self._thread.start()
 
-    def check(self) -> None:
-        """AmplifyError if the build has failed elsewhere."""
-        if self.trouble:
-            raise AmplifyError(self.trouble)
+    def say(self, **what: Any) -> None:
+        self._said = self._said | what
 
-    def wait(self) -> None:
-        """Wait until all that have joined are ready."""
-        while any(list(self._others.values())):
+    def ready(self) -> None:
+        """This rank has done its part. Rank 0 waits until all others have."""
+        self.say(ready=True)
+        if self.rank.number == 0:
+            self.wait_for("ready")
+
+    def wait_for(self, name: str) -> list[Any]:
+        """Wait until those whom this rank hears (rank 0 all others, they rank 0) have said `name`; return what."""
+        while not self._all_said(name):
             self.check()
             time.sleep(SECONDS_BETWEEN_LOOKS / 5)
         self.check()
+        return [heard[name] for heard in self._heard.values()]
 
-    def end(self, reason: str | None) -> None:
-        """Say to the others that this rank is ready, or has failed."""
+    def check(self) -> None:
+        """AmplifyError if the build has failed elsewhere."""
+        if time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
+            self._looked = time.monotonic()
+            self._silent.update(list(self._heard))
+            for other in [other for other, looks in self._silent.items() if looks > SILENT_LOOKS]:
+                self.trouble = (
+                    f"{self._name(other)} has shown no sign of life for {SILENT_LOOKS * SECONDS_BETWEEN_LOOKS:.0f} s: "
+                    "it has failed, was killed, or its machine was lost or does not reach the others. " + AGAIN
+                )
+        if self.trouble:
+            raise AmplifyError(self.trouble)
+
+    def end(self, failure: str) -> None:
+        """Say the last word. Rank 0, with whom the store goes, waits until the others have answered it."""
+        self.say(end=failure)
+        for _ in range(LOOKS_AT_A_FAILURE if failure else SILENT_LOOKS):
+            if self.rank.number or self._all_said("end"):
+                break
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         self._stop.set()
-        with suppress(OSError), open(self._mine, "r+") as file:  # not "a": what was removed must not come back
-            file.seek(0, os.SEEK_END)
-            file.write(json.dumps(reason) + "\n")
+        if self.rank.world > 1:
+            self._thread.join(LOOKS_AT_A_FAILURE * SECONDS_BETWEEN_LOOKS)  # it hangs while rank 0 does not answer
 
-    def _go_on(self) -> None:
-        while not self.trouble and not self._stop.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                os.utime(self._mine)
-                for number in list(self._others):
-                    self._look_at(number)
-            except FileNotFoundError:
-                self.trouble = f"{self._work} was removed: rank 0 of this build has ended, see its message."
-            except OSError:  # of a network file system; if it stays, the others see no sign of us
-                pass
+    def _all_said(self, name: str) -> bool:
+        return all(name in heard for heard in self._heard.values())
 
-    def _look_at(self, number: int) -> None:
-        before, now = self._others[number], _look(self._work, number)
-        if now and now.end:
-            self.trouble = self.trouble or now.end[0]
-            del self._others[number]
-        elif now and now != before:
-            self._others[number], self._silent[number] = now, 0
-        elif self._silent[number] < SILENT_LOOKS:
-            self._silent[number] += 1
-        else:
-            other = Rank(number, self._rank.world)
+    def _talk(self) -> None:
+        try:
+            for number in count():
+                last = self._stop.is_set()
+                self._store.set(_key(self.rank.number), json.dumps(self._said | {"count": number}))
+                for other, before in list(self._heard.items()):
+                    if self._store.check([_key(other)]):
+                        heard = json.loads(self._store.get(_key(other)))
+                        if heard != before:
+                            self._heard[other], self._silent[other] = heard, 0
+                            self.trouble = self.trouble or heard.get("end", "")
+                if last:
+                    return
+                self._stop.wait(SECONDS_BETWEEN_LOOKS)
+        except RuntimeError:  # of the connection
             self.trouble = (
-                f"{other} has shown no sign of life on {before.first['host']} for {_patience()}: it was killed, or "
-                "its machine was lost. What is complete is kept: run the same command again."
-                if before
-                else f"{other} has not begun after {_patience()}: it has failed, or its machine does not share "
-                f"{self._work.parent.parent}. To work alone, unset RANK and WORLD_SIZE in the environment."
+                self.trouble or f"{self._name(0)} has ended: see its message; without one it was killed. {AGAIN}"
             )
 
-
-def _begun(partial: Path) -> tuple[Path, int] | None:
-    """Return the work directory of a build that has begun and not ended, and when rank 0 touched its file."""
-    for file in partial.glob("work-*/rank-0.json"):
-        seen = _look(file.parent, 0)
-        if seen and seen.first["work"] == file.parent.name and not seen.end:
-            return file.parent, seen.changed
-    return None
+    def _name(self, number: int) -> str:
+        host = self._heard[number].get("host")
+        return f"{Rank(number, self.rank.world)}{f' on {host}' if host else ''}"
 
 
-def _look(work: Path, number: int) -> _Seen | None:
-    try:
-        with open(_file(work, number)) as file:  # opened, so that a network file system asks its server
-            lines = [json.loads(line) for line in file if line.endswith("\n")]
-            return _Seen(os.fstat(file.fileno()).st_mtime_ns, lines[0], lines[1:]) if lines else None
-    except FileNotFoundError:
-        return None
+def _meet(rank: Rank) -> Store:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages about a connection that breaks
+    from amplify_ds import rendezvous  # seconds, only for those who need it
+
+    store = rendezvous.meet(timedelta(seconds=SILENT_LOOKS * SECONDS_BETWEEN_LOOKS))
+    if store.add(f"{_key(rank.number)}/times", 1) > 1:
+        raise AmplifyError(
+            f"the ranks of another build meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, and have a "
+            f"rank {rank.number} already. Give the launcher another port with --master_port."
+        )
+    return store
 
 
-def _file(work: Path, number: int) -> Path:
-    return work / f"rank-{number}.json"
-
-
-def _patience() -> str:
-    return f"{SILENT_LOOKS * SECONDS_BETWEEN_LOOKS:.0f} s"
+def _key(number: int) -> str:
+    return f"build/rank-{number}"

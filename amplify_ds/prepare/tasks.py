@@ -49,7 +49,7 @@ class Workers(NamedTuple):
     rank: Rank
     pool: ProcessPoolExecutor | None
     told: Any  # of a pool: the size and the residues of which its processes told, not yet shown
-    check: Callable[[], None] = lambda: None  # raises AmplifyError when another rank has failed
+    check: Callable[[], None]  # raises AmplifyError when another rank has failed
 
 
 class _Stopped(Exception):
@@ -57,17 +57,17 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def workers(count: int, rank: Rank = Rank(0, 1)) -> Iterator[Workers]:
+def workers(count: int, rank: Rank = Rank(0, 1), check: Callable[[], None] = lambda: None) -> Iterator[Workers]:
     """Start processes, unless one is enough; whatever ends this one, Ctrl-C or SIGTERM or SIGKILL, ends them too."""
     with sigterm_interrupts():
         if count == 1:
-            yield Workers(rank, None, None)
+            yield Workers(rank, None, None, check)
             return
         spawn = multiprocessing.get_context("spawn")
         told, stop = spawn.Array("q", 2), spawn.Event()
         with process_pool(count, _share, (told, stop)) as pool:
             try:
-                yield Workers(rank, pool, told)
+                yield Workers(rank, pool, told, check)
             finally:
                 stop.set()
 
@@ -167,12 +167,13 @@ def _remove(stem: Path) -> None:
 
 
 def _stems(stage: str, tasks: Sequence[Task], directory: Path) -> list[Path]:
-    return [directory / f"{stage}-{_digest(task.depends)}" for task in tasks]
+    return [directory / f"{stage}-{digest(task.depends)}" for task in tasks]
 
 
 def _result(stem: Path) -> Path:
     return stem.with_name(f"{stem.name}.json")
 
 
-def _digest(depends: Any) -> str:
+def digest(depends: Any) -> str:
+    """Of JSON, in 24 hexadecimal digits."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:24]

@@ -23,10 +23,10 @@ from deepspeed.runtime import compiler
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import logger
 
-from amplify_ds import network
+from amplify_ds import network, rendezvous
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import keep_freed_memory
-from amplify_ds.training import ds_config, rendezvous
+from amplify_ds.training import ds_config
 from amplify_ds.training.adamw import AdamW
 from amplify_ds.training.full_state import FullState
 from amplify_ds.training.normuon import NorMuon

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -56,12 +55,6 @@ def command_line(pid: int) -> str:
         return " ".join(psutil.Process(pid).cmdline())
     except _UNKNOWN:
         return ""
-
-
-def ranks_here() -> int | None:
-    """How many ranks the launcher runs on this machine, as DeepSpeed's or torchrun says it; None where neither does."""
-    told = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
-    return int(told) if told else None
 
 
 def ranks_below(launcher: int) -> dict[int, int]:

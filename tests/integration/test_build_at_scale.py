@@ -15,6 +15,7 @@ import pytest
 from amplify_ds.data.packing import crop
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
+from amplify_ds.network import free_port
 from tests.support.building import (
     build,
     build_with_workers,
@@ -224,9 +225,9 @@ def test_several_machines_share_the_work(tmp_path, monkeypatch):
     build(path, tmp_path / "one", *SMALL)
     build_with_workers(tmp_path, code, "--help")
     words = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out", *SMALL]
-    machines = []
+    machines, meeting = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for rank in (2, 1, 0):
-        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "3"}
+        environment = {**os.environ, **meeting, "RANK": str(rank), "WORLD_SIZE": "3"}
         machines.append(start(*words, env=environment))
         time.sleep(0.3)
     for machine in machines:
@@ -243,9 +244,9 @@ def test_a_machine_that_is_not_needed_ends_well(tmp_path):
     build_with_workers(tmp_path, f"import time; from amplify_ds.prepare import pipeline; {late}", "--help")
     words = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out"]
     for _ in range(2):
-        machines = []
+        machines, meeting = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank, script_words in ((1, words), (0, [DATA_PREP / "build_shards.py", *words[1:]])):
-            environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
+            environment = {**os.environ, **meeting, "RANK": str(rank), "WORLD_SIZE": "2"}
             machines.append(start(*script_words, env=environment))
         for machine in machines:
             assert machine.wait(60) == 0, machine.stderr.read()

@@ -1,6 +1,7 @@
 """What a build of shards does when something breaks: one message, an exit code, no hang, and the next run goes on."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from amplify_ds.data.shard_writer import partial_directory, working
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.verify import verify
 from amplify_ds.errors import AmplifyError
+from amplify_ds.network import free_port
 from tests.support.building import (
     build,
     build_with_workers,
@@ -38,6 +40,7 @@ import os, signal, time
 from amplify_ds.prepare import ranks
 ranks.SECONDS_BETWEEN_LOOKS, ranks.SILENT_LOOKS = 0.1, 20
 """
+PATIENT = "ranks.SILENT_LOOKS = 60"  # where ranks need seconds to start
 
 
 def killed(where: str) -> str:
@@ -45,22 +48,31 @@ def killed(where: str) -> str:
     return f"{where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def slow(seconds: float) -> str:
-    """Code that lets a shard take longer."""
-    wait = f"(time.sleep({seconds}), write(*a))[1]"
+def slow(seconds: float, begun: Path | str = os.devnull) -> str:
+    """Code that lets a shard take longer. begun: a file to make before."""
+    wait = f"(open({str(begun)!r}, 'w'), time.sleep({seconds}), write(*a))[2]"
     return f"write = pipeline.write_shard; pipeline.write_shard = lambda *a: {wait}"
 
 
+def said(rank: Process | subprocess.Popen) -> str:
+    assert rank.stderr is not None
+    return rank.stderr.read()
+
+
 class Build:
-    """A build of many pieces and shards by several ranks, none of which a launcher watches over."""
+    """A build of many pieces and shards by several ranks, none of which a launcher watches over.
+
+    Python is started anew where what torch writes on standard error matters: how much is settled at its import.
+    """
 
     def __init__(self, place: Path, monkeypatch) -> None:
         self.place, self._pieces = place, many_pieces(monkeypatch)
-        self.started: list[Process] = []
+        self.started: list[Process | subprocess.Popen] = []
+        self.port = free_port()
         self.input = write_fasta(place / "in.fasta", proteins(400))
         build(self.input, place / "undisturbed", *SMALL)
 
-    def start(self, rank: int, code: str = "", world: int = 2) -> Process:
+    def start(self, rank: int, code: str = "", world: int = 2, anew: bool = False) -> Process | subprocess.Popen:
         main = self.place / f"main-{rank}.py"
         main.write_text(
             f"{self._pieces}\n{IMPATIENT}\n{code}\n"
@@ -68,14 +80,20 @@ class Build:
             "if __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
         )
         words = [main, "--input", self.input, "--output", self.place / "out", *SMALL]
-        place = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world)}
-        self.started.append(start(*words, env=place))
+        place = environment(2) | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        if anew:
+            program = [sys.executable, *map(str, words)]
+            self.started.append(subprocess.Popen(program, cwd=ROOT, env=place, text=True, stderr=subprocess.PIPE))
+        else:
+            self.started.append(start(*words, env=place))
         return self.started[-1]
 
-    def run(self, *codes: str) -> list[tuple[int, str]]:
+    def run(self, *codes: str, anew: bool = False) -> list[tuple[int, str]]:
         """Exit codes and messages of all ranks."""
-        ranks = [self.start(rank, code, len(codes)) for rank, code in enumerate(codes)]
-        return [(rank.wait(30), rank.stderr.read()) for rank in ranks]
+        self.port = free_port()
+        ranks = [self.start(rank, code, len(codes), anew) for rank, code in enumerate(codes)]
+        return [(rank.wait(60), said(rank)) for rank in ranks]
 
     def wait_for_shards(self) -> None:
         """Until the records have been read and shards are being written."""
@@ -110,6 +128,37 @@ def test_the_launcher_builds_the_same_bytes(tmp_path):
     assert not (tmp_path / ".out.partial").exists()
 
 
+def test_under_the_launcher_a_rank_that_has_done_its_part_is_not_taken_for_lost(tmp_path, monkeypatch):
+    """It would be after 4 seconds (orphans.py), in which rank 0 is at its own part."""
+    path, pieces = write_fasta(tmp_path / "in.fasta", proteins(400)), many_pieces(monkeypatch)
+    build(path, tmp_path / "one", *SMALL)
+    main = tmp_path / "main.py"
+    main.write_text(
+        f"import os, time\n{pieces}\nif os.environ['RANK'] == '0':\n    {slow(1.5)}\n"
+        "from amplify_ds import build_shards\nbuild_shards.command(build_shards.main)\n"
+    )
+    result = launch([*launcher(), main, "--input", path, "--output", tmp_path / "out", *SMALL])
+    assert result.returncode == 0, result.stderr
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
+def test_under_torchrun_a_build_of_which_a_rank_was_killed_starts_again(tmp_path, monkeypatch):
+    """The store of torchrun outlives the ranks."""
+    path, pieces = write_fasta(tmp_path / "in.fasta", proteins(400)), many_pieces(monkeypatch)
+    build(path, tmp_path / "one", *SMALL)
+    main = tmp_path / "main.py"
+    main.write_text(
+        f"import os, signal\n{pieces}\nif (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']) == ('1', '0'):"
+        f"\n    {killed('pipeline.write_shard')}\n"
+        "from amplify_ds import build_shards\nbuild_shards.command(build_shards.main)\n"
+    )
+    words = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", 2, "--max-restarts", 1]
+    words += ["--master-port", free_port()]
+    result = launch([*words, main, "--input", path, "--output", tmp_path / "out", *SMALL])
+    assert result.returncode == 0 and "exitcode: -9" in result.stderr, result.stderr
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+
+
 def test_under_the_launcher_a_bad_line_ends_all(tmp_path):
     (tmp_path / "bad.fasta").write_bytes(b">x\nM\xe9\n")
     good = write_fasta(tmp_path / "in.fasta", proteins(50))
@@ -131,12 +180,13 @@ def launch(words) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("victim, where", [(0, "pipeline.write_run"), (1, "pipeline.write_shard")])
 def test_all_ranks_end_when_one_is_killed_and_the_next_build_goes_on(several, victim, where):
-    codes = ["", ""]
-    codes[victim] = f"{killed(where)}; die = {where}; {where} = lambda *a: (time.sleep(1), die())"
-    found = several.run(*codes)
+    codes = [PATIENT, PATIENT]
+    codes[victim] += f"; {killed(where)}; die = {where}; {where} = lambda *a: (time.sleep(1), die())"
+    found = several.run(*codes, anew=victim == 0)
     assert found[victim][0] == -9
     code, message = found[1 - victim]
-    assert code == 1 and f"rank {victim} of 2 has shown no sign of life" in message and message.count("\n") == 1
+    assert code == 1 and message.startswith(f"error: rank {victim} of 2 on {platform.node()} has ")
+    assert "was killed" in message and message.count("\n") == 1
     assert several.run("", "") == [(0, ""), (0, "")] and several.is_as_undisturbed()
 
 
@@ -154,9 +204,9 @@ def test_the_message_of_a_rank_that_fails_ends_the_others(several):
 
 def test_a_rank_that_never_begins_is_named(several):
     [(_, _), (code, message)] = several.run("sys.exit()", "ranks.SILENT_LOOKS = 5")
-    assert code == 1 and "rank 0 of this build has not begun" in message
+    assert code == 1 and f"the ranks could not meet at 127.0.0.1:{several.port}: Connection refused" in message
     [(code, message), _] = several.run("ranks.SILENT_LOOKS = 5", "sys.exit()")
-    assert code == 1 and "rank 1 of 2 has not begun" in message and "unset RANK and WORLD_SIZE" in message
+    assert code == 1 and "rank 1 of 2 has shown no sign of life" in message
 
 
 def test_a_rank_that_sees_other_inputs_is_refused(several):
@@ -165,12 +215,29 @@ def test_a_rank_that_sees_other_inputs_is_refused(several):
 
 
 def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
-    first = [several.start(rank, slow(0.7)) for rank in (0, 1)]
+    first, port = [several.start(rank, slow(0.7)) for rank in (0, 1)], several.port
     several.wait_for_shards()
     for code, message in several.run("", ""):
         assert code == 1 and "another build is writing this directory" in message
-    assert [rank.wait(30) for rank in first] == [0, 0], [rank.stderr.read() for rank in first]
+    several.port = port
+    third = several.start(1)  # would be a rank of the first
+    assert third.wait(30) == 1 and "have a rank 1 already" in said(third)
+    assert [rank.wait(30) for rank in first] == [0, 0], [said(rank) for rank in first]
     assert several.is_as_undisturbed()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_stopped_alone_is_named(several, victim):
+    """As a machine that is lost, it keeps its connections and does not answer."""
+    begun = [several.place / str(rank) for rank in (0, 1)]
+    ranks = [several.start(rank, f"{PATIENT}; {slow(0.4, begun[rank])}", anew=victim == 0) for rank in (0, 1)]
+    while not all(map(Path.exists, begun)):
+        time.sleep(0.05)
+    ranks[victim].send_signal(signal.SIGSTOP)
+    assert ranks[1 - victim].wait(60) == 1
+    message = said(ranks[1 - victim])
+    assert f"error: rank {victim} of 2 on {platform.node()} has shown no sign of life for 6 s" in message
+    assert message.count("\n") == 1
 
 
 def test_a_suspended_build_goes_on(several):
@@ -180,7 +247,7 @@ def test_a_suspended_build_goes_on(several):
         for rank in ranks:
             rank.send_signal(number)
         time.sleep(2.5)  # longer than the silence that is taken for death
-    assert [rank.wait(30) for rank in ranks] == [0, 0], [rank.stderr.read() for rank in ranks]
+    assert [rank.wait(30) for rank in ranks] == [0, 0], [said(rank) for rank in ranks]
     assert several.is_as_undisturbed()
 
 
@@ -198,13 +265,23 @@ def test_what_is_left_of_an_earlier_build_cannot_write_into_the_next(tmp_path):
 def test_an_environment_that_makes_no_sense_is_named(tmp_path, monkeypatch, values):
     monkeypatch.setenv("RANK", values[0])
     monkeypatch.setenv("WORLD_SIZE", values[1])
-    with pytest.raises(AmplifyError, match="the environment has RANK"):
+    with pytest.raises(AmplifyError, match="the environment has RANK .* Unset both"):
         build(write_fasta(tmp_path / "in.fasta", proteins(3)), tmp_path / "out")
 
 
+@pytest.mark.parametrize("missing, value", [("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("MASTER_PORT", "x")])
+def test_ranks_without_a_place_to_meet_are_told_how_to_start(tmp_path, monkeypatch, missing, value):
+    whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, given in (whole | {missing: value}).items():
+        monkeypatch.setenv(name, given)
+    with pytest.raises(AmplifyError, match="RANK 1 and WORLD_SIZE 2, but no MASTER_ADDR and MASTER_PORT"):
+        build(write_fasta(tmp_path / "in.fasta", proteins(3)), tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["in.fasta"]
+
+
 def test_standard_input_is_for_one_process(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(AmplifyError, match="standard input reaches one process, and this build has 2"):
         build("-", tmp_path / "out")
 

@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from torch.distributed import DistError, HashStore, Store, TCPStore, register_rendezvous_handler
+from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore, register_rendezvous_handler
 
 from amplify_ds import network
 from amplify_ds.errors import AmplifyError, first_line
-from amplify_ds.training.processes import ranks_here
 
 URL = "amplify://"
 SECONDS_BETWEEN_TRIES = 0.1
@@ -43,7 +42,9 @@ def meet(timeout: timedelta) -> Store:
         port = int(os.environ["MASTER_PORT"])
         try:
             serve = rank == 0 and not of_torchrun
-            found = _serve(address, port, timeout) if serve else _connect(address, port, timeout)
+            found: Store = _serve(address, port, timeout) if serve else _connect(address, port, timeout)
+            if of_torchrun:  # its store outlives the ranks: after a restart they shall find nothing of those before
+                found = PrefixStore(f"amplify_ds/{os.environ['TORCHELASTIC_RESTART_COUNT']}", found)
             if rank == 0:
                 found.set(JOB, _job())
             if found.get(JOB).decode() != _job():
@@ -68,7 +69,7 @@ def choose_interfaces() -> None:
 
 def on_one_machine() -> bool:
     """Whether all ranks run here, as far as the launcher says."""
-    return int(os.environ["WORLD_SIZE"]) in (1, ranks_here())
+    return int(os.environ["WORLD_SIZE"]) in (1, network.ranks_here())
 
 
 def _job() -> str:
