@@ -23,7 +23,7 @@ class Agreement:
         self._arrived = torch.cuda.Event() if on_gpu else None
 
     def send(self, *flags: bool) -> None:
-        """Collective."""
+        """Publish this rank's flags. Must be called on every rank."""
         self._wait()
         self._own.copy_(torch.tensor(flags))
         self._on_device.copy_(self._own, non_blocking=True)

@@ -1,4 +1,4 @@
-"""From a configuration to a run that is ready for its first step. Every rank calls `build`, and each step of it.
+"""From a configuration to a run that is ready for its first step. Every function here must be called on every rank.
 
 Data, then the run directory, then the model under DeepSpeed, then the weights to go on from: what may be refused is
 refused in this order, before anything is written that another run would miss.
@@ -42,21 +42,21 @@ ReadWeights = Callable[[Path], tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Data:
-    """The shards that a run reads; sizes of model and batch follow from them."""
+    """The shards that a run reads."""
 
     sources: Mixture
     validation: dict[str, Shards]
-    warnings: list[str]  # what is doubtful about them, for rank 0 to say
+    warnings: list[str]  # about validation sets that share proteins with training; rank 0 only
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins, or goes on."""
+    """The state that a run starts or continues from."""
 
     progress: Progress
     skips: list[dict]  # rows that are left out (data/skips.py)
-    origin: dict[str, Any] | None  # whose weights it began with; None: random ones
-    saved_step: int | None  # that of the run's own newest checkpoint; None: this start is in none of its own
+    origin: dict[str, Any] | None  # source of the initial weights; None: random
+    saved_step: int | None  # step of the run's own newest checkpoint; None if it continues from another run's
 
 
 def build(
@@ -71,7 +71,8 @@ def build(
     """Build the run of this rank.
 
     zero: the content of the DeepSpeed file. initial: reads the weights to begin with and says where they come from; of
-    which path. skip_rows: a list of rows that are left out from now on. Raises AmplifyError. Collective.
+    which path. skip_rows: a list of rows that are left out from now on. Raises AmplifyError. Must be called on
+    every rank.
     """
     data = open_data(run, ranks)
     sources = data.sources
@@ -132,7 +133,7 @@ def open_data(run: RunConfig, ranks: Ranks) -> Data:
 
 
 def open_directory(run: RunConfig, output: Path, ranks: Ranks, binding: dict[str, Any], resume: str) -> runs.Directory:
-    """Rank 0 makes or checks the run directory and locks it; the others go on when it has. Collective."""
+    """Rank 0 makes or checks the run directory and locks it; the others wait for it."""
     checkpoints = lock = None
     if ranks.leader:
         lock = runs.open_run(output, run, binding, resume)
@@ -142,7 +143,7 @@ def open_directory(run: RunConfig, output: Path, ranks: Ranks, binding: dict[str
 
 
 def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
-    """Begin this rank's log, listen to requests to stop, and look on whether the loop moves. Collective."""
+    """Start this rank's log, the listener for stop requests and the watchdog."""
     job = ranks.from_leader(secrets.randbits(48))
     watch = Watchdog(output, ranks.rank, ranks.world_size, run.watchdog.seconds, job).start()
     logs.open_log(output, ranks.rank)
@@ -153,7 +154,7 @@ def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
 def build_engine(
     run: RunConfig, shape: Shape, zero: dict[str, Any], cut: BatchPlan, precision: str, ranks: Ranks
 ) -> Engine:
-    """The model with random weights, the same on every rank, and its optimizer under DeepSpeed. Collective."""
+    """Return the engine of a model with random weights (the same on every rank) and its optimizer."""
     torch.manual_seed(run.training.seed)
     model = Encoder(shape)
     model.gradient_checkpointing = run.training.activation_checkpointing
@@ -187,9 +188,9 @@ def load_start(
     resume: str,
     initial: tuple[ReadWeights, Path] | None,
 ) -> Start:
-    """Put the weights and moments of the checkpoint to continue from, else those to begin with, into the engine.
+    """Load the checkpoint to continue from, or else the initial weights, into the engine.
 
-    Raises AmplifyError when they are not those that were asked for. Collective.
+    Raises AmplifyError if they are not what was asked for.
     """
     output, asked = directory.path, initial[1] if initial else None
     found = choose_checkpoint(run, directory, ranks, resume)
@@ -213,7 +214,7 @@ def load_start(
 def choose_checkpoint(
     run: RunConfig, directory: runs.Directory, ranks: Ranks, resume: str
 ) -> checkpoint.CheckpointFile | None:
-    """Rank 0 looks at every byte and tells the others. Collective."""
+    """Return the checkpoint to continue from. Rank 0 verifies every byte and tells the others."""
     found = None
     if directory.checkpoints is not None:
         found = runs.choose_checkpoint(directory.checkpoints, resume, directory.binding, run.training.steps)

@@ -48,7 +48,7 @@ def meet() -> torch.distributed.Store:
 
 
 def start_ranks() -> Ranks:
-    """Join the other ranks. Collective."""
+    """Initialise the process group and return this rank. Must be called on every rank."""
     accelerator = deepspeed.accelerator.get_accelerator()
     meet()
     rendezvous.choose_interfaces()
@@ -90,7 +90,10 @@ class Engine:
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks):
-        """config: DeepSpeed's, complete (ds_config.merge). AmplifyError when DeepSpeed refuses it. Collective."""
+        """config: the complete DeepSpeed configuration (ds_config.merge). Raises AmplifyError if DeepSpeed refuses it.
+
+        Must be called on every rank.
+        """
         self.stage = ds_config.stage(config)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # before stage 3
         self._finite = True
@@ -113,7 +116,7 @@ class Engine:
             optimizer.locate = self.state.pieces
 
     def forward(self, **inputs: Any) -> torch.Tensor:
-        """The wrapped model: model inputs -> logits [M, V]."""
+        """Return the logits [M, V] of the masked positions."""
         return self._engine(**inputs).logits
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -125,13 +128,14 @@ class Engine:
             self._engine.step()  # counts the micro batch, no more
 
     def update(self, lr: float) -> torch.Tensor | None:
-        """One optimizer step at the learning rate `lr`, after the `backward` of every micro batch. Collective.
+        """One optimizer step at the learning rate `lr`, after the `backward` of every micro batch.
 
         Returns the gradient norm before clipping, on the device; None if it is not finite on any rank: then nothing has
         changed, and neither has AdamW's count of steps.
 
-        The host waits for the device here, once a step, when all backward work is queued: no weight may change before
-        the norm is known to be finite. At stage 0 it does so itself, at the others DeepSpeed does (and tells).
+        Must be called on every rank. The host waits for the device here, once per step, when all backward work is
+        queued: no weight may change before the norm is known to be finite. At stage 0 this function waits, at the other
+        stages DeepSpeed does.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -145,7 +149,10 @@ class Engine:
         return norm if self._finite else None
 
     def evaluation(self) -> Callable[..., torch.Tensor]:
-        """The wrapped model in evaluation mode: model inputs -> logits. Collective at stage 3."""
+        """Switch to evaluation mode and return a function from model inputs to logits.
+
+        At stage 3 every rank must call that function.
+        """
         self._engine.eval()
 
         def logits(**inputs):
@@ -155,4 +162,5 @@ class Engine:
         return logits
 
     def training(self) -> None:
+        """Switch back to training mode."""
         self._engine.train()

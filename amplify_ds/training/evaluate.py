@@ -90,7 +90,7 @@ def evaluate(
     progress: Callable[[int], object] = lambda rows: None,
     targets: np.ndarray | None = None,
 ) -> Score:
-    """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Collective over the ranks.
+    """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Must be called on every rank.
 
     targets: bool [V], the tokens that are scored (default: all that can be masked); the masks do not depend on it.
     """

@@ -33,8 +33,9 @@ class FullState:
         self._module, self._optimizer, self._stage, self._ranks = module, optimizer, stage, ranks
 
     def named(self) -> Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]:
-        """(name, float32 weight, {moment name: tensor}) of every parameter, gathered one at a time. Collective: every
-        rank must draw all of it. Nothing is kept here; before the first optimizer step there are no moments.
+        """Yield (name, float32 weight, {moment name: tensor}) of every parameter, gathered one at a time.
+
+        Every rank must exhaust the iterator. Before the first optimizer step there are no moments.
         """
         stepped = bool(self._inner.state)
         if self._stage in (1, 2) and stepped:
@@ -49,7 +50,7 @@ class FullState:
             yield name, weight, moments
 
     def load(self, tensors: Callable[[str, str], torch.Tensor], steps: int) -> None:
-        """Put weights and moments into a fresh engine. Collective.
+        """Load weights and moments into a fresh engine. Must be called on every rank.
 
         `tensors(kind, name)` gives the full float32 tensor of a parameter, kind being "weight" or one of MOMENTS;
         `steps`: optimizer steps taken so far (AdamW's bias correction). With 0 steps only weights are loaded.

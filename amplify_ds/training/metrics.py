@@ -81,7 +81,10 @@ class Interval:
         self._pending: _MicroBatches = ([], [], [])
 
     def totals(self) -> Totals:
-        """Collective: every rank has kept the same number of steps. The only copies from the device."""
+        """Return the sums over all ranks. This is the only copy from the device.
+
+        Must be called on every rank, after the same number of steps.
+        """
         n = self.steps
         losses = [torch.stack([rows.sum() for rows in row_losses]).sum().double() for row_losses, _, _ in self._steps]
         correct = torch.stack([count for _, counts, _ in self._steps for count in counts]).sum().double()

@@ -65,7 +65,7 @@ class NorMuon(AdamW):
         self._matrices: dict[tuple[int, ...], Matrices] = {}
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: DeepSpeed gives none
-        """Collective."""
+        """Take one step. Must be called on every rank."""
         done = []
         for group in self.param_groups:
             if group["matrices"]:

@@ -59,7 +59,7 @@ class Matrices:
         self._mine = names[rank :: len(pieces)] if self._shared else [name for name in names if name in held[rank]]
 
     def orthogonal(self, partitions: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{name: orthogonal factor} of the matrices of which this rank holds pieces. Collective.
+        """{name: orthogonal factor} of the matrices of which this rank holds pieces. Must be called on every rank.
 
         partitions: what this rank holds, flat; one, if matrices are cut.
         """

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """device: of this rank. Methods marked collective return when every rank has called them."""
+    """device: of this rank. `sum`, `barrier` and `from_leader` must be called on every rank."""
 
     rank: int
     world_size: int
@@ -31,18 +31,18 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Replace `values`, on this rank's device, by their sums over the ranks. Collective."""
+        """Replace `values` (on this rank's device) by their sums over all ranks, and return them."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank is here. Collective."""
+        """Wait for all ranks."""
         if self.world_size > 1:
             distributed.barrier()
 
     def from_leader(self, what: T) -> T:
-        """Return what rank 0 gives, a number or text. Collective."""
+        """Return the value that rank 0 passes, a number or a text."""
         box = [what]
         if self.world_size > 1:
             distributed.broadcast_object_list(box, 0, device=self.device)

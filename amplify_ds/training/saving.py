@@ -30,7 +30,7 @@ class BackgroundWriter:
 
     def start(self, named_state: NamedState, state: dict[str, Any]) -> None:
         """Copy `named_state` (FullState.named) to the host and begin to write it, on rank 0; the others help to
-        gather it. Waits for the write before. Collective.
+        gather it. Waits for the previous write. Must be called on every rank.
         """
         self.wait()
         copies = []

@@ -31,8 +31,9 @@ SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal for a bar
 
 
 class Telemetry:
-    """Of one run, on every rank. Between `open` and its end the loop counts each micro batch, then keeps its step or
-    leaves it out, and logs what was kept.
+    """Metrics and messages of one run; every rank has one.
+
+    Inside `open` the loop counts each micro batch, then keeps its step or leaves it out, and logs the steps kept.
     """
 
     def __init__(
@@ -45,40 +46,40 @@ class Telemetry:
         precision: str,
         progress: Progress,
     ):
-        """progress: counted here, but for its steps and evaluations, and saved by the loop."""
+        """progress: updated here, except for `step`, which the loop counts."""
         self.run, self.output, self.ranks = run, output, ranks
         self.batches, self.shape, self.progress = batches, shape, progress
         self._peak = run.log.device_tflops * 1e12 or device_flops(ranks.device, precision)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """The run goes on. What a killed run had logged past the step that it goes on from is replaced."""
+        """Open TensorBoard and the progress bar. Points after the step that the run continues from are replaced."""
         self._last_line = time.perf_counter()
         with self._writer(self.progress.step) as self._events, self._bar(self.progress.step) as self._steps_bar:
             yield
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Show what is to be known of this run, and keep it among its events."""
+        """Print warnings about this run and add them to TensorBoard."""
         for text in warnings:
             self.ranks.say(f"warning: {text}")
         if warnings:
             self._events.add_text("warnings", "\n\n".join(warnings), self.progress.step)
 
     def begin(self) -> None:
-        """An interval between two logs begins now; its seconds are to be of training alone."""
+        """Start the interval of the next log. Its seconds should contain training only."""
         self._interval = Interval(self.ranks)
 
     def count(self, batch: PackedBatch, row_losses: torch.Tensor, logits: torch.Tensor, waited: float) -> None:
-        """A micro batch was computed. row_losses: [rows] sums over each row's targets. waited: seconds for data."""
+        """Add a micro batch. row_losses: [rows] sums over each row's targets. waited: seconds waiting for data."""
         self._interval.add(batch, row_losses, logits, waited)
 
     def keep(self, norm: torch.Tensor, rate: float) -> None:
-        """The step was applied; `norm` is that of its gradient, on the device."""
+        """Count the step as applied. norm: gradient norm, on the device."""
         self._interval.keep(self.progress.batch, norm, rate)
         self._steps_bar.update()
 
     def leave_out(self) -> None:
-        """The step was not applied, its gradient is not finite. AmplifyError if that is one too many in a row."""
+        """Skip the batch, whose gradient is not finite. Raises AmplifyError after too many in a row."""
         self._interval.drop()
         batch, step = self.progress.batch, self.progress.step + 1
         in_a_row, limit = self.progress.skip(), self.run.guards.skipped_in_a_row
@@ -97,7 +98,7 @@ class Telemetry:
             )
 
     def log(self) -> None:
-        """What was kept since `begin`: points of TensorBoard, a line now and then, losses that jump. Collective."""
+        """Log the steps kept since `begin`, and report losses that jump. Must be called on every rank."""
         interval, progress = self._interval, self.progress
         if not interval.steps:
             return
@@ -114,7 +115,7 @@ class Telemetry:
             self._name_rows(step, found.step_losses[number], *interval.row_losses(number))
 
     def evaluated(self, name: str, score: Score) -> None:
-        """The validation set `name` was scored."""
+        """Record the score of the validation set `name`."""
         progress = self.progress
         cost = {"residues": progress.residues, "seconds": progress.seconds}  # of training until now
         progress.history.append({"step": progress.step, "set": name, **cost, **score.as_dict()})
@@ -124,17 +125,17 @@ class Telemetry:
         self.ranks.say(f"step {progress.step}, {name}, {score.describe()}")
 
     def flush(self) -> None:
-        """Hand all to the file: after a checkpoint nothing before it is logged again."""
+        """Write all events to the file. Call it before a checkpoint: a resumed run does not log earlier steps again."""
         self._events.flush()
 
     def saved(self, waited: float, writing: float) -> None:
-        """Seconds that training waited for a checkpoint, and those that writing the one before it took (0: none)."""
+        """Record the seconds that training waited for a checkpoint, and those of writing the previous one (0: none)."""
         if writing:
             self._events.add_scalar("checkpoint/seconds_writing", writing, self.progress.step)
         self._events.add_scalar("checkpoint/seconds_training_waited", waited, self.progress.step)
 
     def _write(self, found: Totals, rate: float) -> None:
-        """A point of TensorBoard."""
+        """Add one point to every curve in TensorBoard."""
         sources, world_size = self.batches.mixture, self.ranks.world_size
         epochs = sources.epochs(self.progress.batch * self.batches.plan.global_rows, self.run.training.seed)
         flops = model_flops(self.shape, found.tokens, found.pairs) / found.seconds / world_size
@@ -158,7 +159,7 @@ class Telemetry:
         self._events.flush()
 
     def _say_how_far(self, found: Totals) -> None:
-        """At the bar, or in a line now and then where there is no terminal for one."""
+        """Show loss and speed on the progress bar, or print a line every 30 s where there is no terminal."""
         speed = f"loss {found.loss:.4f}, {found.tokens / found.seconds:,.0f} tokens/s"
         self._steps_bar.set_postfix_str(speed, refresh=False)
         if self._steps_bar.disable and time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
@@ -168,7 +169,7 @@ class Telemetry:
             self.ranks.say(f"step {step} of {last}: {speed}, about {left / 60:.0f} min left")
 
     def _name_rows(self, step: int, loss: float, batch: int, own: torch.Tensor) -> None:
-        """The loss of a step jumped. own: [rows of this rank], sums over each row's targets. Collective."""
+        """Report the rows behind a jump of the loss. own: [rows of this rank] sums over each row's targets."""
         plan = self.batches.plan
         row_losses = torch.zeros(plan.global_rows, dtype=torch.float64, device=self.ranks.device)
         row_losses[plan.share.start : plan.share.stop] = own[: len(plan.share)].double() / self.batches.slots

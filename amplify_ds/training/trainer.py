@@ -67,7 +67,10 @@ class Trainer:
     saved_step: int | None  # of the run's newest checkpoint; before any, 0: nothing could be lost
 
     def pretrain(self) -> dict[str, Any] | None:
-        """Train to the last step; returns what result.json holds. None: stopped and saved. Collective."""
+        """Train to the last step and return the content of result.json, or None if stopped on request and saved.
+
+        Must be called on every rank.
+        """
         run, plan, progress, telemetry = self.run, self.batches.plan, self.progress, self.telemetry
         padding_share = plan.computed_rows / plan.global_rows  # padding rows are no part of the batch's mean
         loader = TrainingLoader(self.batches, progress.batch, run.data.workers, self.ranks.device.type == "cuda")
@@ -104,7 +107,7 @@ class Trainer:
             return self._finish()
 
     def _before_the_first_step(self) -> None:
-        """Of this process. Collective."""
+        """Print warnings, evaluate a new run, and start the first interval."""
         self.telemetry.warn(self.warnings)
         if self.progress.step == 0:
             self._evaluate()
@@ -112,7 +115,7 @@ class Trainer:
         self._tell()
 
     def _next_batch(self, loader: TrainingLoader) -> tuple[PackedBatch, float]:
-        """This rank's next micro batch, on its device, and the seconds that it was waited for."""
+        """Return this rank's next micro batch, on its device, and the seconds spent waiting for it."""
         self.watch.at(self.progress.step + 1, "waiting for data")
         began = time.perf_counter()
         batch = next(loader)
@@ -121,7 +124,7 @@ class Trainer:
         return batch.to(self.ranks.device), waited
 
     def _evaluate(self) -> None:
-        """Collective."""
+        """Score every validation set under both protocols."""
         logits = self.engine.evaluation()
         settings, micro_rows = self.run.evaluation, self.run.training.micro_batch_rows
         for name, shards in self.validation.items():
@@ -139,7 +142,7 @@ class Trainer:
         self.engine.training()
 
     def _save(self) -> None:
-        """Copy the state to rank 0's memory; it is written while training goes on. Collective."""
+        """Copy the state to rank 0's memory; a thread writes it while training continues."""
         began = time.perf_counter()
         self.watch.at(self.progress.step, "writing the checkpoint")  # the one before
         self.writer.wait()
@@ -152,19 +155,20 @@ class Trainer:
         self.telemetry.saved(time.perf_counter() - began, before)
 
     def _tell(self) -> None:
-        """What this rank knows between two steps: that the run is to stop, or that it cannot save. Collective."""
+        """Publish whether this rank was asked to stop, and whether it failed to save."""
         self.agreement.send(stopping.requested(), self.writer.problem is not None)
 
     def _agreed_to_stop(self) -> bool:
-        """Whether any rank was to stop when all told each other last. AmplifyError if one could not save."""
+        """Return whether any rank was asked to stop before the last `_tell`. AmplifyError if one failed to save."""
         stop, failed = self.agreement.received()
         if failed:
             raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
         return stop
 
     def _complete_checkpoint(self) -> str | None:
-        """See the newest step saved and written; return where, on rank 0. AmplifyError on all ranks if it could not
-        be. Collective.
+        """Save the current step if necessary, wait until it is written, and return the newest checkpoint (on rank 0).
+
+        Raises AmplifyError on all ranks if it could not be written.
         """
         if self.saved_step != self.progress.step:
             self._save()
@@ -175,7 +179,7 @@ class Trainer:
         return str(newest.path) if newest else None
 
     def _stop(self) -> None:
-        """Save, say so in stopped.json, and let every rank go. Collective."""
+        """Save a checkpoint, write stopped.json, and leave together with the other ranks."""
         self.telemetry.log()
         newest, step = self._complete_checkpoint(), self.progress.step
         if self.ranks.leader:
@@ -189,7 +193,7 @@ class Trainer:
         self._leave()
 
     def _finish(self) -> dict[str, Any]:
-        """Collective."""
+        """Save a checkpoint, write result.json and return its content."""
         progress, checkpoint = self.progress, self._complete_checkpoint()
         result = {
             "steps": progress.step,
