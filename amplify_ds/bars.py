@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # commands import it when there is something to show
 def bar(iterable: Any = None, *, shown: bool = True, **options: Any) -> tqdm:
     """A bar on a terminal, as wide as that is now; nothing in a log. options: tqdm's.
 
-    It is drawn ten times a second at most, in ASCII where the terminal's encoding has no blocks: tqdm's own rules.
+    It is drawn ten times per second at most, in ASCII where the terminal's encoding has no blocks: tqdm's own rules.
     """
     from tqdm import tqdm
 

@@ -11,7 +11,7 @@ from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 
 DESCRIPTION = """\
-List the checkpoints of a run: step, size, whether it is complete, and the validation loss (nats a target) at that
+List the checkpoints of a run: step, size, whether it is complete, and the validation loss (nats per target) at that
 step, set by set, under <mask>-only masking. Training continues from the newest that is complete. With --verify every
 file is read and compared with its checksum.
 

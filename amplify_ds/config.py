@@ -126,7 +126,7 @@ class Training(Section):
     global_batch_tokens: int = setting(
         "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0, le=2**32
     )
-    micro_batch_rows: int = setting("most rows a device computes at once; as many as its memory holds", True, gt=0)
+    micro_batch_rows: int = setting("maximum rows per micro batch, as many as the device's memory holds", True, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
         "auto: bf16 on GPUs, fp32 on CPUs; fp8: bf16 with the blocks' products in FP8, needs TransformerEngine"
     )
@@ -158,7 +158,7 @@ class Checkpoint(Section):
 class Log(Section):
     every: int = setting("steps between points of TensorBoard; only there are sums copied from the device", True, gt=0)
     device_tflops: float = setting(
-        "what a device can do at most, in 10^12 FLOP/s, to compare with; 0: measured at the start", True, ge=0
+        "peak TFLOP/s of one device, used for the utilisation metric; 0: measured at the start", True, ge=0
     )
 
 

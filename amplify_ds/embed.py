@@ -37,7 +37,7 @@ def main() -> int:
         nargs="+",
         default=["mean"],
         metavar="KIND",
-        help="of mean, bos, max (a vector a protein), residues (a vector a residue) (default: mean)",
+        help="any of mean, bos, max (one vector per protein), residues (one vector per residue) (default: mean)",
     )
     parser.add_argument("--layer", type=int, metavar="N", help="0: the embedding, … (default: the last)")
     parser.add_argument(

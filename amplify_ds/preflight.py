@@ -18,8 +18,8 @@ from amplify_ds.errors import AmplifyError, command
 from amplify_ds.training import ds_config
 
 DESCRIPTION = """\
-Check every machine of a hostfile before a run, within a minute: a table with a line a machine, then what failed and how
-to mend it. Exit code 0 if nothing failed.
+Check every machine of a hostfile before a run, within a minute: a table with a line per machine, then what failed and
+how to fix it. Exit code 0 if nothing failed.
 
   bash launch/preflight.sh hostfile                                          the machines alone
   bash launch/preflight.sh hostfile --recipe 120M --data.train shards/train \\
@@ -86,7 +86,7 @@ def describe(failures: list[Finding]) -> str:
 
 
 def table(hosts: list[Host], found: Found) -> str:
-    """A line a machine; - is what was not looked at."""
+    """A line per machine; - is what was not looked at."""
     cells = {(f.host, f.check): "FAILED" if f.remedy else f.text for f in reversed(found.findings)}
     cells |= {(f.host, f.check): "FAILED" for f in found.failures()}
     rows = [["host", *CHECKS]]

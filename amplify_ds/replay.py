@@ -13,7 +13,7 @@ from amplify_ds.vocab import MASK, decode
 DESCRIPTION = """\
 Rebuild the batch that a step of a run was trained on, from its run.json and the training shards, and print it:
 every row with its source and epoch, every protein with its targets. One CPU is enough; the numbers of GPUs, of loader
-workers and of rows a micro batch make no difference to a batch.
+workers and of rows per micro batch make no difference to a batch.
 
   python -m amplify_ds.replay runs/first --step 1200
   python -m amplify_ds.replay runs/first --step 1200 --rows 0 7 --json batch.json

@@ -1,6 +1,6 @@
 """Curves of validation loss over several seeds: what they cost, when one reaches another, a table, a picture.
 
-Losses are in nats a target, with every selected residue replaced by <mask>. Means over seeds are means of losses; a
+Losses are in nats per target, with every selected residue replaced by <mask>. Means over seeds are means of losses; a
 perplexity is exp of such a mean.
 """
 

@@ -102,8 +102,8 @@ def by_length(place: Path, lengths: Sequence[int], turns: int) -> str:
             f"{found.flops / found.seconds / 1e9:,.1f} | {pairs / found.flops:.0%} | {found.memory / GIB:.2f}"
         )
     return _table(
-        f"recipe tiny, one row of {ROW_TOKENS:,} tokens a step, median of {turns} turns, {cores()} threads",
-        "tokens a sequence | seconds a step | residues/s | model GFLOP/s | attention, of the FLOPs | peak memory, GiB",
+        f"recipe tiny, one row of {ROW_TOKENS:,} tokens per step, median of {turns} turns, {cores()} threads",
+        "tokens per sequence | seconds per step | residues/s | model GFLOP/s | attention, of FLOPs | peak memory, GiB",
         lines,
     )
 
@@ -126,8 +126,8 @@ def by_size(place: Path, models: Sequence[tuple[str, int | None]], turns: int) -
             f"{found.flops / found.seconds / 1e9:,.1f} | {found.memory / GIB:.2f} | {need / GIB:.2f}"
         )
     return _table(
-        f"one row of {SHORT_ROW:,} tokens a step, sequences of {WINDOW}, median of {turns} turns, {cores()} threads",
-        "recipe | parameters | seconds a step | residues/s | model GFLOP/s | peak memory, GiB | as estimated before",
+        f"one row of {SHORT_ROW:,} tokens per step, sequences of {WINDOW}, median of {turns} turns, {cores()} threads",
+        "recipe | parameters | seconds per step | residues/s | model GFLOP/s | peak memory, GiB | as estimated before",
         lines,
         without,
     )
@@ -161,7 +161,7 @@ def by_ranks(place: Path, counts: Sequence[int], turns: int) -> str:
     return _table(
         f"recipe tiny, ZeRO 1, a row of {ROW_TOKENS:,} tokens and a thread a rank, median of {turns} turns, "
         f"{cores()} cores",
-        "ranks | seconds a step | residues/s of all | of linear | communication, of a step | memory of a rank, GiB",
+        "ranks | seconds per step | residues/s of all | of linear | communication, of a step | memory of a rank, GiB",
         lines,
     )
 

@@ -187,7 +187,7 @@ def _build(place: Path, fasta: Path, workers: int) -> Measured:
 
 
 def _usual_pipeline(place: Path, fasta: Path, residues: int = 4_000_000) -> tuple[float, int]:
-    """Return (residues a second, residues): FASTA to a dataset of padded ids with `datasets`, on one core.
+    """Return (residues per second, residues): FASTA to a dataset of padded ids with `datasets`, on one core.
 
     All residues are counted, also those that truncation to 512 tokens drops.
     """

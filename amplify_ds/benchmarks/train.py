@@ -194,7 +194,7 @@ def report(config: RunConfig, options: argparse.Namespace, cores: int, speeds, f
     """The table, as Markdown."""
     title = (
         f"recipe {options.recipe}, {config.model.num_hidden_layers} layers of width {config.model.hidden_size}; "
-        f"{options.rows * options.devices} rows a step, {options.turns} turns, {cores} cores"
+        f"{options.rows * options.devices} rows per step, {options.turns} turns, {cores} cores"
     )
     lines = [title, "", "| | residues/s | × padded | model GFLOP/s | of the matrix rate | peak memory, GiB |"]
     lines.append("|---|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""The hostfile: which machines, and how many ranks on each. One line a machine, `NAME slots=N`, # begins a comment.
+"""The hostfile: which machines, and how many ranks on each. One line per machine, `NAME slots=N`, # begins a comment.
 
 DeepSpeed trains on this machine alone, without a word, when the file is missing, and mixes up devices when the numbers
 of slots differ. Here both are errors, like a name that stands twice.
@@ -48,7 +48,7 @@ def read_hostfile(path: Path) -> list[Host]:
                 f"{path}, line {number}: expected 'NAME slots=N', as in 'node-1 slots=8', found {text!r}"
             )
         if found["name"] in hosts:
-            raise AmplifyError(f"{path}, line {number}: {found['name']} stands here a second time; give it one line")
+            raise AmplifyError(f"{path}, line {number}: {found['name']} appears twice; list it once")
         hosts[found["name"]] = Host(found["name"], int(found["slots"]))
     if not hosts:
         raise AmplifyError(f"{path}: names no machine; expected lines 'NAME slots=N', see launch/hostfile.example")

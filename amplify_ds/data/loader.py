@@ -4,7 +4,7 @@ The training order is endless: position p of the stream is a row of one of the s
 the run (that of optimizer step b + 1) reads the positions [b·G, (b + 1)·G), a global batch of G rows; rank r of W takes
 [r·G // W, (r + 1)·G // W) of them, in micro batches. All ranks compute equally many rows: where W does not divide G,
 some compute rows of padding, which have no targets. So the state of the stream is one integer, and it is the same
-for every number of ranks, of loader workers and of rows a micro batch. Rows that a run leaves out from some batch on
+for every number of ranks, of loader workers and of rows per micro batch. Rows that a run leaves out from some batch on
 are replaced by others (skips.py). A row's mask is keyed by (seed, epoch, row) and its source.
 
 Evaluation reads every row once, split over the ranks, with masks that only depend on each protein (masking.py).

@@ -38,7 +38,7 @@ _OVERFULL = 1.1  # a row may give up to this times `fraction` of its tokens to r
 
 
 def masked_per_row(manifests: Sequence[Mapping], weights: Sequence[int], fraction: float) -> int:
-    """Return K, the number of masked positions of every row: `fraction` of the mean number of eligible tokens a row.
+    """Return K, the number of masked positions of every row: `fraction` of the mean number of eligible tokens per row.
 
     The mean is that of the rows read: of one manifest for each source, by weight.
     """

@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens a window, <bos> and <eos> counted; longer proteins are read in overlapping windows (default: the "
-        "model's own limit)",
+        help="tokens per window, <bos> and <eos> counted; longer proteins are read in overlapping windows (default: "
+        "the model's own limit)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     parser.add_argument(

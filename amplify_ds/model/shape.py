@@ -24,7 +24,7 @@ class Shape:
     """Shape of an AMPLIFY encoder.
 
     `intermediate_size` is the nominal one of the published files; `ffn_size` is the SwiGLU width that is built from
-    it. `max_length` (tokens a sequence, `<bos>` and `<eos>` included) is kept as `context_length`, because
+    it. `max_length` (tokens per sequence, `<bos>` and `<eos>` included) is kept as `context_length`, because
     transformers 5 takes a model attribute of the name `max_length` for a setting of text generation.
 
     Raises ValueError, naming the field, for a variant that this model does not build and for sizes that do not fit.

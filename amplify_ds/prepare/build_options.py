@@ -30,7 +30,7 @@ An input (--input, --exclude) is one of
   http(s)://…               a text file, over one connection
 Text may be plain, gzip, zstd, bzip2 or xz; this is seen from the content.
 
-Sequences are cleaned (blanks, lower case and a * at the end are mended; sequences with
+Sequences are cleaned (blanks, lower case and a * at the end are normalised; sequences with
 any of B J O U X Z or other characters are dropped), exact duplicates are dropped, the
 rest is shuffled, cut into windows and packed into rows of equal size. Everything that
 is dropped is counted by reason. The same sequences, options and seed give the same
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> Asked:
         options.max_existence,
         options.shortest,
         options.longest,
-        not options.no_mending,
+        not options.no_normalise,
         options.duplicates,
     )
     names_for = "--fragments drop" if rules.fragments == "drop" else None
@@ -199,9 +199,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max-residues", dest="longest", type=int, metavar="N", help="drop longer sequences (default: none)"
     )
     rules.add_argument(
-        "--no-mending",
+        "--no-normalise",
+        "--no-mending",  # its name until version 0.1
         action="store_true",
-        help="drop sequences with blanks, lower case or * at the end instead of mending them",
+        help="drop sequences with blanks, lower case or a * at the end instead of normalising them",
     )
 
     rows = parser.add_argument_group("rows")

@@ -1,4 +1,4 @@
-"""Clean sequences: text in, token ids out; what is mended or dropped is counted by reason.
+"""Clean sequences: text in, token ids out; what is normalised or dropped is counted by reason.
 
 Mended: blanks within the sequence and `*` at its end are removed, lower case is raised. Dropped: an empty sequence; one
 with a character that is no token (gaps are counted apart); one with any of B J O U X Z (the rule by which UR100P was
@@ -32,7 +32,7 @@ _EXISTENCE = re.compile(r"\bPE=([1-5])\b")
 
 @dataclass(frozen=True)
 class Rules:
-    """What is dropped and mended. Every field is an option of build_shards.py and stands in the manifest."""
+    """What is dropped and normalised. Every field is an option of build_shards.py and is recorded in the manifest."""
 
     ambiguous: str = "drop"  # or "keep": B is a token, J O U X Z become <unk>
     fragments: str = "keep"

@@ -10,13 +10,13 @@ _PATTERNS = {FRAGMENTS: '"(Fragment)"', EXISTENCE: "a higher PE="}
 
 
 def counts(manifest: dict) -> list[tuple[str, str]]:
-    """Return (name, value) lines: what was read, mended, dropped and kept, and how full the rows are."""
+    """Return (name, value) lines: what was read, normalised, dropped and kept, and how full the rows are."""
     found = manifest["counts"]
     return [
         ("records read", f"{found['records']:,}"),
         *((f"  dropped: {reason}", _dropped(reason, count)) for reason, count in found["rejected"].items()),
         ("sequences kept", f"{found['sequences']:,}"),
-        *((f"  mended: {reason}", f"{count:,}") for reason, count in found["mended"].items()),
+        *((f"  normalised: {reason}", f"{count:,}") for reason, count in found["mended"].items()),
         *((f"  noted: {what}", f"{count:,}") for what, count in found.get("noted", {}).items()),
         ("residues", f"{found['residues']:,}"),
         ("windows", f"{found['windows']:,} of at most {manifest['max_length']:,} tokens"),

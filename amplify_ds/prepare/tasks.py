@@ -99,7 +99,7 @@ def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, 
 
 
 class _Meter:
-    """A bar that follows the size of tasks and says how many residues a second go by."""
+    """A bar that follows the size of tasks and says how many residues per second go by."""
 
     def __init__(self, bar: tqdm, check: Callable[[], None]) -> None:
         self._bar, self._check, self._residues, self._began = bar, check, 0, time.perf_counter()

@@ -35,17 +35,17 @@ def print_plan(run: RunConfig, zero: dict[str, Any]) -> None:
     for source, weight in zip(mixture.sources, mixture.weights.tolist()):
         a_step = cut.global_rows * weight / int(mixture.weights.sum())  # rows
         of_each[f"source {source.name}"] = (
-            f"weight {weight:,}, {source.shards.num_rows:,} rows in {source.shards.path}: steps an epoch "
+            f"weight {weight:,}, {source.shards.num_rows:,} rows in {source.shards.path}: steps per epoch "
             f"{source.shards.num_rows / a_step:,.1f}, epochs in all {epochs[source.name]:,.2f}"
         )
     lines = {
         "parameters": f"{plan.parameter_count(model):,}",
         "devices": f"{world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}",
-        "tokens a step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
+        "tokens per step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
         "steps": f"{run.training.steps:,}",
         **of_each,
         **{f"validation {name}": f"{opened.num_rows:,} rows in {opened.path}" for name, opened in sets.items()},
-        **{f"memory, {part}": f"about {size / 2**30:,.2f} GiB a device" for part, size in memory.items()},
+        **{f"memory, {part}": f"about {size / 2**30:,.2f} GiB per device" for part, size in memory.items()},
     }
     print(run.to_yaml())
     for name, text in lines.items():

@@ -38,7 +38,7 @@ FRACTION = 0.15  # of the residues, under both protocols, whatever training does
 
 @dataclass(frozen=True)
 class Score:
-    """One validation set under one protocol. Losses in nats a target; `gain`: baseline_loss − loss, paired."""
+    """One validation set under one protocol. Losses in nats per target; `gain`: baseline_loss − loss, paired."""
 
     protocol: str
     loss: float

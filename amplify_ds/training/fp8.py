@@ -35,7 +35,7 @@ def check(run: RunConfig, model: Shape, row_tokens: int, device_type: str) -> No
             raise _refusal(f"{name} is {size}, no multiple of {MULTIPLE}; change it")
     for name in ("activation_checkpointing", "compile"):  # both leave te.autocast
         if getattr(run.training, name):
-            raise _refusal(f"training.{name} does not go with it; set it to false")
+            raise _refusal(f"training.{name} is not supported together with it; set it to false")
     if device_type != "cuda" or torch.cuda.get_device_capability() < OLDEST:
         raise _refusal("it needs a GPU with FP8 (Ada, Hopper or newer), which this device is not; use one")
     _transformer_engine()

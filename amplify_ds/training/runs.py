@@ -62,9 +62,9 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str) -
     if checkpoint.listing(output):  # before the first checkpoint nothing has been learnt that could be lost
         if differing := differences(read_description(output)["binding"], asked):
             raise AmplifyError(
-                f"{output}: is the run of another configuration:\n  "
+                f"{output}: was started with different settings:\n  "
                 + "\n  ".join(differing)
-                + "\nChoose another --output, or ask for the same settings to continue it."
+                + "\nChoose another --output, or use the same settings to continue this run."
             )
         if resume == "never":
             raise AmplifyError(f"{output}: holds checkpoints; --resume never starts in a new --output only")

@@ -88,7 +88,8 @@ NAMED = [
         (["--max-existence", "3"], "CF", {"B J O U X Z": 1, "duplicates": 1, "protein existence": 1}),
         (["--min-residues", "7"], "EF", {"B J O U X Z": 1, "too short": 2}),
         (["--max-residues", "10"], "FG", {"B J O U X Z": 1, "duplicates": 1, "too long": 1}),
-        (["--no-mending"], "FG", {"B J O U X Z": 1, "duplicates": 1, "other characters": 1}),
+        (["--no-normalise"], "FG", {"B J O U X Z": 1, "duplicates": 1, "other characters": 1}),
+        (["--no-mending"], "FG", {"B J O U X Z": 1, "duplicates": 1, "other characters": 1}),  # its earlier name
     ],
 )
 def test_every_rule_can_be_switched_and_is_counted(tmp_path, options, dropped, reasons):

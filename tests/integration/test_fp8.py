@@ -42,7 +42,7 @@ def test_what_does_not_fit_is_named():
         row_tokens=1000, training__micro_batch_rows=2
     )
     for setting in ("activation_checkpointing", "compile"):
-        assert f"training.{setting} does not go with it" in checked(**{f"training__{setting}": "true"})
+        assert f"training.{setting} is not supported together with it" in checked(**{f"training__{setting}": "true"})
 
 
 @pytest.mark.parametrize("recipe", ["120M", "350M", "120M-stage2", "350M-stage2"])

@@ -43,7 +43,7 @@ def test_hostfile_is_read_as_deepspeed_reads_it(tmp_path):
         ("node-1 slots=8\nnode-2 slots=8 max_slots=9\n", "line 2: expected"),
         ("-oProxyCommand=x slots=8\n", "line 1: expected"),
         ("node-[1-4] slots=8\n", "line 1: expected"),
-        ("node-1 slots=8\nnode-1 slots=8\n", "line 2: node-1 stands here a second time"),
+        ("node-1 slots=8\nnode-1 slots=8\n", "line 2: node-1 appears twice"),
         ("node-1 slots=8\nnode-2 slots=4\n", "different numbers of slots (node-1 8, node-2 4)"),
     ],
 )
