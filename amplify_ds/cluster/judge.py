@@ -1,4 +1,4 @@
-"""The preflight's checks: what a machine reported, compared with what training needs, and how to mend it."""
+"""The preflight's checks: what a machine reported, compared with what training needs, and how to fix it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Machine(NamedTuple):
 
 
 def that_take_part(hosts: Sequence[Host]) -> dict[Host, Machine]:
-    """Ask all at once; AmplifyError that names every machine that cannot be reached, and how to mend it."""
+    """Ask all at once; AmplifyError that names every machine that cannot be reached, and how to fix it."""
     answers = ask(hosts)
     if lost := [host for host in hosts if answers[host].code]:
         reasons = "\n".join(_why(host, answers[host]) for host in lost)

@@ -1,7 +1,7 @@
 """Write checkpoints while training goes on: a thread writes what was copied to the host, one at a time.
 
 A step waits for the copy, and for a write before it that is not done yet. What the thread could not write is an error
-at the next look, with the older checkpoints untouched.
+at the next check; older checkpoints are untouched.
 """
 
 from __future__ import annotations
