@@ -158,15 +158,19 @@ class TrainingBatches(Dataset):
         block, within = divmod(index, _AHEAD)
         if self._looked_up is None or self._looked_up[0] != block:
             positions = np.concatenate([self.plan.positions(block * _AHEAD + i) for i in range(_AHEAD)])
-            found = self.mixture.at(positions, self.seed)
-            self._looked_up = block, self.skips.replace(found, positions // self.plan.global_rows, self.seed)
+            self._looked_up = block, self._at(positions)
         part = slice(within * self.plan.micro_rows, (within + 1) * self.plan.micro_rows)
         return Places(*(column[part] for column in self._looked_up[1]))
+
+    def _at(self, positions: np.ndarray) -> Places:
+        """What is read at these positions of the stream, integers [n]; rows that are left out are replaced."""
+        found = self.mixture.at(positions, self.seed)
+        return self.skips.replace(found, positions // self.plan.global_rows, self.seed)
 
     def rows_of(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a global batch, of all ranks and in order: {"source": name, "row", "epoch", "batch"}."""
         positions = batch * self.plan.global_rows + np.arange(self.plan.global_rows)
-        found = self.skips.replace(self.mixture.at(positions, self.seed), np.full(len(positions), batch), self.seed)
+        found = self._at(positions)
         return [
             {"source": self.mixture.names[source], "row": row, "epoch": epoch, "batch": batch}
             for source, row, epoch in zip(found.sources.tolist(), found.rows.tolist(), found.epochs.tolist())

@@ -128,33 +128,33 @@ def test_the_launcher_builds_the_same_bytes(tmp_path):
     assert not (tmp_path / ".out.partial").exists()
 
 
-def test_under_the_launcher_a_rank_that_has_done_its_part_is_not_taken_for_lost(tmp_path, monkeypatch):
-    """It would be after 4 seconds (orphans.py), in which rank 0 is at its own part."""
+def faulty_build(tmp_path, monkeypatch, when, fault):
+    """A script that builds `tmp_path`/in.fasta under a launcher, with a fault; "one" is what it should build."""
     path, pieces = write_fasta(tmp_path / "in.fasta", proteins(400)), many_pieces(monkeypatch)
     build(path, tmp_path / "one", *SMALL)
     main = tmp_path / "main.py"
     main.write_text(
-        f"import os, time\n{pieces}\nif os.environ['RANK'] == '0':\n    {slow(1.5)}\n"
+        f"import os, signal, time\n{pieces}\nif {when}:\n    {fault}\n"
         "from amplify_ds import build_shards\nbuild_shards.command(build_shards.main)\n"
     )
-    result = launch([*launcher(), main, "--input", path, "--output", tmp_path / "out", *SMALL])
+    return [main, "--input", path, "--output", tmp_path / "out", *SMALL]
+
+
+def test_under_the_launcher_a_rank_that_has_done_its_part_is_not_taken_for_lost(tmp_path, monkeypatch):
+    """It would be after 4 seconds (orphans.py), in which rank 0 is at its own part."""
+    words = faulty_build(tmp_path, monkeypatch, "os.environ['RANK'] == '0'", slow(1.5))
+    result = launch([*launcher(), *words])
     assert result.returncode == 0, result.stderr
     assert content(tmp_path / "out") == content(tmp_path / "one")
 
 
 def test_under_torchrun_a_build_of_which_a_rank_was_killed_starts_again(tmp_path, monkeypatch):
     """The store of torchrun outlives the ranks."""
-    path, pieces = write_fasta(tmp_path / "in.fasta", proteins(400)), many_pieces(monkeypatch)
-    build(path, tmp_path / "one", *SMALL)
-    main = tmp_path / "main.py"
-    main.write_text(
-        f"import os, signal\n{pieces}\nif (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']) == ('1', '0'):"
-        f"\n    {killed('pipeline.write_shard')}\n"
-        "from amplify_ds import build_shards\nbuild_shards.command(build_shards.main)\n"
-    )
+    first_start = "(os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']) == ('1', '0')"
+    build_words = faulty_build(tmp_path, monkeypatch, first_start, killed("pipeline.write_shard"))
     words = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", 2, "--max-restarts", 1]
     words += ["--master-port", free_port()]
-    result = launch([*words, main, "--input", path, "--output", tmp_path / "out", *SMALL])
+    result = launch([*words, *build_words])
     assert result.returncode == 0 and "exitcode: -9" in result.stderr, result.stderr
     assert content(tmp_path / "out") == content(tmp_path / "one")
 
