@@ -33,7 +33,7 @@ from amplify_ds.processes import belong_to_parent
 _OF_A_WORKER = re.compile(
     r"DataLoader worker \(pid(\(s\))? (?P<pid>\d+).*?(signal: (?P<signal>[^.]*)|exit code (?P<code>\d+)|$)", re.DOTALL
 )
-# What is raised where a batch that a worker has left is to be taken from it, and it has ended.
+# What is raised where a worker hands a batch over to its rank, at one side when the other has ended.
 _CUT_OFF = (ConnectionError, EOFError)
 SECONDS_TO_END = 1.0
 _LIKELY = {
@@ -139,3 +139,11 @@ def _in_shared_memory(batch: PackedBatch) -> PackedBatch:
 
 def _belong_to(rank: int, worker: int) -> None:
     belong_to_parent(rank, (signal.SIGTERM, signal.SIGUSR1))
+    others = sys.excepthook
+
+    def hook(kind, error, traceback) -> None:
+        """A rank that ends while it takes a batch cuts off the thread which hands batches over; the rank says why."""
+        if not issubclass(kind, _CUT_OFF):
+            others(kind, error, traceback)
+
+    sys.excepthook = hook

@@ -72,8 +72,9 @@ def test_a_killed_worker_ends_the_rank_with_its_reason(running):
     assert said.count("error:") == 1
 
 
-CUT_OFF = """
-import os, sys
+LOADER = """
+import os, socket, sys, time
+from multiprocessing import resource_sharer
 from amplify_ds.data.loader import BatchPlan, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
@@ -81,6 +82,8 @@ from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import command
 mixture = Mixture([Source("train", 1, Shards(sys.argv[1]))])
 batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, 0.15, 0.8, 0.1)
+"""
+CUT_OFF = """
 def main():
     with TrainingLoader(batches, 0, 2, False) as loader:
         next(loader)
@@ -92,10 +95,29 @@ command(main)
 
 
 def test_a_batch_that_a_killed_worker_had_left_names_it_too(shards):
-    result = python("-c", CUT_OFF, shards["train"])
+    result = python("-c", LOADER + CUT_OFF, shards["train"])
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     pid = result.stdout.strip()
     assert f"worker 1 of 2 (process {pid}), which prepares batches, was killed by SIGKILL" in result.stderr
+
+
+HUNG_UP = """
+def hang_up(ident):
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(ident[0])
+    time.sleep(1)
+    raise ValueError("the reason why the rank ends")
+def main():
+    with TrainingLoader(batches, 0, 2, False) as loader:
+        resource_sharer._ResourceSharer.get_connection = staticmethod(hang_up)
+        next(loader)
+main()
+"""
+
+
+def test_a_rank_that_ends_while_it_takes_a_batch_is_alone_in_saying_why(shards):
+    result = python("-c", LOADER + HUNG_UP, shards["train"])
+    assert result.stderr.count("Traceback") == 1 and "the reason why the rank ends" in result.stderr, result.stderr
 
 
 def test_a_request_to_stop(running):
