@@ -22,17 +22,17 @@ from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256
 from amplify_ds.prepare import rows
 from amplify_ds.prepare.build_options import Asked, parse
+from amplify_ds.prepare.build_ranks import BuildRanks, launched, together
+from amplify_ds.prepare.chunks import STANDARD_INPUT, Source
 from amplify_ds.prepare.manifest import check_records, describe, make_manifest
 from amplify_ds.prepare.manifest_text import counts, table
-from amplify_ds.prepare.pieces import STANDARD_INPUT, Source
 from amplify_ds.prepare.pipeline import check_unchanged, inspect_inputs, pack_part, scatter_inputs
-from amplify_ds.prepare.ranks import Ranks, launched, together
 from amplify_ds.prepare.sources import find_sources
 from amplify_ds.prepare.tasks import digest, workers
 from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.shell import next_commands
 from amplify_ds.training import orphans
-from amplify_ds.training.visibility import wait_for
+from amplify_ds.training.shared_files import wait_for
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(next_commands(*checks))
 
 
-def _build(asked: Asked, ranks: Ranks) -> list[str]:
+def _build(asked: Asked, ranks: BuildRanks) -> list[str]:
     """Build the parts that are not there and return which; AmplifyError if others have been built there."""
     rank = ranks.rank
     tell = partial(print, "note:", file=sys.stderr) if rank.number == 0 else lambda note: None
     inputs = find_sources(asked.input, asked.reading, tell)
     exclude = find_sources(asked.exclude, replace(asked.reading, names_for=None), tell)
-    plan = digest([asked.settings, len(inputs), rows.PIECE, [source.version for source in (*inputs, *exclude)]])
+    plan = digest([asked.settings, len(inputs), rows.CHUNK_BYTES, [source.version for source in (*inputs, *exclude)]])
     if rank.number:
         [(plan_of_first, parts, name)] = ranks.wait_for("begun")
         if plan != plan_of_first:

@@ -26,10 +26,10 @@ def main() -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run directory (--output of amplify_ds.train)")
     parser.add_argument("--verify", action="store_true", help="compare every file with its checksum")
     arguments = parser.parse_args()
-    from amplify_ds.training import checkpoint, runs
+    from amplify_ds.training import checkpoint, run_directory
 
-    if not (arguments.run / runs.DESCRIPTION).exists():
-        raise AmplifyError(f"{arguments.run}: holds no {runs.DESCRIPTION}, so it is no run directory")
+    if not (arguments.run / run_directory.DESCRIPTION).exists():
+        raise AmplifyError(f"{arguments.run}: holds no {run_directory.DESCRIPTION}, so it is no run directory")
     paths = checkpoint.listing(arguments.run)
     hidden = sorted(checkpoint.folder(arguments.run).glob(".step-*"))
     aside = sorted(checkpoint.folder(arguments.run).glob(f"step-*{checkpoint.SET_ASIDE}*"))

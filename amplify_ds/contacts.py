@@ -8,7 +8,7 @@ from pathlib import Path
 from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
-from amplify_ds.inference.contacts.arguments import parse
+from amplify_ds.inference.contacts.contact_options import parse
 from amplify_ds.shell import next_commands
 
 EVALUATE = ("python", "-m", "amplify_ds.contacts", "evaluate")
@@ -32,7 +32,7 @@ def _fit(arguments, left_out: dict[str, str]) -> list[str]:
     require("sklearn", "fitting a head")
     reader, targets, _ = _prepare(arguments, left_out, arguments.output)
     from amplify_ds.inference.contacts import head as heads
-    from amplify_ds.inference.contacts.jobs import Fitting, fit_head
+    from amplify_ds.inference.contacts.fitting import Fitting, fit_head
 
     settings = Fitting(arguments.inverse_strength, arguments.seed, arguments.pairs_per_protein)
     path = Path(arguments.model)
@@ -58,11 +58,11 @@ def _evaluate(arguments, left_out: dict[str, str]) -> list[str]:
     reader, targets, _ = _prepare(arguments, left_out, arguments.json, arguments.csv)
     head.check_model(reader, str(arguments.head))
     from amplify_ds.files import write_json
-    from amplify_ds.inference.contacts import jobs, precision
+    from amplify_ds.inference.contacts import fitting, precision
 
-    seen = jobs.trained_on(head, targets)
+    seen = fitting.trained_on(head, targets)
     with _bar(len(targets), "proteins") as bar:
-        found = list(jobs.evaluate(reader, head, targets, bar.update))
+        found = list(fitting.evaluate(reader, head, targets, bar.update))
     summary = precision.summary([values for _, values in found])
     lines = [f"precision of contacts, mean over {len(found):,} proteins ± standard error", *precision.table(summary)]
     if seen:
@@ -70,7 +70,7 @@ def _evaluate(arguments, left_out: dict[str, str]) -> list[str]:
         lines.append(f"note: {len(seen):,} of these proteins trained the head, which flatters it: {some}")
     if arguments.csv:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-        jobs.write_precisions(arguments.csv, found)
+        fitting.write_precisions(arguments.csv, found)
         lines.append(f"wrote {arguments.csv}: a row for each protein")
     if arguments.json:
         content = {"head": str(arguments.head), "model": head.model, "fingerprint": head.fingerprint}
@@ -87,13 +87,13 @@ def _predict(arguments, left_out: dict[str, str]) -> list[str]:
     head = _head(arguments)
     reader, targets, contents = _prepare(arguments, left_out, arguments.output, arguments.plot)
     head.check_model(reader, str(arguments.head))
-    from amplify_ds.inference.contacts import jobs, picture
+    from amplify_ds.inference.contacts import fitting, picture
 
     drawn = _chosen(targets, arguments.protein) if arguments.plot else None
     lines = []
     if arguments.output:
         with _bar(len(targets), "proteins") as bar:
-            names = jobs.predict_file(reader, head, targets, contents.sha256, arguments.output, bar.update)
+            names = fitting.predict_file(reader, head, targets, contents.sha256, arguments.output, bar.update)
         if changed := [(old.name, new) for old, new in zip(targets, names) if old.name != new]:
             some = ", ".join(f"{old!r:.60} is {new!r:.60}" for old, new in changed[:5])
             more = " …" if len(changed) > 5 else ""
@@ -102,7 +102,7 @@ def _predict(arguments, left_out: dict[str, str]) -> list[str]:
         lines.append(f"next: numpy.load({str(arguments.output)!r})[{names[0]!r}]: residue × residue, from 0")
     if drawn:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-        picture.draw(arguments.plot, drawn, jobs.predict(reader, head, drawn.tokens))
+        picture.draw(arguments.plot, drawn, fitting.predict(reader, head, drawn.tokens))
         lines.append(f"wrote {arguments.plot}: contacts of {drawn.name}, {len(drawn.tokens):,} residues")
     return lines
 
@@ -134,11 +134,11 @@ def _prepare(arguments, left_out: dict[str, str], *outputs: Path | None):
 
     for output in filter(None, outputs):
         refuse_existing(output)
-    from amplify_ds.inference.arguments import records_from
     from amplify_ds.inference.contacts.sources import from_records, from_structures
     from amplify_ds.inference.contacts.targets import fitting
     from amplify_ds.inference.model import load
     from amplify_ds.inference.reading import describe_unknown
+    from amplify_ds.inference.shared_options import records_from
 
     with _bar(None, "read") as bar:
         if arguments.structures:

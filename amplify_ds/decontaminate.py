@@ -1,6 +1,6 @@
 """Find the training sequences that are similar to a validation sequence, so that they can be left out of the shards.
 
-Every piece of the input is cleaned as for shards and searched with MMseqs2 (`prepare/mmseqs.py`); what is similar is
+Every chunk of the input is cleaned as for shards and searched with MMseqs2 (`prepare/mmseqs.py`); what is similar is
 written to a FASTA file, and what was searched and how to a second file beside it. build_shards.py --exclude takes the
 first and copies the second into the manifest. --check searches finished shards in the same way, and fails if anything
 is found.
@@ -26,12 +26,12 @@ from amplify_ds.data.shard_writer import remove_leftovers, working, writing
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.files import sha256, sync, write_json
+from amplify_ds.prepare.chunks import Chunk, Source
 from amplify_ds.prepare.clean import Cleaner, Rules
 from amplify_ds.prepare.manifest import describe, proof_path
 from amplify_ds.prepare.mmseqs import TEMPORARY, Criteria, find_similar, version, write_fasta
-from amplify_ds.prepare.options import Reading, add_arguments, reading_of
-from amplify_ds.prepare.pieces import Piece, Source
 from amplify_ds.prepare.pipeline import check_unchanged, inspect_inputs
+from amplify_ds.prepare.reading_options import Reading, add_arguments, reading_of
 from amplify_ds.prepare.sources import find_sources
 from amplify_ds.prepare.tasks import Progress, Task, run_tasks, workers
 from amplify_ds.processes import check_workers, sigterm_interrupts
@@ -102,9 +102,9 @@ def _find(
         hashes = inspected.hashes
         basis = [criteria.describe(), [hashes.get(source.version, source.version) for source in held_out]]
         tasks = [
-            Task([*basis, source.version, number], piece.bytes, partial(_search, piece, queries, criteria, threads))
+            Task([*basis, source.version, number], chunk.bytes, partial(_search, chunk, queries, criteria, threads))
             for source in train
-            for number, piece in enumerate(inspected.pieces(source))
+            for number, chunk in enumerate(inspected.chunks(source))
         ]
         results = run_tasks("search", tasks, work, crew, "B")
         check_unchanged([*train, *held_out], reading)
@@ -131,28 +131,28 @@ def _find(
     print(f"{counts['similar']:,} of {counts['searched']:,} sequences are similar to one of {count:,}: {output}")
 
 
-def _search(piece: Piece, held_out: Path, criteria: Criteria, threads: int, stem: Path, progress: Progress) -> dict:
-    """Search a piece of the training sequences; write those that are similar, in chunks of bounded memory."""
+def _search(chunk: Chunk, held_out: Path, criteria: Criteria, threads: int, stem: Path, progress: Progress) -> dict:
+    """Search a chunk of the training sequences; write those that are similar, in blocks of bounded memory."""
     cleaner = Cleaner(Rules())
     counts: Counter[str] = Counter()
     files: list[str] = []
-    chunk: list[bytes] = []
+    block: list[bytes] = []
 
     def search() -> None:
-        found = find_similar([ids.translate(_TEXT) for ids in chunk], held_out, criteria, threads)
+        found = find_similar([ids.translate(_TEXT) for ids in block], held_out, criteria, threads)
         path = stem.with_name(f"{stem.name}.{len(files)}.fasta")
         with writing(path), open(path, "wb") as file:
             for index, identity in sorted(found.items()):
-                file.write(b">identity=%.3f\n%s\n" % (identity, chunk[index].translate(_TEXT)))
+                file.write(b">identity=%.3f\n%s\n" % (identity, block[index].translate(_TEXT)))
         files.append(path.name)
-        counts.update(searched=len(chunk), similar=len(found))
-        chunk.clear()
+        counts.update(searched=len(block), similar=len(found))
+        block.clear()
 
     size = 0
-    for batch in piece.read(progress):
+    for batch in chunk.read(progress):
         counts["records"] += batch.records
         kept = cleaner.clean(batch)
-        chunk += kept
+        block += kept
         size += sum(map(len, kept))
         if size > _CHUNK:
             search()

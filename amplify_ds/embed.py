@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amplify_ds import bars
 from amplify_ds.errors import command
-from amplify_ds.inference.arguments import add_arguments, prepare
+from amplify_ds.inference.shared_options import add_arguments, prepare
 
 DESCRIPTION = """\
 Write embeddings of proteins: pooled over each protein (mean and max over its residues, or the
@@ -47,8 +47,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     from amplify_ds.inference.embeddings import Settings
-    from amplify_ds.inference.jobs import embed_file
     from amplify_ds.inference.outputs import check_format
+    from amplify_ds.inference.pipelines import embed_file
 
     check_format(arguments.output)
     reader, records, contents = prepare(arguments, arguments.output)

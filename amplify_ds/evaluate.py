@@ -64,8 +64,8 @@ def main() -> int:
 
     from amplify_ds.data.shards import Shards
     from amplify_ds.hub.others import scorable
-    from amplify_ds.training.evaluate import PROTOCOLS, evaluate
     from amplify_ds.training.ranks import Ranks
+    from amplify_ds.training.validation import PROTOCOLS, evaluate
 
     sets = {str(path): Shards(path) for path in arguments.data}
     models = [scorable(source) for source in arguments.model]

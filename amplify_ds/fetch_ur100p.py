@@ -2,7 +2,7 @@
 
     python data_prep/fetch_ur100p.py --output data/UR100P
 
-The work is done in prepare/fetching.py; prepare/fetched.py says what a fetched folder is.
+The work is done in prepare/hub_download.py; prepare/download_list.py says what a fetched folder is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from amplify_ds import start
 from amplify_ds.data.shard_writer import working
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.prepare.fetched import (
+from amplify_ds.prepare.download_list import (
     FETCHED,
     LICENCE,
     REPOSITORY,
@@ -26,7 +26,7 @@ from amplify_ds.prepare.fetched import (
     split_names,
     total,
 )
-from amplify_ds.prepare.fetching import fetch, free_bytes, pinned
+from amplify_ds.prepare.hub_download import fetch, free_bytes, pinned
 from amplify_ds.prepare.manifest_text import table
 from amplify_ds.processes import check_workers
 from amplify_ds.shell import next_commands

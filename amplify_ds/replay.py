@@ -41,7 +41,7 @@ def main() -> int:
         help="the training shards, if they have moved",
     )
     arguments = parser.parse_args()
-    from amplify_ds.training.replay import rebuild  # seconds to import, so only now
+    from amplify_ds.training.past_batches import rebuild  # seconds to import, so only now
 
     batch = rebuild(arguments.run, arguments.step, arguments.rows, arguments.data)
     print(describe(batch))

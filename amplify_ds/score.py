@@ -8,7 +8,7 @@ from pathlib import Path
 from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.extras import require
-from amplify_ds.inference.arguments import add_arguments, prepare
+from amplify_ds.inference.shared_options import add_arguments, prepare
 
 DESCRIPTION = """\
 Score proteins, or mutations of them, with a masked language model.
@@ -73,7 +73,7 @@ def main() -> int:
 def _perplexities(arguments, reader, records, contents, table, bar) -> list[str]:
     import numpy as np
 
-    from amplify_ds.inference.jobs import score_file
+    from amplify_ds.inference.pipelines import score_file
 
     bar.reset(contents.residues - contents.unknown.total())
     found = score_file(reader, records, contents, arguments.output, arguments.one_pass, bar.update)
@@ -87,9 +87,9 @@ def _perplexities(arguments, reader, records, contents, table, bar) -> list[str]
 def _effects(arguments, reader, records, contents, table, bar) -> list[str]:
     import numpy as np
 
-    from amplify_ds.inference.jobs import effects_file
     from amplify_ds.inference.mutation_tables import NAME
     from amplify_ds.inference.mutations import spearman
+    from amplify_ds.inference.pipelines import effects_file
     from amplify_ds.inference.reading import proteins
 
     named = None if table.column(NAME) is None else set(table.column(NAME))
@@ -110,7 +110,7 @@ def _effects(arguments, reader, records, contents, table, bar) -> list[str]:
 
 
 def _heatmap(arguments, reader, records, contents, table, bar) -> list[str]:
-    from amplify_ds.inference.jobs import heatmap_file
+    from amplify_ds.inference.pipelines import heatmap_file
     from amplify_ds.inference.reading import proteins
 
     if arguments.protein is None and contents.proteins > 1:

@@ -118,7 +118,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     stopping.listen()
     orphans.end_with_launcher()
     from amplify_ds.hub.folder import initial_weights  # seconds to import, so only now
-    from amplify_ds.training import build, ds_config, engine, logs, runs
+    from amplify_ds.training import build, ds_config, engine, logs, run_directory
     from amplify_ds.training.ranks import is_broken_connection
 
     failures.watch(engine.meet())
@@ -128,7 +128,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     try:
         ranks = engine.start_ranks()
         trainer = build.build(run, zero, output, ranks, arguments.resume, initial, arguments.skip_rows)
-        done_before = (output / runs.RESULT).exists() and trainer.progress.step >= run.training.steps
+        done_before = (output / run_directory.RESULT).exists() and trainer.progress.step >= run.training.steps
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
         if gone := orphans.lost():

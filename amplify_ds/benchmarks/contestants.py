@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, PackedBatch, TrainingBatches
 from amplify_ds.data.workers import TrainingLoader
-from amplify_ds.training import plan
+from amplify_ds.training import derived
 from amplify_ds.training.metrics import model_flops, peak_memory
 from amplify_ds.vocab import PAD, TOKENS
 
@@ -37,11 +37,11 @@ class Contestant:
     def __init__(self, run: RunConfig, rows: int, rank: int, ranks: int, threads: int):
         torch.set_num_threads(threads)
         self.run = run
-        mixture = plan.training_sources(run)
-        self.config = plan.model_config(run, mixture.max_length)
+        mixture = derived.training_sources(run)
+        self.config = derived.model_config(run, mixture.max_length)
         self.device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-        self.precision = plan.resolve_precision(run.training.precision, self.device.type)
-        cut = BatchPlan(rows * ranks, rows, 1, rank, ranks)
+        self.precision = derived.resolve_precision(run.training.precision, self.device.type)
+        cut = BatchSplit(rows * ranks, rows, 1, rank, ranks)
         self.batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
         self.loader = TrainingLoader(self.batches, 0, 0, self.device.type == "cuda")
         self.times: dict[str, float] = {}
@@ -160,7 +160,7 @@ class Ours(Contestant):
         joined = engine.start_ranks()
         self.device = joined.device
         zero = {"zero_optimization": {"stage": 1}}
-        self.engine = build.build_engine(self.run, self.config, zero, self.batches.plan, self.precision, joined)
+        self.engine = build.build_engine(self.run, self.config, zero, self.batches.split, self.precision, joined)
         for name in COLLECTIVES:
             setattr(torch.distributed, name, self._timed(getattr(torch.distributed, name)))
 
@@ -199,7 +199,7 @@ class Matrices(Contestant):
         size, width = self.config.hidden_size, self.config.ffn_size
         dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
         shapes = [(size, size)] * 4 + [(size, 2 * width), (width, size)]
-        rows = self.batches.plan.micro_rows * self.batches.mixture.row_tokens
+        rows = self.batches.split.micro_rows * self.batches.mixture.row_tokens
         make: dict[str, Any] = {"device": self.device, "dtype": dtype}
         self.products = [
             (torch.randn(rows, a, **make), torch.randn(b, a, **make), torch.randn(rows, b, **make)) for a, b in shapes

@@ -28,7 +28,7 @@ from amplify_ds.benchmarks.steps import exact_windows, measure
 from amplify_ds.benchmarks.train import start as start_contestant
 from amplify_ds.config import RunConfig, recipes, resolve
 from amplify_ds.errors import AmplifyError
-from amplify_ds.training import plan
+from amplify_ds.training import derived
 
 PARTS = ("length", "size", "shards", "ranks")
 WINDOW, ROW_TOKENS, SHORT_ROW = 512, 8192, 1024
@@ -112,9 +112,9 @@ def by_size(place: Path, models: Sequence[tuple[str, int | None]], turns: int) -
     shards, lines, without = exact_windows(place, WINDOW, SHORT_ROW), [], []
     for recipe, layers in models:
         config = _config(shards, recipe, layers)
-        shape = plan.model_config(config, WINDOW)
+        shape = derived.model_config(config, WINDOW)
         name = f"{recipe}, {layers} layers" if layers else recipe
-        need = sum(plan.memory_per_device(config, shape, SHORT_ROW, 1, 1, _precision(config)).values()) + PROCESS
+        need = sum(derived.memory_per_device(config, shape, SHORT_ROW, 1, 1, _precision(config)).values()) + PROCESS
         free = _free_memory()
         if need * MARGIN > free:
             wanted = f"needs up to {need * MARGIN / GIB:.1f} GiB"
@@ -122,7 +122,8 @@ def by_size(place: Path, models: Sequence[tuple[str, int | None]], turns: int) -
             continue
         found = measure({name: start_contestant("ours", config, 1, 1, cores())}, turns, f"size {name}")[name]
         lines.append(
-            f"{name} | {plan.parameter_count(shape):,} | {found.seconds:.4g} | {found.residues / found.seconds:,.0f} | "
+            f"{name} | {derived.parameter_count(shape):,} | {found.seconds:.4g} | "
+            f"{found.residues / found.seconds:,.0f} | "
             f"{found.flops / found.seconds / 1e9:,.1f} | {found.memory / GIB:.2f} | {need / GIB:.2f}"
         )
     return _table(
@@ -193,7 +194,7 @@ def _free_memory() -> float:
 
 
 def _precision(config: RunConfig) -> str:
-    return plan.resolve_precision(config.training.precision, "cuda" if gpus() else "cpu")
+    return derived.resolve_precision(config.training.precision, "cuda" if gpus() else "cpu")
 
 
 def _table(title: str, head: str, lines: Sequence[str], after: Sequence[str] = ()) -> str:

@@ -49,12 +49,12 @@ def run(options: argparse.Namespace) -> None:
 def _compare(shards: Shards, turns: int) -> None:
     import torch
 
-    from amplify_ds.data.loader import BatchPlan, TrainingBatches
+    from amplify_ds.data.loader import BatchSplit, TrainingBatches
     from amplify_ds.data.workers import TrainingLoader
 
     torch.set_num_threads(1)
-    plan = BatchPlan(_MICRO_ROWS, _MICRO_ROWS, 1, 0, 1)
-    batches = TrainingBatches(Mixture([Source("train", 1, shards)]), plan, 0, 0.15, 0.8, 0.1)
+    split = BatchSplit(_MICRO_ROWS, _MICRO_ROWS, 1, 0, 1)
+    batches = TrainingBatches(Mixture([Source("train", 1, shards)]), split, 0, 0.15, 0.8, 0.1)
     collate, windows = _collator(batches)
 
     def ours(first: int) -> int:

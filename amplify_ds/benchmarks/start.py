@@ -111,14 +111,14 @@ def make_sparse_shards(
 
 def measure(directory: str, step: int) -> dict:
     """What it costs this process to open the shards and to make its part of the batch of `step`."""
-    from amplify_ds.data.loader import BatchPlan, TrainingBatches
+    from amplify_ds.data.loader import BatchSplit, TrainingBatches
 
     open_before, before = len(os.listdir("/proc/self/fd")), _memory("VmRSS")
     began = time.perf_counter()
     mixture = Mixture([Source("train", 1, Shards(directory))])
     opened = time.perf_counter() - began
-    plan = BatchPlan(_GLOBAL_ROWS, _ROWS, 1, 0, _GLOBAL_ROWS // _ROWS)
-    batch = TrainingBatches(mixture, plan, _SEED, 0.15, 0.8, 0.1)[step - 1]
+    split = BatchSplit(_GLOBAL_ROWS, _ROWS, 1, 0, _GLOBAL_ROWS // _ROWS)
+    batch = TrainingBatches(mixture, split, _SEED, 0.15, 0.8, 0.1)[step - 1]
     seconds = time.perf_counter() - began
     assert batch.tokens == _ROWS * ROW_TOKENS
     return {

@@ -16,8 +16,8 @@ from pathlib import Path
 from amplify_ds.benchmarks.common import gpus
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
-from amplify_ds.training import checkpoint, runs
-from amplify_ds.training.plan import training_sources
+from amplify_ds.training import checkpoint, run_directory
+from amplify_ds.training.derived import training_sources
 from amplify_ds.training.stopping import SAVED
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +28,13 @@ _MEASURED = (("training", "steps"), ("training", "micro_batch_rows"), ("evaluati
 
 def check(run: Path, config: RunConfig) -> None:
     """AmplifyError if `run` was made with other settings."""
-    if not (run / runs.DESCRIPTION).exists():
+    if not (run / run_directory.DESCRIPTION).exists():
         return
-    found = runs.read_description(run)
+    found = run_directory.read_description(run)
     has = {**found["binding"], **_measured(found["settings"])}
     asked = {**config.binding(), "training data": training_sources(config).binding()}
     asked |= _measured(config.model_dump(mode="json"))
-    if differing := runs.differences(has, asked):
+    if differing := run_directory.differences(has, asked):
         raise AmplifyError(
             f"{run}: is a run with other settings:\n  "
             + "\n  ".join(differing)
@@ -52,7 +52,7 @@ def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Calla
     Interrupted, it lets the run save a checkpoint before it passes the interruption on; a second one kills the run.
     """
     done = 0
-    if not (run / runs.RESULT).exists():
+    if not (run / run_directory.RESULT).exists():
         process = _start(run, config, recipe, ranks)
         try:
             while process.poll() is None:

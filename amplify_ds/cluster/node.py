@@ -70,12 +70,12 @@ def _version(package: str) -> str:
 
 def _shards(run, world_size: int) -> dict[str, Any]:
     """{directory: fingerprint} of all that will be read; or why it cannot be read, or the batch not be cut."""
-    from amplify_ds.training import plan
+    from amplify_ds.training import derived
 
     try:
-        mixture = plan.training_sources(run)
-        opened = [*(source.shards for source in mixture.sources), *plan.validation_sets(run).values()]
-        plan.batch_plan(run, mixture.row_tokens, 0, world_size)
+        mixture = derived.training_sources(run)
+        opened = [*(source.shards for source in mixture.sources), *derived.validation_sets(run).values()]
+        derived.split_batch(run, mixture.row_tokens, 0, world_size)
         return {"fingerprints": {str(shards.path): shards.fingerprint for shards in opened}}
     except (AmplifyError, OSError) as error:
         return {"error": str(error)}
@@ -97,9 +97,9 @@ def _output(output: Path, name: str) -> dict[str, Any]:
 
 def _checkpoint_bytes(run) -> int:
     """A checkpoint holds weights and AdamW's two moments in float32."""
-    from amplify_ds.training import plan
+    from amplify_ds.training import derived
 
-    return 3 * 4 * plan.parameter_count(plan.model_config(run, 512))
+    return 3 * 4 * derived.parameter_count(derived.model_config(run, 512))
 
 
 if __name__ == "__main__":

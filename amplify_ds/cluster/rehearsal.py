@@ -93,17 +93,17 @@ def step(question: dict[str, Any], ranks) -> dict[str, Any]:
 
     from amplify_ds.config import RunConfig
     from amplify_ds.data.loader import TrainingBatches
-    from amplify_ds.training import build, fp8, plan
+    from amplify_ds.training import build, derived, fp8
     from amplify_ds.training.metrics import peak_memory
 
     run = RunConfig.model_validate_json(question["run"])
     run = run.model_copy(update={"training": run.training.model_copy(update={"compile": False})})
-    mixture = plan.training_sources(run)
-    cut = replace(plan.batch_plan(run, mixture.row_tokens, ranks.rank, ranks.world_size), accumulation=1)
+    mixture = derived.training_sources(run)
+    cut = replace(derived.split_batch(run, mixture.row_tokens, ranks.rank, ranks.world_size), accumulation=1)
     batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
-    shape = plan.model_config(run, mixture.max_length)
+    shape = derived.model_config(run, mixture.max_length)
     fp8.check(run, shape, mixture.row_tokens, ranks.device.type)
-    precision = plan.resolve_precision(run.training.precision, ranks.device.type)
+    precision = derived.resolve_precision(run.training.precision, ranks.device.type)
     engine = build.build_engine(run, shape, question["zero"], cut, precision, ranks)
     batch = batches[0].to(ranks.device)
     began = time.perf_counter()

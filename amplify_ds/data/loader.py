@@ -93,7 +93,7 @@ def _cover(lengths: np.ndarray, row_tokens: int, max_length: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchSplit:
     """How the global batch is cut: `accumulation` micro batches of `micro_rows` rows on each of `world_size` ranks."""
 
     global_rows: int
@@ -134,14 +134,14 @@ class TrainingBatches(Dataset):
     def __init__(
         self,
         mixture: Mixture,
-        plan: BatchPlan,
+        split: BatchSplit,
         seed: int,
         fraction: float,
         mask_share: float,
         random_share: float,
         skips: Iterable[dict] = (),
     ):
-        self.mixture, self.plan, self.seed = mixture, plan, seed
+        self.mixture, self.split, self.seed = mixture, split, seed
         self.shares = (fraction, mask_share, random_share)
         self.skips = Skips(mixture, skips)
         self._looked_up: tuple[int, Places] | None = None  # the last block of _AHEAD micro batches, by its number
@@ -157,19 +157,19 @@ class TrainingBatches(Dataset):
         """Where the rows of micro batch `index` come from, in order."""
         block, within = divmod(index, _AHEAD)
         if self._looked_up is None or self._looked_up[0] != block:
-            positions = np.concatenate([self.plan.positions(block * _AHEAD + i) for i in range(_AHEAD)])
+            positions = np.concatenate([self.split.positions(block * _AHEAD + i) for i in range(_AHEAD)])
             self._looked_up = block, self._at(positions)
-        part = slice(within * self.plan.micro_rows, (within + 1) * self.plan.micro_rows)
+        part = slice(within * self.split.micro_rows, (within + 1) * self.split.micro_rows)
         return Places(*(column[part] for column in self._looked_up[1]))
 
     def _at(self, positions: np.ndarray) -> Places:
         """What is read at these positions of the stream, integers [n]; rows that are left out are replaced."""
         found = self.mixture.at(positions, self.seed)
-        return self.skips.replace(found, positions // self.plan.global_rows, self.seed)
+        return self.skips.replace(found, positions // self.split.global_rows, self.seed)
 
     def rows_of(self, batch: int) -> list[dict[str, Any]]:
         """The rows of a global batch, of all ranks and in order: {"source": name, "row", "epoch", "batch"}."""
-        positions = batch * self.plan.global_rows + np.arange(self.plan.global_rows)
+        positions = batch * self.split.global_rows + np.arange(self.split.global_rows)
         found = self._at(positions)
         return [
             {"source": self.mixture.names[source], "row": row, "epoch": epoch, "batch": batch}
@@ -179,7 +179,7 @@ class TrainingBatches(Dataset):
     def __getitem__(self, index: int) -> PackedBatch:
         content, masks = [], []
         sources, _, epochs, rows = self.places(index)
-        used = self.plan.rows(index)
+        used = self.split.rows(index)
         for number, (source, epoch, row) in enumerate(zip(sources.tolist(), epochs.tolist(), rows.tolist())):
             if number < used:
                 tokens, lengths = self.mixture.sources[source].shards.row(row)

@@ -51,7 +51,7 @@ class TrainingLoader:
     """
 
     def __init__(self, batches: TrainingBatches, first_batch: int, workers: int, pin_memory: bool):
-        self._order = range(first_batch * batches.plan.accumulation, sys.maxsize)
+        self._order = range(first_batch * batches.split.accumulation, sys.maxsize)
         self._options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
         self._options["worker_init_fn"] = partial(_belong_to, os.getpid())
         if workers:

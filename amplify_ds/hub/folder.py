@@ -20,7 +20,7 @@ from amplify_ds.hub.tensors import check_finite, read_json, read_tensors
 from amplify_ds.hub_files import download, is_hub_name
 from amplify_ds.model.encoder import Encoder
 from amplify_ds.model.shape import FIELDS, Shape
-from amplify_ds.training import checkpoint, runs
+from amplify_ds.training import checkpoint, run_directory
 from amplify_ds.vocab import SPECIAL, TOKENS
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
@@ -75,7 +75,7 @@ def find_checkpoint(path: Path) -> checkpoint.CheckpointFile | None:
     """The checkpoint at `path`, or the newest of the run at `path`; None when it is neither."""
     if (path / checkpoint.STATE).exists() or checkpoint.NAME.fullmatch(path.name):
         return checkpoint.open_verified(path)
-    if (path / runs.DESCRIPTION).exists():
+    if (path / run_directory.DESCRIPTION).exists():
         found = checkpoint.newest(path)
         if found is None:
             raise AmplifyError(f"{path}: this run has no complete checkpoint yet")

@@ -11,11 +11,11 @@ import numpy as np
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import model, mutations, reading, scores
-from amplify_ds.inference.contacts import jobs as contact_jobs
+from amplify_ds.inference.contacts import fitting as contact_jobs
 from amplify_ds.inference.contacts.head import read as read_head
 from amplify_ds.inference.contacts.targets import Target, fitting
 from amplify_ds.inference.embeddings import Settings, embed_proteins
-from amplify_ds.inference.jobs import protein_chunks
+from amplify_ds.inference.pipelines import protein_chunks
 from amplify_ds.inference.records import Sequences, records_of
 
 

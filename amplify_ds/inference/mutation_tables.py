@@ -19,7 +19,7 @@ import numpy as np
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.mutations import Changes, Malformed, compare, find_offset, parse
 from amplify_ds.prepare.batches import decoded
-from amplify_ds.prepare.forms import UTF8_MARK
+from amplify_ds.prepare.formats import UTF8_MARK
 from amplify_ds.prepare.streams import open_stream
 from amplify_ds.vocab import encode_bytes
 

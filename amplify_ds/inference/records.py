@@ -16,10 +16,10 @@ from pathlib import Path, PurePath
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare.batches import Batch
+from amplify_ds.prepare.chunks import STANDARD_INPUT
 from amplify_ds.prepare.download import Http
-from amplify_ds.prepare.options import Reading
-from amplify_ds.prepare.pieces import STANDARD_INPUT
 from amplify_ds.prepare.readers import read_stream
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.sources import find_sources
 
 NAMES, DUPLICATES = ("id", "header"), ("refuse", "skip", "number")

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from amplify_ds.prepare.batches import Malformed, quoted
-from amplify_ds.prepare.forms import COMPRESSED_NAMES, DATA_NAMES, suffix
+from amplify_ds.prepare.formats import COMPRESSED_NAMES, DATA_NAMES, suffix
 
 _RATIO, _FREE = 200, 10**8  # text shrinks to a tenth or less; what grows more than this is made to fill memory and disk
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError)

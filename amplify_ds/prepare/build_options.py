@@ -10,7 +10,7 @@ from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare.clean import LEVELS, MODES, Rules
-from amplify_ds.prepare.options import Reading, add_arguments, reading_of
+from amplify_ds.prepare.reading_options import Reading, add_arguments, reading_of
 from amplify_ds.processes import check_workers
 
 DESCRIPTION = """\

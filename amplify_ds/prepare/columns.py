@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from amplify_ds.prepare.alphabet import protein_columns
 from amplify_ds.prepare.batches import Batch, Malformed, decoded, quoted
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.reading_options import Reading
 
 # In AIRR and OAS tables `sequence` is the nucleotides, so the amino acids come first.
 SEQUENCES = ("sequence_aa", "sequence_alignment_aa", "sequence")

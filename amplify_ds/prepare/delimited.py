@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed, lines_in
 from amplify_ds.prepare.cells import Cells, Layout, cells_of, no_quotes, rows_of, unquoted
-from amplify_ds.prepare.forms import UTF8_MARK
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.formats import UTF8_MARK
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.rows import RowEnds
 
 BLOCK = 2**20

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from amplify_ds.prepare import forms
+from amplify_ds.prepare import formats
 from amplify_ds.prepare.batches import LONGEST_RECORD, Batch, Malformed, decoded, without_others
 from amplify_ds.vocab import SPECIAL
 
@@ -33,7 +33,7 @@ _STRAY = re.compile(b"".join(b"(?<!%b)" % token[:-1].encode() for token in SPECI
 def read_fasta(stream: BinaryIO) -> Iterator[Batch]:
     """Yield the records of `stream`; raise Malformed where it is not FASTA of proteins."""
     line, carry = 1, b""
-    before = stream.read(len(forms.UTF8_MARK)).removeprefix(forms.UTF8_MARK)
+    before = stream.read(len(formats.UTF8_MARK)).removeprefix(formats.UTF8_MARK)
     while True:
         read, before = _with_plain_ends(stream, before), b""
         text = carry + read
@@ -90,7 +90,7 @@ def _parse_lines(block: bytes, line: int) -> Batch:
         elif not text or text.startswith(_COMMENTS):
             continue
         elif not headers:
-            raise Malformed(f'not FASTA, which has lines such as ">name" and "MKV…", but {forms.named(text)}', number)
+            raise Malformed(f'not FASTA, which has lines such as ">name" and "MKV…", but {formats.named(text)}', number)
         elif b">" in text and _STRAY.search(text):
             residues, header = _divided(text, number)
             parts[-1].append(residues)

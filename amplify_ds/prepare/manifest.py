@@ -12,8 +12,8 @@ import numpy as np
 from amplify_ds import __version__
 from amplify_ds.data.shards import FORMAT, FORMAT_VERSION
 from amplify_ds.errors import AmplifyError
+from amplify_ds.prepare.chunks import Source
 from amplify_ds.prepare.clean import Rules
-from amplify_ds.prepare.pieces import Source
 from amplify_ds.structured import parse_json
 from amplify_ds.vocab import SPECIAL, VOCABULARY_SHA256, encode
 
@@ -29,7 +29,7 @@ def make_manifest(
 ) -> dict:
     """Return the manifest of a part; AmplifyError without a usable sequence.
 
-    origins: `describe` of the inputs and of what was excluded. scattered, packed: results of the pieces and of the
+    origins: `describe` of the inputs and of what was excluded. scattered, packed: results of the chunks and of the
     shards, from which the entries of the shards come as they are.
     """
     mended: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def _read_proof(proof: Path, digest: str) -> dict:
 
 
 def check_records(scattered: Sequence[dict]) -> None:
-    """AmplifyError for a source in which no piece held a record."""
+    """AmplifyError for a source in which no chunk held a record."""
     records: Counter[str] = Counter()
     for result in scattered:
         records[result["source"]] += result["records"]

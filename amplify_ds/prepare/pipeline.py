@@ -1,13 +1,14 @@
 """Sources -> the files of shard directories and their manifests, in three stages of tasks (`tasks.py`).
 
-Inspect: every input file is hashed, for the manifest, and it is found where it can be cut. Scatter: every piece of the
-inputs is cleaned (`clean.py`), or dropped and counted by reason, and written as sorted runs (`sorted_runs.py`); what is
-to be excluded goes the same way. Pack: a range of the shuffled order is read from all runs, without duplicates and
-without what is excluded; its sequences are cut into windows; the windows are shuffled once more, so that those of one
-long protein do not end up side by side, and packed into rows (`amplify_ds.data.packing`): a shard.
+Inspect: every input file is hashed, for the manifest, and its chunks are found. Scatter: every chunk of the inputs is
+cleaned (`clean.py`), or dropped and counted by reason, and written as sorted runs (`external_sort.py`); excluded
+inputs are processed likewise. Pack: a range of the shuffled order is read from all runs, without duplicates and
+excluded sequences; its sequences are cut into windows; the windows are shuffled once more, so that those of one long
+protein do not end up side by side, and packed into rows
+(`amplify_ds.data.packing`): a shard.
 
 The sequences alone say how many shards there are, what is in each and in which order. So the bytes depend on the
-sequences, the settings and the seed: not on the order of the input, its format, its pieces or who worked on them.
+sequences, the settings and the seed: not on the order of the input, its format, its chunks or who worked on them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from amplify_ds.data.packing import crop, pack, tile
 from amplify_ds.data.shard_writer import write_shard
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare import rows
+from amplify_ds.prepare.chunks import Chunk, Source, version_of
 from amplify_ds.prepare.clean import Cleaner, Rules
-from amplify_ds.prepare.options import Reading
-from amplify_ds.prepare.pieces import Piece, Source, version_of
+from amplify_ds.prepare.external_sort import bounds_of, identity, read_slice, scramble, write_run
 from amplify_ds.prepare.readers import refusing
-from amplify_ds.prepare.sorted_runs import bounds_of, identity, read_slice, scramble, write_run
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.tasks import Progress, Task, Workers, do_tasks, run_tasks
 from amplify_ds.vocab import PAD, TOKENS
 
@@ -46,15 +47,15 @@ class Inspected(NamedTuple):
     hashes: dict[str, str]
     cuts: dict[str, list[int]]
 
-    def pieces(self, source: Source) -> list[Piece]:
-        return source.pieces(self.cuts.get(source.version, []))
+    def chunks(self, source: Source) -> list[Chunk]:
+        return source.chunks(self.cuts.get(source.version, []))
 
 
 def inspect_inputs(sources: Sequence[Source], work: Path, crew: Workers) -> Inspected:
     """Read every source that is a file once: hash it, and find where it can be cut."""
     files = {source.version: (source.path, source.bytes or 0, source.cutter) for source in sources if source.path}
     tasks = [
-        Task([version, rows.PIECE], size, partial(_inspect, path, cutter))
+        Task([version, rows.CHUNK_BYTES], size, partial(_inspect, path, cutter))
         for version, (path, size, cutter) in files.items()
     ]
     found = dict(zip(files, run_tasks("inspect", tasks, work, crew, "B")))
@@ -73,15 +74,15 @@ def scatter_inputs(
     work: Path,
     crew: Workers,
 ) -> tuple[list[dict], list[dict]]:
-    """Write the runs of the inputs and of what is excluded; return the results of their pieces, with their `source`."""
+    """Write the runs of the inputs and of what is excluded; return the results of their chunks, with their `source`."""
     shared = {key: settings[key] for key in ("seed", "validation_fraction", "shard_megabytes")}
     groups = [(inputs, rules, shared), (exclude, rules.of_sequences(), shared | {"validation_fraction": 0.0})]
     tasks, owners = [], []
     for number, (sources, applied, how) in enumerate(groups):
         for source in sources:
-            for place, piece in enumerate(inspected.pieces(source)):
-                depends = [source.version, place, piece.name, vars(applied), how]
-                tasks.append(Task(depends, piece.bytes, partial(_scatter, piece, applied, how)))
+            for place, chunk in enumerate(inspected.chunks(source)):
+                depends = [source.version, place, chunk.name, vars(applied), how]
+                tasks.append(Task(depends, chunk.bytes, partial(_scatter, chunk, applied, how)))
                 owners.append((number, source.name))
     found = [
         result | {"source": name} for result, (_, name) in zip(run_tasks("scatter", tasks, work, crew, "B"), owners)
@@ -135,8 +136,8 @@ def _inspect(path: Path, make_cutter: Callable[[], rows.Cutter] | None, stem: Pa
     return {"sha256": digest.hexdigest(), "cuts": cutter.cuts if cutter else []}
 
 
-def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progress) -> dict:
-    """Clean a piece of the input and write it as runs of about half a shard, or less."""
+def _scatter(chunk: Chunk, rules: Rules, how: dict, stem: Path, progress: Progress) -> dict:
+    """Clean a chunk of the input and write it as runs of about half a shard, or less."""
     cleaner, records, size = Cleaner(rules), 0, 0
     sequences: list[bytes] = []
     identities: list[bytes] = []
@@ -157,7 +158,7 @@ def _scatter(piece: Piece, rules: Rules, how: dict, stem: Path, progress: Progre
         sequences.clear()
         identities.clear()
 
-    for batch in piece.read(progress):
+    for batch in chunk.read(progress):
         records += batch.records
         kept = cleaner.clean(batch)
         sequences += kept
@@ -222,32 +223,32 @@ def _pack(
     row_starts = np.cumsum([0, *map(len, rows)])
     placed = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=len(length))
 
-    def pieces() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         tokens = found.tokens.data
         begin, end = first.tolist(), (first + length).tolist()
         pad = bytes([PAD])
         step = max(1, _PIECE // row_tokens)
         for index in range(0, len(rows), step):
-            piece = b"".join(
+            chunk = b"".join(
                 [
                     b"".join([tokens[begin[window] : end[window]] for window in row]).ljust(row_tokens, pad)
                     for row in rows[index : index + step]
                 ]
             )
-            token_counts[:] += _count(piece)
-            progress(len(piece), len(piece))
-            yield piece
+            token_counts[:] += _count(chunk)
+            progress(len(chunk), len(chunk))
+            yield chunk
 
-    entry = write_shard(stem, row_tokens, pieces(), length[placed], row_starts)
+    entry = write_shard(stem, row_tokens, chunks(), length[placed], row_starts)
     token_counts[PAD] = 0
     return result | {"token_counts": token_counts.tolist(), "shard": entry}
 
 
-def _count(piece: bytes) -> np.ndarray:
+def _count(chunk: bytes) -> np.ndarray:
     """Count every token, int64 [27]; two at a time, which is twice as fast."""
-    pairs = np.frombuffer(piece, dtype=np.uint16, count=len(piece) // 2)
+    pairs = np.frombuffer(chunk, dtype=np.uint16, count=len(chunk) // 2)
     table = np.bincount(pairs, minlength=2**16).reshape(256, 256)
     counts = table.sum(axis=0) + table.sum(axis=1)
-    if len(piece) % 2:
-        counts[piece[-1]] += 1
+    if len(chunk) % 2:
+        counts[chunk[-1]] += 1
     return counts[: len(TOKENS)]

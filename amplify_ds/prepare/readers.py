@@ -1,4 +1,4 @@
-"""Read a source or a piece of one (`sources.py`) in batches of records; of a damaged one name file, line, reason."""
+"""Read a source or a chunk of one (`sources.py`) in batches of records; of a damaged one name file, line, reason."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from itertools import islice
 import pyarrow as pa
 
 from amplify_ds.errors import AmplifyError, explain
-from amplify_ds.prepare import archives, forms, tables
+from amplify_ds.prepare import archives, formats, tables
 from amplify_ds.prepare.alphabet import GAPS, SAMPLE, refusing_nucleotides
 from amplify_ds.prepare.batches import Batch, Malformed, lines_in
 from amplify_ds.prepare.columns import Chosen, choose, records
 from amplify_ds.prepare.delimited import Layout, read_cells, read_layout
 from amplify_ds.prepare.fasta import read_fasta
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.rows import RowEnds
 from amplify_ds.prepare.streams import Progress, buffered, open_section, open_stream
 
@@ -52,14 +52,14 @@ def read_members(path: str, members: Sequence[str], reading: Reading, progress: 
 
 def read_text(stream: io.BufferedReader, name: str, reading: Reading) -> Iterator[Batch]:
     """Read a stream of text from its beginning, in whichever form it is."""
-    head = stream.peek(forms.HEAD)[: forms.HEAD]
-    if form := forms.binary_form(head):
+    head = stream.peek(formats.HEAD)[: formats.HEAD]
+    if form := formats.binary_format(head):
         raise Malformed(f"it is {form} within an archive, a compressed file or a stream; unpack it and give the file")
-    form = forms.text_form(head, name, reading.of_tables)
+    form = formats.text_format(head, name, reading.of_tables)
     if form == "fasta":
         yield from _finished(read_fasta(stream), reading, dict)
     elif form == "delimited":
-        layout, rest = read_layout(stream, forms.suffix(name) == ".tsv", reading)
+        layout, rest = read_layout(stream, formats.suffix(name) == ".tsv", reading)
         sample = _sample_of(rest, layout)
         chosen = choose(layout.columns, reading, sample)
         cells = read_cells(stream, rest, layout, chosen.all, layout.lines + 1)
@@ -75,7 +75,7 @@ def read_text(stream: io.BufferedReader, name: str, reading: Reading) -> Iterato
 def layout_of(path: str, reading: Reading) -> tuple[Layout, Chosen]:
     """How a plain file of delimited text is laid out, and which columns are read."""
     with refusing(path), open(path, "rb") as stream:
-        layout, rest = read_layout(stream, forms.suffix(path) == ".tsv", reading)
+        layout, rest = read_layout(stream, formats.suffix(path) == ".tsv", reading)
         return layout, choose(layout.columns, reading, _sample_of(rest, layout))
 
 

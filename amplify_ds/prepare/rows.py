@@ -2,14 +2,14 @@
 
 A cell is quoted if it begins with a quote; two quotes within it are one; the next ends it. That is RFC 4180 and what
 Python's csv reads. `RowEnds` carries from block to block whether a quoted cell is open, so that a row can be as long as
-it likes and a block end anywhere. `Cutter` finds with it the places at which a file can be cut into pieces.
+it likes and a block end anywhere. `Cutter` finds with it the places at which a file can be cut into chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-PIECE = 2**26  # bytes
+CHUNK_BYTES = 2**26  # bytes
 _LINE_ENDS = b"\r\n"
 
 
@@ -92,7 +92,7 @@ def _last_end(block: bytes, start: int, stop: int) -> int:
 
 
 class Cutter:
-    """Finds, block by block, where pieces of some PIECE bytes or more can begin; offset: the first byte of the text."""
+    """Finds, block by block, where chunks of about CHUNK_BYTES bytes can begin. offset: first byte of the text."""
 
     def __init__(self, delimiter: bytes | None, offset: int) -> None:
         self.cuts: list[int] = []
@@ -107,7 +107,7 @@ class Cutter:
         if not rows:
             return
         end = self._ends.feed(rows)
-        if end and self._place + end - self._begun >= PIECE:
+        if end and self._place + end - self._begun >= CHUNK_BYTES:
             self._begun = self._place + end
             self.cuts.append(self._begun)
         self._place += len(rows)

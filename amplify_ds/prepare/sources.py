@@ -1,5 +1,5 @@
 """What an address means: a file, a pattern, a folder of files, a dataset of the hub, "-" or http(s). It becomes sources
-(pieces.py), one per file or dataset."""
+(chunks.py), one per file or dataset."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.prepare import forms, readers
+from amplify_ds.prepare import formats, readers
 from amplify_ds.prepare.batches import quoted
-from amplify_ds.prepare.options import Reading
-from amplify_ds.prepare.pieces import STANDARD_INPUT, Piece, Source, piece_of, source_of_file
+from amplify_ds.prepare.chunks import STANDARD_INPUT, Chunk, Source, chunk_of, source_of_file
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.tables import open_dataset
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:]*)?")
@@ -31,7 +31,7 @@ def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list
     if address == "-" or address.startswith(("http://", "https://")):
         name = STANDARD_INPUT if address == "-" else address
         version = f"{name} {time.time_ns()}" if address == "-" else f"{address} {reading}"  # a pipe comes once
-        return [_stream(name, version, piece_of(name, 0, readers.read_stream, address, address, reading))]
+        return [_stream(name, version, chunk_of(name, 0, readers.read_stream, address, address, reading))]
     if Path(address).exists():
         return _local(Path(address), "", reading, tell)
     if has_magic(address):
@@ -41,7 +41,7 @@ def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list
     folder, _, files = address.partition(":")
     if files and Path(folder).is_dir():
         return _local(Path(folder), files, reading, tell)
-    name_like_file = address.lower().endswith((*forms.DATA_NAMES, *forms.COMPRESSED_NAMES, ".txt", ".fna"))
+    name_like_file = address.lower().endswith((*formats.DATA_NAMES, *formats.COMPRESSED_NAMES, ".txt", ".fna"))
     if (not files and name_like_file) or not _HUB_NAME.fullmatch(address) or Path(folder).parent.is_dir():
         raise AmplifyError(
             f"there is no file {address}. Check the path; expected FASTA, a table, an archive or a folder of such "
@@ -58,12 +58,12 @@ def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list
             f"network, run {fetch} where there is one, copy DIR, and give DIR{':' * bool(files)}{files}."
         ) from error
 
-    def piece(name: str, numbers: range) -> Piece:
-        return piece_of(name, 0, readers.read_data_files, folder, files, numbers, reading)
+    def chunk(name: str, numbers: range) -> Chunk:
+        return chunk_of(name, 0, readers.read_data_files, folder, files, numbers, reading)
 
-    pieces = [piece(f"{address} ({number + 1} of {count})", range(number, number + 1)) for number in range(count)]
-    whole = piece(address, range(count))
-    return [Source(address, None, None, f"{address} {reading}", whole, lambda cuts: pieces)]
+    chunks = [chunk(f"{address} ({number + 1} of {count})", range(number, number + 1)) for number in range(count)]
+    whole = chunk(address, range(count))
+    return [Source(address, None, None, f"{address} {reading}", whole, lambda cuts: chunks)]
 
 
 def _local(path: Path, files: str, reading: Reading, tell: Callable[[str], object]) -> list[Source]:
@@ -75,11 +75,11 @@ def _local(path: Path, files: str, reading: Reading, tell: Callable[[str], objec
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
         if file.is_file() and str(name).startswith(files) and not any(part.startswith(".") for part in name.parts):
-            (found if forms.suffix(file.name) in forms.DATA_NAMES else others).append(file)
+            (found if formats.suffix(file.name) in formats.DATA_NAMES else others).append(file)
     if not found:
         raise AmplifyError(
             f"the directory {path} holds no data file{f' that begins with {files}' if files else ''}, expected names "
-            f"that end in {' '.join(forms.DATA_NAMES)}, compressed or not"
+            f"that end in {' '.join(formats.DATA_NAMES)}, compressed or not"
             f"{f', found {quoted(map(str, others))}; give such files by their own names' if others else ''}."
         )
     if others:
@@ -88,5 +88,5 @@ def _local(path: Path, files: str, reading: Reading, tell: Callable[[str], objec
     return [source_of_file(file, reading, tell) for file in found]
 
 
-def _stream(name: str, version: str, whole: Piece) -> Source:
+def _stream(name: str, version: str, whole: Chunk) -> Source:
     return Source(name, None, None, version, whole, lambda cuts: [whole])

@@ -16,7 +16,7 @@ from xopen import xopen
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare.download import Http
-from amplify_ds.prepare.forms import UTF16_MARKS
+from amplify_ds.prepare.formats import UTF16_MARKS
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed
-from amplify_ds.prepare.forms import UTF8_MARK
+from amplify_ds.prepare.formats import UTF8_MARK
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

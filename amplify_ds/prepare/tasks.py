@@ -24,7 +24,7 @@ from tqdm import tqdm
 from amplify_ds import bars
 from amplify_ds.data.shard_writer import writing
 from amplify_ds.files import write_json
-from amplify_ds.prepare.ranks import Rank
+from amplify_ds.prepare.build_ranks import Rank
 from amplify_ds.processes import process_pool, sigterm_interrupts
 
 Progress = Callable[..., object]  # (amount of the task's size just done, residues among it)

@@ -15,16 +15,25 @@ from typing import Any
 import torch
 
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, TrainingBatches
 from amplify_ds.data.mixture import Mixture
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.skips import add_skips, read_skip_rows
 from amplify_ds.data.verify import verify
 from amplify_ds.model.encoder import Encoder
 from amplify_ds.model.shape import Shape
-from amplify_ds.training import checkpoint, ds_config, fp8, logs, overlap, plan, runs, stopping, visibility
+from amplify_ds.training import (
+    checkpoint,
+    derived,
+    ds_config,
+    fp8,
+    logs,
+    overlap,
+    run_directory,
+    shared_files,
+    stopping,
+)
 from amplify_ds.training.adamw import AdamW
-from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.engine import Engine
 from amplify_ds.training.hub_fields import hub_fields
 from amplify_ds.training.normuon import NorMuon
@@ -32,6 +41,7 @@ from amplify_ds.training.progress import Progress
 from amplify_ds.training.ranks import Ranks
 from amplify_ds.training.retention import Checkpoints
 from amplify_ds.training.saving import BackgroundWriter
+from amplify_ds.training.shared_flags import SharedFlags
 from amplify_ds.training.telemetry import Telemetry
 from amplify_ds.training.trainer import Trainer
 from amplify_ds.training.watchdog import Watchdog
@@ -76,9 +86,9 @@ def build(
     """
     data = open_data(run, ranks)
     sources = data.sources
-    cut = plan.batch_plan(run, sources.row_tokens, ranks.rank, ranks.world_size)
-    shape = plan.model_config(run, sources.max_length)
-    precision = plan.resolve_precision(run.training.precision, ranks.device.type)
+    cut = derived.split_batch(run, sources.row_tokens, ranks.rank, ranks.world_size)
+    shape = derived.model_config(run, sources.max_length)
+    precision = derived.resolve_precision(run.training.precision, ranks.device.type)
     fp8.check(run, shape, sources.row_tokens, ranks.device.type)
     binding = {**run.binding(), "training data": sources.binding()}
     directory = open_directory(run, output, ranks, binding, resume)
@@ -90,7 +100,7 @@ def build(
     if skip_rows is not None:
         skips = add_skips(skips, read_skip_rows(skip_rows, sources), start.progress.batch)
     if ranks.leader and start.progress.step < run.training.steps:
-        (output / runs.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
+        (output / run_directory.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
 
     batches = TrainingBatches(sources, cut, run.training.seed, **run.masking.model_dump(), skips=skips)
     return Trainer(
@@ -101,7 +111,7 @@ def build(
         validation=data.validation,
         progress=start.progress,
         telemetry=Telemetry(run, output, ranks, batches, shape, precision, start.progress),
-        agreement=Agreement(2, ranks),
+        flags=SharedFlags(2, ranks),
         writer=BackgroundWriter(directory.checkpoints),
         watch=watch,
         directory=directory,
@@ -123,7 +133,7 @@ def open_data(run: RunConfig, ranks: Ranks) -> Data:
 
     Raises AmplifyError for shards that are missing or damaged.
     """
-    sources, validation = plan.training_sources(run), plan.validation_sets(run)
+    sources, validation = derived.training_sources(run), derived.validation_sets(run)
     if not ranks.leader:
         return Data(sources, validation, [])
     for shards in (*(source.shards for source in sources.sources), *validation.values()):
@@ -132,14 +142,16 @@ def open_data(run: RunConfig, ranks: Ranks) -> Data:
     return Data(sources, validation, overlap.warnings(sources, validation))
 
 
-def open_directory(run: RunConfig, output: Path, ranks: Ranks, binding: dict[str, Any], resume: str) -> runs.Directory:
+def open_directory(
+    run: RunConfig, output: Path, ranks: Ranks, binding: dict[str, Any], resume: str
+) -> run_directory.Directory:
     """Rank 0 makes or checks the run directory and locks it; the others wait for it."""
     checkpoints = lock = None
     if ranks.leader:
-        lock = runs.open_run(output, run, binding, resume)
+        lock = run_directory.open_run(output, run, binding, resume)
         checkpoints = Checkpoints(output, run.checkpoint.keep_last, run.checkpoint.keep_every, ranks.say)
     ranks.barrier()
-    return runs.Directory(output, binding, checkpoints, lock)
+    return run_directory.Directory(output, binding, checkpoints, lock)
 
 
 def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
@@ -152,7 +164,7 @@ def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
 
 
 def build_engine(
-    run: RunConfig, shape: Shape, zero: dict[str, Any], cut: BatchPlan, precision: str, ranks: Ranks
+    run: RunConfig, shape: Shape, zero: dict[str, Any], cut: BatchSplit, precision: str, ranks: Ranks
 ) -> Engine:
     """Return the engine of a model with random weights (the same on every rank) and its optimizer."""
     torch.manual_seed(run.training.seed)
@@ -183,7 +195,7 @@ def build_engine(
 def load_start(
     run: RunConfig,
     engine: Engine,
-    directory: runs.Directory,
+    directory: run_directory.Directory,
     ranks: Ranks,
     resume: str,
     initial: tuple[ReadWeights, Path] | None,
@@ -197,7 +209,7 @@ def load_start(
     if found is not None:
         engine.state.load(found.reader(), found.step)
         origin = found.state["origin"]
-        runs.check_origin(origin, asked, output)
+        run_directory.check_origin(origin, asked, output)
         ranks.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
         own = found.path.parent.resolve() == checkpoint.folder(output).resolve()
         progress = Progress(**found.state["progress"])
@@ -205,21 +217,21 @@ def load_start(
     if initial is None:
         return Start(Progress(), [], None, 0)
     weights, origin = initial[0](initial[1])
-    runs.check_weights(weights, engine.shapes, origin["path"])
+    run_directory.check_weights(weights, engine.shapes, origin["path"])
     engine.state.load(lambda kind, name: weights[name], 0)
     ranks.say(f"beginning with the weights of {origin['path']}")
     return Start(Progress(), [], origin, 0)
 
 
 def choose_checkpoint(
-    run: RunConfig, directory: runs.Directory, ranks: Ranks, resume: str
+    run: RunConfig, directory: run_directory.Directory, ranks: Ranks, resume: str
 ) -> checkpoint.CheckpointFile | None:
     """Return the checkpoint to continue from. Rank 0 verifies every byte and tells the others."""
     found = None
     if directory.checkpoints is not None:
-        found = runs.choose_checkpoint(directory.checkpoints, resume, directory.binding, run.training.steps)
+        found = run_directory.choose_checkpoint(directory.checkpoints, resume, directory.binding, run.training.steps)
     path = ranks.from_leader("" if found is None else str(found.path))
     if not path:
         return None
-    visibility.wait_for(Path(path) / checkpoint.STATE)
+    shared_files.wait_for(Path(path) / checkpoint.STATE)
     return checkpoint.open_checkpoint(Path(path))

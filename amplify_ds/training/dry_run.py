@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from amplify_ds.config import RunConfig
-from amplify_ds.training import ds_config, overlap, plan
+from amplify_ds.training import derived, ds_config, overlap
 
 
 def print_plan(run: RunConfig, zero: dict[str, Any]) -> None:
@@ -19,13 +19,13 @@ def print_plan(run: RunConfig, zero: dict[str, Any]) -> None:
     """
     if int(os.environ.get("RANK", 0)):
         return
-    mixture = plan.training_sources(run)
-    sets = plan.validation_sets(run)
+    mixture = derived.training_sources(run)
+    sets = derived.validation_sets(run)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    cut = plan.batch_plan(run, mixture.row_tokens, 0, world_size)
-    model = plan.model_config(run, mixture.max_length)
-    precision = plan.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    memory = plan.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
+    cut = derived.split_batch(run, mixture.row_tokens, 0, world_size)
+    model = derived.model_config(run, mixture.max_length)
+    precision = derived.resolve_precision(run.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    memory = derived.memory_per_device(run, model, mixture.row_tokens, ds_config.stage(zero), world_size, precision)
     rows = f"{cut.global_rows} rows of {mixture.row_tokens:,}"
     share = f"{world_size} devices × {cut.micro_rows} rows × {cut.accumulation} accumulated"
     if padding := cut.computed_rows - cut.global_rows:
@@ -39,7 +39,7 @@ def print_plan(run: RunConfig, zero: dict[str, Any]) -> None:
             f"{source.shards.num_rows / a_step:,.1f}, epochs in all {epochs[source.name]:,.2f}"
         )
     lines = {
-        "parameters": f"{plan.parameter_count(model):,}",
+        "parameters": f"{derived.parameter_count(model):,}",
         "devices": f"{world_size}, ZeRO stage {ds_config.stage(zero)}, {precision}",
         "tokens per step": f"{run.training.global_batch_tokens:,} = {rows}: {share}",
         "steps": f"{run.training.steps:,}",

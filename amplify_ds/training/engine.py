@@ -113,7 +113,7 @@ class Engine:
         self._module = self._engine.module
         self.state = FullState(self._module, self._optimizer, self.stage, ranks)
         if isinstance(optimizer, NorMuon) and self.stage:
-            optimizer.locate = self.state.pieces
+            optimizer.locate = self.state.fragments
 
     def forward(self, **inputs: Any) -> torch.Tensor:
         """Return the logits [M, V] of the masked positions."""

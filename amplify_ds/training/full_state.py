@@ -20,7 +20,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from amplify_ds.training.orthogonal import Piece
+from amplify_ds.training.orthogonal import Fragment
 from amplify_ds.training.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -77,8 +77,8 @@ class FullState:
             return self._optimizer.fp32_groups_flat_partition
         return self._optimizer.single_partition_of_fp32_groups
 
-    def pieces(self, partition: torch.Tensor) -> list[Piece]:
-        """The pieces of parameters that stand in a partition of this rank, at stages 1 to 3."""
+    def fragments(self, partition: torch.Tensor) -> list[Fragment]:
+        """The fragments of parameters that stand in a partition of this rank, at stages 1 to 3."""
         numbers = {id(one): number for number, one in enumerate(self._partitions())}
         found = []
         for name, param in self._module.named_parameters():
@@ -94,7 +94,7 @@ class FullState:
                 number, offset = mapping.param_group_index, mapping.hp_fragment_address.start
                 begin, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
             if number == numbers[id(partition)] and length > 0:
-                found.append(Piece(name, begin, length, offset))
+                found.append(Fragment(name, begin, length, offset))
         return found
 
     def _create_moments(self, steps: int) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TextIO
 
 from amplify_ds import errors
-from amplify_ds.training import visibility
+from amplify_ds.training import shared_files
 
 FOLDER = "logs"
 
 
 def open_log(run: Path, rank: int) -> None:
     """From now on this rank's words go into its log, too (rank 0) or only (the others)."""
-    visibility.wait_for(run)  # rank 0 has made it
+    shared_files.wait_for(run)  # rank 0 has made it
     path = run / FOLDER / f"rank-{rank:05d}.log"
     path.parent.mkdir(exist_ok=True)
     log = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")

@@ -25,7 +25,7 @@ from torch import distributed
 
 from amplify_ds.config import Optimizer
 from amplify_ds.training.adamw import AdamW
-from amplify_ds.training.orthogonal import Matrices, Piece
+from amplify_ds.training.orthogonal import Fragment, Matrices
 
 UPDATE_RMS = 0.2  # root mean square of AdamW's update, in learning rates, as Moonlight measured it
 EPS = 1e-8
@@ -34,7 +34,7 @@ EPS = 1e-8
 class NorMuon(AdamW):
     """One optimizer of two parameter groups: the matrices, and what AdamW steps.
 
-    Whoever cuts the parameters into partitions sets `locate`: the pieces of parameters that a partition holds.
+    Whoever cuts the parameters into partitions sets `locate`: the fragments of parameters that a partition holds.
     """
 
     def __init__(self, model: torch.nn.Module, settings: Optimizer, device: torch.device):
@@ -58,7 +58,7 @@ class NorMuon(AdamW):
         self._lr_share = settings.matrix_lr / settings.lr
         self._parameters = {name: (p.shape[0], p.shape[1]) for name, p in chosen.items()}
         names = {id(p): name for name, p in chosen.items()}
-        self.locate: Callable[[torch.Tensor], list[Piece]] = lambda p: [Piece(names[id(p)], 0, p.numel(), 0)]
+        self.locate: Callable[[torch.Tensor], list[Fragment]] = lambda p: [Fragment(names[id(p)], 0, p.numel(), 0)]
         self._shapes = {
             key: shape for name in chosen for key, shape in matrices_of(name, self._parameters[name]).items()
         }
@@ -118,13 +118,13 @@ class NorMuon(AdamW):
         """What the partitions hold, looked up once."""
         key = tuple(map(id, partitions))
         if key not in self._matrices:
-            located = [piece._replace(partition=n) for n, p in enumerate(partitions) for piece in self.locate(p)]
-            own = [half for piece in located for half in _split(piece, self._parameters[piece.matrix])]
-            pieces, rank = [own], 0
+            located = [fragment._replace(partition=n) for n, p in enumerate(partitions) for fragment in self.locate(p)]
+            own = [half for fragment in located for half in _split(fragment, self._parameters[fragment.matrix])]
+            fragments, rank = [own], 0
             if distributed.is_initialized():
-                pieces, rank = [own] * distributed.get_world_size(), distributed.get_rank()
-                distributed.all_gather_object(pieces, own)  # puts each rank's in its place
-            self._matrices[key] = Matrices(self._shapes, pieces, rank)
+                fragments, rank = [own] * distributed.get_world_size(), distributed.get_rank()
+                distributed.all_gather_object(fragments, own)  # puts each rank's in its place
+            self._matrices[key] = Matrices(self._shapes, fragments, rank)
         return self._matrices[key]
 
 
@@ -135,11 +135,13 @@ def matrices_of(name: str, shape: tuple[int, int]) -> dict[str, tuple[int, int]]
     return {f"{name}:{half}": (shape[0] // 2, shape[1]) for half in ("gate", "up")}
 
 
-def _split(piece: Piece, shape: tuple[int, int]) -> Iterator[Piece]:
-    """A piece of a parameter as pieces of its matrices."""
+def _split(fragment: Fragment, shape: tuple[int, int]) -> Iterator[Fragment]:
+    """A fragment of a parameter as fragments of its matrices."""
     first = 0  # element of the parameter
-    for name, (rows, columns) in matrices_of(piece.matrix, shape).items():
-        begin, end = max(piece.begin, first), min(piece.begin + piece.length, first + rows * columns)
+    for name, (rows, columns) in matrices_of(fragment.matrix, shape).items():
+        begin, end = max(fragment.begin, first), min(fragment.begin + fragment.length, first + rows * columns)
         if begin < end:
-            yield Piece(name, begin - first, end - begin, piece.offset + begin - piece.begin, piece.partition)
+            yield Fragment(
+                name, begin - first, end - begin, fragment.offset + begin - fragment.begin, fragment.partition
+            )
         first += rows * columns

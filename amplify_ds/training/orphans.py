@@ -21,7 +21,7 @@ import psutil
 
 from amplify_ds.errors import report
 from amplify_ds.network import ranks_here
-from amplify_ds.training.processes import DEAD, command_line, look_at, ranks_below
+from amplify_ds.training.process_table import DEAD, command_line, look_at, ranks_below
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_SAVE = 60.0  # when the launcher is gone after a signal that asks for a checkpoint

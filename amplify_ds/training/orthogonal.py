@@ -1,8 +1,8 @@
-"""The orthogonal factor of matrices, and whole matrices from the pieces of them that ranks hold.
+"""The orthogonal factor of matrices, and whole matrices from the fragments of them that ranks hold.
 
 ZeRO cuts the parameters of a group into one flat partition a rank; a matrix may lie on several. `Matrices` knows who
-holds what, puts matrices together, and says which of them a rank is to work on: those of which it holds pieces, or,
-where every rank holds pieces of all (ZeRO 3, or none), its share, the results of which are then exchanged.
+holds what, puts matrices together, and says which of them a rank is to work on: those of which it holds fragments, or,
+where every rank holds fragments of all (ZeRO 3, or none), its share, the results of which are then exchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan et al. 2024, "
 BATCH = 2**26  # elements that are worked on at once
 
 
-class Piece(NamedTuple):
+class Fragment(NamedTuple):
     """Elements [begin, begin + length) of a matrix, row after row: from `offset` on in partition number `partition`."""
 
     matrix: str
@@ -41,25 +41,27 @@ def orthogonal_factor(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Matrices:
-    """The matrices of some partitions. shapes: of each matrix, by name; pieces: what each rank holds."""
+    """The matrices of some partitions. shapes: of each matrix, by name; fragments: what each rank holds."""
 
-    def __init__(self, shapes: dict[str, tuple[int, int]], pieces: Sequence[Sequence[Piece]], rank: int):
-        held = [{piece.matrix for piece in own} for own in pieces]
-        names = list(dict.fromkeys(piece.matrix for own in pieces for piece in own))
+    def __init__(self, shapes: dict[str, tuple[int, int]], fragments: Sequence[Sequence[Fragment]], rank: int):
+        held = [{fragment.matrix for fragment in own} for own in fragments]
+        names = list(dict.fromkeys(fragment.matrix for own in fragments for fragment in own))
         self.shapes = {name: shapes[name] for name in names}
-        self.own = pieces[rank]
-        self.cut = any(piece.length < self._size(piece.matrix) for own in pieces for piece in own)  # on some rank
-        self._ranks = len(pieces)
+        self.own = fragments[rank]
+        self.cut = any(
+            fragment.length < self._size(fragment.matrix) for own in fragments for fragment in own
+        )  # on some rank
+        self._ranks = len(fragments)
         self._parts = defaultdict(list)  # of each matrix, in order: rank, begin and end in its partition
-        for _, holder, piece in sorted(
-            (piece.begin, number, piece) for number, own in enumerate(pieces) for piece in own
+        for _, holder, fragment in sorted(
+            (fragment.begin, number, fragment) for number, own in enumerate(fragments) for fragment in own
         ):
-            self._parts[piece.matrix].append((holder, piece.offset, piece.offset + piece.length))
-        self._shared = len(pieces) > 1 and all(own == set(names) for own in held)
-        self._mine = names[rank :: len(pieces)] if self._shared else [name for name in names if name in held[rank]]
+            self._parts[fragment.matrix].append((holder, fragment.offset, fragment.offset + fragment.length))
+        self._shared = len(fragments) > 1 and all(own == set(names) for own in held)
+        self._mine = names[rank :: len(fragments)] if self._shared else [name for name in names if name in held[rank]]
 
     def orthogonal(self, partitions: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{name: orthogonal factor} of the matrices of which this rank holds pieces. Must be called on every rank.
+        """{name: orthogonal factor} of the matrices of which this rank holds fragments. Must be called on every rank.
 
         partitions: what this rank holds, flat; one, if matrices are cut.
         """
@@ -80,8 +82,10 @@ class Matrices:
 
     def _here(self, partitions: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {
-            piece.matrix: partitions[piece.partition][piece.offset :][: piece.length].view(self.shapes[piece.matrix])
-            for piece in self.own
+            fragment.matrix: partitions[fragment.partition][fragment.offset :][: fragment.length].view(
+                self.shapes[fragment.matrix]
+            )
+            for fragment in self.own
         }
 
     def _gathered(self, partition: torch.Tensor) -> dict[str, torch.Tensor]:

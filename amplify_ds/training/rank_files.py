@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from amplify_ds.training import processes
+from amplify_ds.training import process_table
 
 FOLDER, REPORT = ".ranks", "stalled.json"
 Record = dict[str, Any]
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 def identity(rank: int, job: int) -> Record:
     """The part of a rank's record that stays the same."""
     own = {"job": job, "rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
-    return own | {"launcher": os.getppid(), "started": processes.started(os.getpid())}
+    return own | {"launcher": os.getppid(), "started": process_table.started(os.getpid())}
 
 
 def write(run: Path, record: Record) -> None:
@@ -71,10 +71,10 @@ def kill(record: Record) -> None:
             os.kill(record["pid"], signal.SIGKILL)
 
 
-def _process(record: Record) -> processes.Process | None:
+def _process(record: Record) -> process_table.Process | None:
     """Of a rank on this machine; None when it has ended, whatever has its number now."""
-    process = processes.look_at(record["pid"])
-    return process if processes.started(record["pid"]) == record["started"] else None
+    process = process_table.look_at(record["pid"])
+    return process if process_table.started(record["pid"]) == record["started"] else None
 
 
 def _path(run: Path, rank: int) -> Path:

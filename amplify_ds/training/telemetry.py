@@ -17,12 +17,12 @@ from amplify_ds.config import RunConfig
 from amplify_ds.data.loader import PackedBatch, TrainingBatches
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.shape import Shape
-from amplify_ds.training import checkpoint, event_files, guards, runs
-from amplify_ds.training.evaluate import Score, perplexity
+from amplify_ds.training import checkpoint, event_files, guards, run_directory
 from amplify_ds.training.events import Events, NoEvents
 from amplify_ds.training.metrics import Interval, Totals, device_flops, model_flops
 from amplify_ds.training.progress import Progress
 from amplify_ds.training.ranks import Ranks
+from amplify_ds.training.validation import Score, perplexity
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -137,7 +137,7 @@ class Telemetry:
     def _write(self, found: Totals, rate: float) -> None:
         """Add one point to every curve in TensorBoard."""
         sources, world_size = self.batches.mixture, self.ranks.world_size
-        epochs = sources.epochs(self.progress.batch * self.batches.plan.global_rows, self.run.training.seed)
+        epochs = sources.epochs(self.progress.batch * self.batches.split.global_rows, self.run.training.seed)
         flops = model_flops(self.shape, found.tokens, found.pairs) / found.seconds / world_size
         for tag, value in {
             "train/loss": found.loss,
@@ -170,9 +170,9 @@ class Telemetry:
 
     def _name_rows(self, step: int, loss: float, batch: int, own: torch.Tensor) -> None:
         """Report the rows behind a jump of the loss. own: [rows of this rank] sums over each row's targets."""
-        plan = self.batches.plan
-        row_losses = torch.zeros(plan.global_rows, dtype=torch.float64, device=self.ranks.device)
-        row_losses[plan.share.start : plan.share.stop] = own[: len(plan.share)].double() / self.batches.slots
+        split = self.batches.split
+        row_losses = torch.zeros(split.global_rows, dtype=torch.float64, device=self.ranks.device)
+        row_losses[split.share.start : split.share.stop] = own[: len(split.share)].double() / self.batches.slots
         of_rows = self.ranks.sum(row_losses).tolist()
         rows = self.batches.rows_of(batch)
         named = [{**rows[place], "step": step, "loss": of_rows[place]} for place in guards.highest(of_rows)]
@@ -194,7 +194,7 @@ class Telemetry:
         """TensorBoard with the step as x. Steps past the checkpoint that a killed run had logged are replaced."""
         if not self.ranks.leader:
             return NoEvents()
-        folder = self.output / runs.EVENTS
+        folder = self.output / run_directory.EVENTS
         with suppress(OSError):  # then points may be drawn in the wrong order, no more
             event_files.put_before_now(folder)
         events = Events(folder, step + 1 if step else 0, self.ranks.say)

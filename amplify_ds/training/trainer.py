@@ -25,16 +25,16 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
-from amplify_ds.training import orphans, runs, stopping
-from amplify_ds.training.agreement import Agreement
+from amplify_ds.training import orphans, run_directory, stopping
 from amplify_ds.training.engine import Engine
-from amplify_ds.training.evaluate import PROTOCOLS, evaluate
 from amplify_ds.training.progress import Progress
 from amplify_ds.training.ranks import Ranks
-from amplify_ds.training.runs import Directory
+from amplify_ds.training.run_directory import Directory
 from amplify_ds.training.saving import BackgroundWriter
 from amplify_ds.training.schedule import learning_rate
+from amplify_ds.training.shared_flags import SharedFlags
 from amplify_ds.training.telemetry import Telemetry
+from amplify_ds.training.validation import PROTOCOLS, evaluate
 from amplify_ds.training.watchdog import Watchdog
 
 
@@ -58,7 +58,7 @@ class Trainer:
     validation: dict[str, Shards]
     progress: Progress
     telemetry: Telemetry
-    agreement: Agreement
+    flags: SharedFlags
     writer: BackgroundWriter
     watch: Watchdog
     directory: Directory
@@ -71,8 +71,8 @@ class Trainer:
 
         Must be called on every rank.
         """
-        run, plan, progress, telemetry = self.run, self.batches.plan, self.progress, self.telemetry
-        padding_share = plan.computed_rows / plan.global_rows  # padding rows are no part of the batch's mean
+        run, split, progress, telemetry = self.run, self.batches.split, self.progress, self.telemetry
+        padding_share = split.computed_rows / split.global_rows  # padding rows are no part of the batch's mean
         loader = TrainingLoader(self.batches, progress.batch, run.data.workers, self.ranks.device.type == "cuda")
         last = run.training.steps
         with loader, telemetry.open():
@@ -82,10 +82,10 @@ class Trainer:
                     self._stop()
                     return None
                 self._tell()
-                for _ in range(plan.accumulation):
+                for _ in range(split.accumulation):
                     batch, waited = self._next_batch(loader)
                     logits = self.engine.forward(**batch.model_inputs())
-                    loss, row_losses = masked_language_loss(logits, batch.labels, plan.micro_rows)
+                    loss, row_losses = masked_language_loss(logits, batch.labels, split.micro_rows)
                     self.engine.backward(loss * padding_share)
                     telemetry.count(batch, row_losses, logits, waited)
                 rate = learning_rate(progress.step, run.optimizer)
@@ -156,11 +156,11 @@ class Trainer:
 
     def _tell(self) -> None:
         """Publish whether this rank was asked to stop, and whether it failed to save."""
-        self.agreement.send(stopping.requested(), self.writer.problem is not None)
+        self.flags.send(stopping.requested(), self.writer.problem is not None)
 
     def _agreed_to_stop(self) -> bool:
         """Return whether any rank was asked to stop before the last `_tell`. AmplifyError if one failed to save."""
-        stop, failed = self.agreement.received()
+        stop, failed = self.flags.received()
         if failed:
             raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
         return stop
@@ -209,7 +209,7 @@ class Trainer:
             "warnings": self.warnings,
         }
         if self.ranks.leader:
-            write_json(self.directory.path / runs.RESULT, result)
+            write_json(self.directory.path / run_directory.RESULT, result)
         self._leave()
         return result
 

@@ -20,7 +20,7 @@ from tests.support.building import (
     build,
     build_with_workers,
     content,
-    many_pieces,
+    many_chunks,
     proteins,
     script,
     windows,
@@ -140,7 +140,7 @@ def test_every_window_is_as_likely_as_the_next():
 
 
 def test_workers_do_not_change_a_byte(tmp_path, monkeypatch):
-    code = many_pieces(monkeypatch)
+    code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "one", *SMALL)
     assert len(Shards(tmp_path / "one").manifest["shards"]) > 4
@@ -151,7 +151,7 @@ def test_workers_do_not_change_a_byte(tmp_path, monkeypatch):
 
 
 def test_a_bad_line_is_named_by_workers_too(tmp_path, monkeypatch):
-    code = many_pieces(monkeypatch)
+    code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     path.write_bytes(path.read_bytes() + b">x\nM\xe9\n")
     line = path.read_bytes().count(b"\n")
@@ -162,8 +162,8 @@ def test_a_bad_line_is_named_by_workers_too(tmp_path, monkeypatch):
 
 
 def test_workers_read_quoted_cells_of_several_lines(tmp_path, monkeypatch):
-    """A table with line ends, quotes and delimiters in its cells, cut into many pieces: the shards of FASTA."""
-    code = many_pieces(monkeypatch)
+    """A table with line ends, quotes and delimiters in its cells, cut into many chunks: the shards of FASTA."""
+    code = many_chunks(monkeypatch)
     sequences = proteins(400)
     build(write_fasta(tmp_path / "in.fasta", sequences), tmp_path / "one", *SMALL)
     table = tmp_path / "in.csv"
@@ -187,7 +187,7 @@ def test_workers_read_quoted_cells_of_several_lines(tmp_path, monkeypatch):
 
 
 def test_a_killed_worker_is_reported_and_the_next_run_carries_on(tmp_path, monkeypatch):
-    code = many_pieces(monkeypatch)
+    code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "undisturbed", *SMALL)
     words = ["--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
@@ -200,7 +200,7 @@ def test_a_killed_worker_is_reported_and_the_next_run_carries_on(tmp_path, monke
 
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, monkeypatch):
     """Kill the build with all its workers after more and more time, until one ends by itself."""
-    code = many_pieces(monkeypatch)
+    code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "undisturbed", *SMALL)
     build_with_workers(tmp_path, code, "--help")
@@ -221,7 +221,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, monkeypat
 
 
 def test_several_machines_share_the_work(tmp_path, monkeypatch):
-    code = many_pieces(monkeypatch)
+    code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "one", *SMALL)
     build_with_workers(tmp_path, code, "--help")

@@ -23,7 +23,7 @@ from tests.support.building import (
     build,
     build_with_workers,
     content,
-    many_pieces,
+    many_chunks,
     proteins,
     run_file,
     script,
@@ -37,10 +37,10 @@ from tests.support.paths import DATA_PREP, ROOT
 SMALL = ["--max-length", "64", "--row-tokens", "256"]
 IMPATIENT = """\
 import os, signal, time
-from amplify_ds.prepare import ranks
-ranks.SECONDS_BETWEEN_LOOKS, ranks.SILENT_LOOKS = 0.1, 20
+from amplify_ds.prepare import build_ranks
+build_ranks.SECONDS_BETWEEN_LOOKS, build_ranks.SILENT_LOOKS = 0.1, 20
 """
-PATIENT = "ranks.SILENT_LOOKS = 60"  # where ranks need seconds to start
+PATIENT = "build_ranks.SILENT_LOOKS = 60"  # where ranks need seconds to start
 
 
 def killed(where: str) -> str:
@@ -60,13 +60,13 @@ def said(rank: Process | subprocess.Popen) -> str:
 
 
 class Build:
-    """A build of many pieces and shards by several ranks, none of which a launcher watches over.
+    """A build of many chunks and shards by several ranks, none of which a launcher watches over.
 
     Python is started anew where what torch writes on standard error matters: how much is settled at its import.
     """
 
     def __init__(self, place: Path, monkeypatch) -> None:
-        self.place, self._pieces = place, many_pieces(monkeypatch)
+        self.place, self._chunks = place, many_chunks(monkeypatch)
         self.started: list[Process | subprocess.Popen] = []
         self.port = free_port()
         self.input = write_fasta(place / "in.fasta", proteins(400))
@@ -75,7 +75,7 @@ class Build:
     def start(self, rank: int, code: str = "", world: int = 2, anew: bool = False) -> Process | subprocess.Popen:
         main = self.place / f"main-{rank}.py"
         main.write_text(
-            f"{self._pieces}\n{IMPATIENT}\n{code}\n"
+            f"{self._chunks}\n{IMPATIENT}\n{code}\n"
             "from amplify_ds import build_shards\n"
             "if __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
         )
@@ -130,11 +130,11 @@ def test_the_launcher_builds_the_same_bytes(tmp_path):
 
 def faulty_build(tmp_path, monkeypatch, when, fault):
     """A script that builds `tmp_path`/in.fasta under a launcher, with a fault; "one" is what it should build."""
-    path, pieces = write_fasta(tmp_path / "in.fasta", proteins(400)), many_pieces(monkeypatch)
+    path, chunks = write_fasta(tmp_path / "in.fasta", proteins(400)), many_chunks(monkeypatch)
     build(path, tmp_path / "one", *SMALL)
     main = tmp_path / "main.py"
     main.write_text(
-        f"import os, signal, time\n{pieces}\nif {when}:\n    {fault}\n"
+        f"import os, signal, time\n{chunks}\nif {when}:\n    {fault}\n"
         "from amplify_ds import build_shards\nbuild_shards.command(build_shards.main)\n"
     )
     return [main, "--input", path, "--output", tmp_path / "out", *SMALL]
@@ -203,14 +203,14 @@ def test_the_message_of_a_rank_that_fails_ends_the_others(several):
 
 
 def test_a_rank_that_never_begins_is_named(several):
-    [(_, _), (code, message)] = several.run("sys.exit()", "ranks.SILENT_LOOKS = 5")
+    [(_, _), (code, message)] = several.run("sys.exit()", "build_ranks.SILENT_LOOKS = 5")
     assert code == 1 and f"the ranks could not meet at 127.0.0.1:{several.port}: Connection refused" in message
-    [(code, message), _] = several.run("ranks.SILENT_LOOKS = 5", "sys.exit()")
+    [(code, message), _] = several.run("build_ranks.SILENT_LOOKS = 5", "sys.exit()")
     assert code == 1 and "rank 1 of 2 has shown no sign of life" in message
 
 
 def test_a_rank_that_sees_other_inputs_is_refused(several):
-    found = several.run("", "rows.PIECE = 5000")
+    found = several.run("", "rows.CHUNK_BYTES = 5000")
     assert [code for code, _ in found] == [1, 1] and "rank 1 of 2 is to do other work" in found[1][1]
 
 
@@ -297,12 +297,12 @@ def test_killed_before_any_operation_on_the_disk_it_continues_to_the_same_bytes(
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_workers_end_with_the_build_and_the_next_goes_on(tmp_path, monkeypatch, number, code):
-    pieces = many_pieces(monkeypatch)
+    chunks = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "undisturbed", *SMALL)
     words = ["--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
     slow = "import time; write = pipeline.write_run; pipeline.write_run = lambda *a: (time.sleep(0.3), write(*a))"
-    build_with_workers(tmp_path, f"{pieces}\n{slow}", "--help")
+    build_with_workers(tmp_path, f"{chunks}\n{slow}", "--help")
     process = start(tmp_path / "main.py", *words)
     while not list(tmp_path.glob(".out.partial/work-*/scatter-*.json")):
         time.sleep(0.05)
@@ -314,7 +314,7 @@ def test_workers_end_with_the_build_and_the_next_goes_on(tmp_path, monkeypatch, 
     if number == signal.SIGTERM:
         assert process.stderr.read() == "interrupted\n"
     assert not psutil.wait_procs(children, 5)[1]
-    assert build_with_workers(tmp_path, pieces, *words).returncode == 0
+    assert build_with_workers(tmp_path, chunks, *words).returncode == 0
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 

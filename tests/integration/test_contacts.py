@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import amplify_ds
 from amplify_ds.benchmarks.padded_model import HEAD_SIZE, rotate
 from amplify_ds.errors import AmplifyError
+from amplify_ds.inference.contacts import fitting, picture
 from amplify_ds.inference.contacts import head as heads
-from amplify_ds.inference.contacts import jobs, picture
 from amplify_ds.inference.contacts.attention_maps import average_product_corrected, contact_features
 from amplify_ds.inference.contacts.precision import precisions, summary, table
 from amplify_ds.inference.contacts.targets import Target
@@ -168,30 +168,30 @@ def secret_contacts(tokens):
     return (chosen | chosen.T).astype(np.int8)
 
 
-@pytest.mark.parametrize("settings", [jobs.Fitting(), jobs.Fitting(pairs_per_protein=200, seed=5)])
+@pytest.mark.parametrize("settings", [fitting.Fitting(), fitting.Fitting(pairs_per_protein=200, seed=5)])
 def test_contacts_that_a_head_carries_are_found_in_other_proteins(model, monkeypatch, settings):
-    monkeypatch.setattr(jobs, "contact_features", planted)
+    monkeypatch.setattr(fitting, "contact_features", planted)
     reader = amplify_ds.load(model[0])
     proteins = [np.random.default_rng(seed).integers(6, 26, 60) for seed in range(12)]
     targets = [Target(str(i), tokens, secret_contacts(tokens)) for i, tokens in enumerate(proteins)]
-    head = jobs.fit_head(reader, "m", targets[:6], settings, lambda n: None)
+    head = fitting.fit_head(reader, "m", targets[:6], settings, lambda n: None)
     weights = np.array(head.weights)
     assert weights[1, 1] > 2 and abs(weights[[0, 0, 1], [0, 1, 0]]).max() < weights[1, 1] / 5
     assert head.fit["pairs"] == 6 * (settings.pairs_per_protein or 54 * 55 // 2)
-    found = summary([values for _, values in jobs.evaluate(reader, head, targets[6:], lambda n: None)])
+    found = summary([values for _, values in fitting.evaluate(reader, head, targets[6:], lambda n: None)])
     for name in found:
         assert found[name]["L/5"]["mean"] > 0.98 and 0.05 < found[name]["chance"]["mean"] < 0.15, found
-    assert jobs.trained_on(head, targets[5:8]) == ["5"]
+    assert fitting.trained_on(head, targets[5:8]) == ["5"]
     wrong = [target._replace(contacts=np.roll(target.contacts, (9, 9), (0, 1))) for target in targets[6:]]
-    guessed = summary([values for _, values in jobs.evaluate(reader, head, wrong, lambda n: None)])
+    guessed = summary([values for _, values in fitting.evaluate(reader, head, wrong, lambda n: None)])
     assert guessed["long"]["L/5"]["mean"] < 0.3
 
 
 def test_too_little_memory_is_said_before(model, monkeypatch):
-    monkeypatch.setattr(jobs.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10})())
+    monkeypatch.setattr(fitting.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10})())
     target = Target("p", np.full(30, 7, np.uint8), hairpin_contacts(30).astype(np.int8))
     with pytest.raises(AmplifyError, match="300 pairs of 2 layers of 2 heads need .*--pairs-per-protein"):
-        jobs.fit_head(amplify_ds.load(model[0]), "m", [target], jobs.Fitting(), lambda n: None)
+        fitting.fit_head(amplify_ds.load(model[0]), "m", [target], fitting.Fitting(), lambda n: None)
 
 
 def run(*words):

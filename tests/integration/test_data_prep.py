@@ -82,12 +82,12 @@ def test_the_order_and_the_form_of_the_input_do_not_matter(tmp_path):
 
 
 def test_many_shards(tmp_path, monkeypatch):
-    """Several shards hold what one would, each sequence once; neither order nor pieces nor runs of the input matter."""
+    """Several shards hold what one would, each sequence once; neither order nor chunks nor runs of the input matter."""
     sequences = proteins(400)
     monkeypatch.setattr(pipeline, "MEGABYTE", 10_000)
     options = ["--max-length", 64, "--row-tokens", 256, "--seed", 3, "--shard-megabytes", 1]
     build(write_fasta(tmp_path / "a.fasta", sequences + sequences[:50]), tmp_path / "a", *options)
-    monkeypatch.setattr(rows, "PIECE", 3001)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 3001)
     build(write_fasta(tmp_path / "b.fasta", sequences[:50] + sequences[::-1]), tmp_path / "b", *options)
     manifest = Shards(tmp_path / "a").manifest
     assert len(manifest["shards"]) in (6, 7)

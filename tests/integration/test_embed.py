@@ -14,7 +14,7 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.hub.export import export
 from amplify_ds.inference import resumable
 from amplify_ds.inference.embeddings import Settings
-from amplify_ds.inference.jobs import embed_file
+from amplify_ds.inference.pipelines import embed_file
 from amplify_ds.inference.reading import check
 from amplify_ds.inference.records import Records
 from amplify_ds.inference.windows import rows, windows

@@ -11,8 +11,8 @@ import torch
 from amplify_ds.data import masking
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
-from amplify_ds.training.evaluate import PROTOCOLS, baseline, evaluate, residue_frequencies
 from amplify_ds.training.ranks import Ranks
+from amplify_ds.training.validation import PROTOCOLS, baseline, evaluate, residue_frequencies
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)

@@ -17,7 +17,7 @@ from amplify_ds import config
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.model.modeling_amplify import AMPLIFY
-from amplify_ds.training import ds_config, fp8, plan
+from amplify_ds.training import derived, ds_config, fp8
 from tests.support.commands import run
 from tests.support.training import SMALL, launch_words, losses, train
 
@@ -30,7 +30,7 @@ def checked(row_tokens=1024, device_type="cpu", recipe="tiny", **changes) -> str
     base = SMALL | FITS if recipe == "tiny" else {"training.precision": "fp8"}
     asked = config.resolve(recipe, None, needed | base | {k.replace("__", "."): v for k, v in changes.items()})
     with pytest.raises(AmplifyError) as error:
-        fp8.check(asked, plan.model_config(asked, 512), row_tokens, device_type)
+        fp8.check(asked, derived.model_config(asked, 512), row_tokens, device_type)
     return str(error.value)
 
 
@@ -70,10 +70,11 @@ def test_it_is_bfloat16_for_deepspeed_and_memory(shards):
         zero = {"zero_optimization": {"stage": stage}}
         assert ds_config.merge(zero, asked, 1, 1, "fp8") == ds_config.merge(zero, asked, 1, 1, "bf16")
         told = [
-            plan.memory_per_device(asked, plan.model_config(asked, 512), 1024, stage, 1, p) for p in ("fp8", "bf16")
+            derived.memory_per_device(asked, derived.model_config(asked, 512), 1024, stage, 1, p)
+            for p in ("fp8", "bf16")
         ]
         assert told[0] == told[1]
-    assert plan.resolve_precision("fp8", "cuda") == "fp8" and plan.resolve_precision("auto", "cuda") == "bf16"
+    assert derived.resolve_precision("fp8", "cuda") == "fp8" and derived.resolve_precision("auto", "cuda") == "bf16"
 
 
 class StandIn(nn.Linear):

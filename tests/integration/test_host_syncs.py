@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 import torch
 
-from amplify_ds.training.agreement import Agreement
 from amplify_ds.training.ranks import Ranks
+from amplify_ds.training.shared_flags import SharedFlags
 from tests.support.commands import before_path, ranks_of, run
 from tests.support.host_syncs import FIRST, STEPS
 from tests.support.paths import ROOT
@@ -80,12 +80,12 @@ def test_a_read_in_the_micro_batch_loop_is_counted(found):
 def test_what_any_rank_tells_all_learn_at_the_next_look(monkeypatch):
     others = torch.tensor([0.0, 0.0, 2.0])
     monkeypatch.setattr(Ranks, "sum", lambda ranks, own: own.add_(others))
-    agreement = Agreement(3, Ranks(0, 2, torch.device("cpu")))
-    assert agreement.received() == [False, False, False]
-    agreement.send(True, False, False)
-    assert agreement.received() == agreement.received() == [True, False, True]
-    agreement.send(False, False, True)
-    assert agreement.received() == [False, False, True]
+    flags = SharedFlags(3, Ranks(0, 2, torch.device("cpu")))
+    assert flags.received() == [False, False, False]
+    flags.send(True, False, False)
+    assert flags.received() == flags.received() == [True, False, True]
+    flags.send(False, False, True)
+    assert flags.received() == [False, False, True]
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from amplify_ds import config
-from amplify_ds.training.orthogonal import Matrices, Piece, orthogonal_factor
+from amplify_ds.training.orthogonal import Fragment, Matrices, orthogonal_factor
 from tests.support.commands import run
 from tests.support.plain_training import plain_training
 from tests.support.training import launch_words, losses, train
@@ -100,8 +100,8 @@ def test_a_matrix_cut_at_odd_places_is_put_together():
     torch.manual_seed(0)
     a, b = torch.randn(6, 4), torch.randn(3, 5)
     flat = torch.cat([b.flatten(), torch.zeros(2), a.flatten()])
-    pieces = [Piece("a", 0, 24, 17), Piece("b", 0, 15, 0)]
-    found = Matrices({"a": (6, 4), "b": (3, 5)}, [pieces], 0).orthogonal([flat])
+    fragments = [Fragment("a", 0, 24, 17), Fragment("b", 0, 15, 0)]
+    found = Matrices({"a": (6, 4), "b": (3, 5)}, [fragments], 0).orthogonal([flat])
     for name, matrix in (("a", a), ("b", b)):
         torch.testing.assert_close(found[name], orthogonal_factor(matrix[None])[0])
 

@@ -13,7 +13,7 @@ from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
 from amplify_ds.data.shards import Shards
 from amplify_ds.files import content_digest
 from amplify_ds.training import checkpoint
-from amplify_ds.training.replay import batch_index
+from amplify_ds.training.past_batches import batch_index
 from amplify_ds.vocab import TOKENS, decode
 from tests.support.commands import interpreter, python
 from tests.support.training import losses, train
@@ -158,7 +158,7 @@ def test_bad_input_is_one_message(run, words, text):
 
 def test_neither_deepspeed_nor_ranks_are_needed(run):
     program = (
-        "import sys, torch; from pathlib import Path; from amplify_ds.training.replay import rebuild\n"
+        "import sys, torch; from pathlib import Path; from amplify_ds.training.past_batches import rebuild\n"
         f"rebuild(Path({str(run)!r}), 3)\n"
         "assert 'deepspeed' not in sys.modules and not torch.distributed.is_initialized()\n"
     )

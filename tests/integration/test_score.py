@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import amplify_ds
 from amplify_ds.errors import AmplifyError
-from amplify_ds.inference import heatmap, jobs, mutations
+from amplify_ds.inference import heatmap, mutations, pipelines
 from amplify_ds.inference.mutation_tables import parse_table, read_table
 from amplify_ds.inference.reading import check, proteins
 from amplify_ds.inference.records import Records
@@ -123,7 +123,7 @@ def effects_of(model, tmp_path, text, some=None, name="table.csv", **options):
     types = {p.name: p.tokens for p in proteins(Records(fasta))}
     reader = amplify_ds.load(model[0])
     output = tmp_path / f"effects-{len(list(tmp_path.iterdir()))}.csv"
-    return jobs.effects_file(reader, types, check(Records(fasta)), read, output, True, lambda n: None, **options)
+    return pipelines.effects_file(reader, types, check(Records(fasta)), read, output, True, lambda n: None, **options)
 
 
 def test_a_table_of_several_proteins_names_them(model, tmp_path):
@@ -174,7 +174,7 @@ def test_the_heat_map_shows_every_effect(model, tmp_path):
     assert sorted(heatmap.ORDER) == sorted(RESIDUES) and np.isnan(found[:, [2, 4]]).all()
     protein = next(proteins(Records(write_fasta(tmp_path / "long.fasta", {"long": PROTEINS["long"] * 2 + "A"}))))
     output, contents = tmp_path / "map.png", check(Records(tmp_path / "long.fasta"))
-    jobs.heatmap_file(amplify_ds.load(folder), protein, contents, output, True, lambda n: None)
+    pipelines.heatmap_file(amplify_ds.load(folder), protein, contents, output, True, lambda n: None)
     from matplotlib.image import imread
 
     picture = imread(output)
@@ -182,7 +182,7 @@ def test_the_heat_map_shows_every_effect(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.fasta", "map.png"]
     endless = protein._replace(tokens=np.repeat(protein.tokens[:120], 100))
     with pytest.raises(AmplifyError, match="has 12,000 residues, a heat map shows at most 10,000"):
-        jobs.heatmap_file(amplify_ds.load(folder), endless, contents, tmp_path / "b.png", True, lambda n: None)
+        pipelines.heatmap_file(amplify_ds.load(folder), endless, contents, tmp_path / "b.png", True, lambda n: None)
 
 
 def test_killed_anywhere_it_continues_to_the_same_bytes(model, tmp_path):

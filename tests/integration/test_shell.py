@@ -142,7 +142,7 @@ def test_the_table_of_the_quick_start(place, run):
 
 
 def run_shards(run, name):
-    from amplify_ds.training.runs import read_description
+    from amplify_ds.training.run_directory import read_description
 
     path = read_description(run)["settings"]["data"][name][0]
     return path.partition("held_out=")[2] or path

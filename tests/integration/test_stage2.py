@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from amplify_ds import config
 from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.training.schedule import learning_rate
@@ -68,7 +68,7 @@ def first_loss(four_steps, long_shards) -> float:
     model = ReferenceAMPLIFY(**asked.model.model_dump())
     model.load_state_dict(load_file(four_steps / "checkpoints/step-00000004/model.safetensors"))
     mixture = Mixture([Source("train", 1, Shards(long_shards["train"]))])
-    batch = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())[0]
+    batch = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())[0]
     bounds = batch.cu_seqlens.unique().tolist()
     segments = [batch.input_ids[a:b] for a, b in zip(bounds, bounds[1:])]
     ids = torch.nn.utils.rnn.pad_sequence(segments, batch_first=True)

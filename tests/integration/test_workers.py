@@ -75,13 +75,13 @@ def test_a_killed_worker_ends_the_rank_with_its_reason(running):
 LOADER = """
 import os, socket, sys, time
 from multiprocessing import resource_sharer
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import command
 mixture = Mixture([Source("train", 1, Shards(sys.argv[1]))])
-batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, 0.15, 0.8, 0.1)
+batches = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, 0.15, 0.8, 0.1)
 """
 CUT_OFF = """
 def main():

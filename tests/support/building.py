@@ -63,11 +63,11 @@ def run_file(name: str, *words) -> subprocess.CompletedProcess:
     return python(DATA_PREP / name, *words)
 
 
-def many_pieces(monkeypatch) -> str:
-    """Cut small inputs into many pieces and shards, here; returns the code that does so in another process."""
-    monkeypatch.setattr(rows, "PIECE", 9000)
+def many_chunks(monkeypatch) -> str:
+    """Cut small inputs into many chunks and shards, here; returns the code that does so in another process."""
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 9000)
     monkeypatch.setattr(pipeline, "MEGABYTE", 50)
-    return "from amplify_ds.prepare import pipeline, rows; rows.PIECE, pipeline.MEGABYTE = 9000, 50"
+    return "from amplify_ds.prepare import pipeline, rows; rows.CHUNK_BYTES, pipeline.MEGABYTE = 9000, 50"
 
 
 def build_with_workers(place: Path, code: str, *words, **environment) -> subprocess.CompletedProcess:

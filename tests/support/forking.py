@@ -34,7 +34,8 @@ MODULES = """torch setuptools deepspeed
 transformers safetensors.torch numpy pyarrow pyarrow.csv pyarrow.parquet h5py gemmi dnaio
 sklearn.linear_model matplotlib.pyplot hypothesis
 tensorboard.backend.event_processing.event_accumulator
-amplify_ds.training.trainer amplify_ds.training.replay amplify_ds.hub.export amplify_ds.hub.card amplify_ds.hub.folder
+amplify_ds.training.trainer amplify_ds.training.past_batches
+amplify_ds.hub.export amplify_ds.hub.card amplify_ds.hub.folder
 amplify_ds.inference.api amplify_ds.inference.resumable amplify_ds.prepare.pipeline
 amplify_ds.inspect_shards""".split()
 # Variables that these libraries read when they are imported: where a command has others, it imports them again.

@@ -32,7 +32,7 @@ ON_THE_HOST = {  # read on a CPU alone, or on it anyway
     "torch/optim/adamw.py": "the plain AdamW counts its steps on the host; GPUs have the fused one",
     "torch/optim/adam.py": "the same",
     "amplify_ds/model/attention.py": "cu_seqlens is on the host on every device, and GPUs have kernels without a loop",
-    "amplify_ds/training/agreement.py": "sums that were copied to the host during the step before",
+    "amplify_ds/training/shared_flags.py": "sums that were copied to the host during the step before",
 }
 STEPS, FIRST = 5, 3  # of a run, and the first that is counted: DeepSpeed's timers would have begun; the last one logs
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from amplify_ds import config
 from amplify_ds.benchmarks.padded_model import ReferenceAMPLIFY
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, TrainingBatches
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.model.modeling_amplify import AMPLIFY, AMPLIFYConfig
@@ -29,7 +29,7 @@ def plain_training(shards, left_out=(), skips=(), optimizer_of=plain_adamw):
     settings = asked.optimizer
     optimizer = optimizer_of(model, settings)
     mixture = Mixture([Source("train", 1, Shards(shards["train"]))])
-    batches = TrainingBatches(mixture, BatchPlan(4, 4, 1, 0, 1), 0, **asked.masking.model_dump(), skips=skips)
+    batches = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, **asked.masking.model_dump(), skips=skips)
     found = []
     order = (number for number in itertools.count() if number not in left_out)
     for step, number in zip(range(asked.training.steps), order):

@@ -90,9 +90,9 @@ _KILLING = """
 import functools, importlib, json, os, signal, sys, traceback
 from pathlib import Path
 from amplify_ds import files
-from amplify_ds.inference import jobs, outputs, resumable, scores
+from amplify_ds.inference import pipelines, outputs, resumable, scores
 command, steps = importlib.import_module(sys.argv[1]), json.loads(sys.argv[2])
-jobs.protein_chunks = functools.partial(jobs.protein_chunks, limit=40)
+pipelines.protein_chunks = functools.partial(pipelines.protein_chunks, limit=40)
 scores.chunked = functools.partial(scores.chunked, limit=600)
 PLACES = {"sync": (files, "sync"), "write": (resumable.Chunks, "write"), "read": (resumable.Chunks, "read"),
           "rmtree": (resumable.shutil, "rmtree")}

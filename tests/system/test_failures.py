@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from amplify_ds.training.processes import ranks_below
+from amplify_ds.training.process_table import ranks_below
 from tests.support.commands import environment, run
 from tests.support.interrupted import PATCH as SLOW
 from tests.support.needs import needs_environment

@@ -103,13 +103,13 @@ def test_published_batch_on_any_power_of_two(copy, tmp_path, size, devices, accu
     launcher, _, training = result.stdout.partition("\n--\n")
     assert launcher.splitlines() == ["--hostfile", "my hosts", "--restarts", "3"]
     from amplify_ds.train import parse
-    from amplify_ds.training.plan import batch_plan
+    from amplify_ds.training.derived import split_batch
 
     arguments, run = parse(training.splitlines())
     assert arguments.recipe == size.upper() and arguments.output == f"runs/{size.upper()}"
     assert run.training.global_batch_tokens == 160 * 8192 and run.training.steps == 1_000_000
     assert [source.partition(":")[2] for source in run.data.train] == ["15134", "136", "1"]
-    cut = batch_plan(run, 8192, 0, devices)
+    cut = split_batch(run, 8192, 0, devices)
     assert (cut.global_rows, cut.micro_rows, cut.accumulation) == (160, 5, accumulated)
 
 

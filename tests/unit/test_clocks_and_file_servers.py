@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.plot import read_scalars
-from amplify_ds.training import event_files, visibility
+from amplify_ds.training import event_files, shared_files
 
 
 def log(folder: Path, steps: range, offset: int) -> None:
@@ -46,20 +46,20 @@ def test_what_is_seen_late_is_waited_for(tmp_path):
     late = tmp_path / "run"
     threading.Timer(0.5, late.mkdir).start()
     began = time.monotonic()
-    visibility.wait_for(late, 20)
+    shared_files.wait_for(late, 20)
     assert 0.4 < time.monotonic() - began < 10
     with pytest.raises(AmplifyError, match="absent: rank 0 has made it, and after 0.1 s it is not seen on"):
-        visibility.wait_for(tmp_path / "absent", 0.1)
+        shared_files.wait_for(tmp_path / "absent", 0.1)
 
 
 def test_a_stale_handle_is_tried_again_and_a_missing_permission_is_not(tmp_path, monkeypatch):
     stat, answers = Path.stat, [errno.ESTALE, errno.ENOENT]
     monkeypatch.setattr(Path, "stat", lambda self: raises(answers.pop(0)) if answers else stat(self))
-    visibility.wait_for(tmp_path, 20)
+    shared_files.wait_for(tmp_path, 20)
     assert not answers
     monkeypatch.setattr(Path, "stat", lambda self: raises(errno.EACCES))
     with pytest.raises(PermissionError):
-        visibility.wait_for(tmp_path, 20)
+        shared_files.wait_for(tmp_path, 20)
 
 
 def raises(number: int):

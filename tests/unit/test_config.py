@@ -10,7 +10,7 @@ from amplify_ds import config
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
 from amplify_ds.train import parse
-from amplify_ds.training import ds_config, plan
+from amplify_ds.training import derived, ds_config
 from tests.support.paths import ROOT
 
 
@@ -29,7 +29,7 @@ def test_every_recipe_is_complete_by_itself():
 @pytest.mark.parametrize("recipe, count", [("120M", 118_276_507), ("350M", 354_008_667)])
 def test_the_published_recipes_build_the_published_models(recipe, count):
     run = config.resolve(recipe, None, {})
-    assert plan.parameter_count(plan.model_config(run, 512)) == count
+    assert derived.parameter_count(derived.model_config(run, 512)) == count
     assert run.training.global_batch_tokens == 160 * 8192
     optimizer = run.optimizer
     assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.eps) == (1e-3, (0.9, 0.95), 0.01, 1e-8)
@@ -39,7 +39,7 @@ def test_parameter_count_is_that_of_the_built_model():
     from amplify_ds.model.modeling_amplify import AMPLIFY
 
     shape = AMPLIFYConfig(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=700)
-    assert plan.parameter_count(shape) == sum(p.numel() for p in AMPLIFY(shape).parameters())
+    assert derived.parameter_count(shape) == sum(p.numel() for p in AMPLIFY(shape).parameters())
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_recipe(tmp_path):
@@ -109,7 +109,7 @@ def default_row_tokens():
 def test_every_recipe_and_the_default_shards_fit_on_up_to_eight_devices(recipe):
     run, row_tokens = config.resolve(recipe, None, {}), default_row_tokens()
     for world_size in range(1, 9):
-        cuts = [plan.batch_plan(run, row_tokens, rank, world_size) for rank in range(world_size)]
+        cuts = [derived.split_batch(run, row_tokens, rank, world_size) for rank in range(world_size)]
         assert [row for cut in cuts for row in cut.share] == list(
             range(run.training.global_batch_tokens // row_tokens)
         ), "each row is one device's"
@@ -122,7 +122,7 @@ def test_every_recipe_and_the_default_shards_fit_on_up_to_eight_devices(recipe):
 def test_a_batch_is_shared_by_any_number_of_devices_or_one_message_says_which_would_be():
     def cut(world_size, **flags):
         flags = {key.replace("__", "."): value for key, value in flags.items()}
-        return plan.batch_plan(config.resolve("120M", None, flags), 8192, 0, world_size)
+        return derived.split_batch(config.resolve("120M", None, flags), 8192, 0, world_size)
 
     assert (cut(16).accumulation, cut(8).accumulation, cut(16).micro_rows) == (1, 2, 10)
     assert (cut(12).micro_rows, cut(12).accumulation) == (7, 2), "13 or 14 of 160 rows each"

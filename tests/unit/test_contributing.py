@@ -23,7 +23,7 @@ def in_backticks(text: str) -> set[str]:
 
 def test_paths_exist():
     named = set(re.findall(r"[\w./-]*/[\w.-]+\w", text_of("CONTRIBUTING.md")))
-    assert {"tests/run.sh", "prepare/forms.py", "amplify_ds/hub/layouts.py", "tests/recorded/kept"} <= named
+    assert {"tests/run.sh", "prepare/formats.py", "amplify_ds/hub/layouts.py", "tests/recorded/kept"} <= named
     assert not {name for name in named if find(name) is None and not name.startswith(".venv/")}
 
 

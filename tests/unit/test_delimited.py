@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare import delimited, rows
 from amplify_ds.prepare.batches import Malformed
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.sources import find_sources
 from tests.support.properties import examples
 
@@ -22,18 +22,18 @@ LINE_ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
     """Sizes are set by the tests themselves, for hypothesis gives them no fixture of their own."""
-    for module, name in ((rows, "PIECE"), (delimited, "BLOCK")):
+    for module, name in ((rows, "CHUNK_BYTES"), (delimited, "BLOCK")):
         monkeypatch.setattr(module, name, getattr(module, name))
 
 
-def pieces(path, reading=Reading(), scanned=7):
-    """(id, sequence) of every record of a file, its pieces one after the other, as build_shards.py cuts them."""
+def chunks(path, reading=Reading(), scanned=7):
+    """(id, sequence) of every record of a file, its chunks one after the other, as build_shards.py cuts them."""
     [source] = find_sources([str(path)], reading)
     cutter = source.cutter()
     with open(path, "rb") as file:
         while block := file.read(scanned):
             cutter.feed(block)
-    parts = source.pieces(cutter.cuts)
+    parts = source.chunks(cutter.cuts)
     found = [pair for part in parts for batch in part.read(lambda n: None) for pair in zip(batch.ids, batch.sequences)]
     whole = [pair for batch in source.read() for pair in zip(batch.ids, batch.sequences)]
     assert found == whole
@@ -54,7 +54,7 @@ def written(cell: str, delimiter: str, always: bool) -> str:
 @examples()
 @given(st.data())
 def test_csv_is_what_python_reads(tmp_path_factory, data):
-    """Any rows, quoted where they must be or everywhere, with any line end, in blocks and pieces of any size."""
+    """Any rows, quoted where they must be or everywhere, with any line end, in blocks and chunks of any size."""
     table = data.draw(st.lists(st.tuples(CELL, CELL, CELL), max_size=12))
     delimiter, end = data.draw(st.sampled_from(",;\t|")), data.draw(LINE_ENDS)
     always = data.draw(st.booleans())
@@ -66,8 +66,8 @@ def test_csv_is_what_python_reads(tmp_path_factory, data):
         text = text.removesuffix(end)
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(text.encode())
-    rows.PIECE, delimited.BLOCK = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 50))
-    found, _ = pieces(path, Reading(delimiter=delimiter, quoting="csv"), data.draw(st.integers(1, 30)))
+    rows.CHUNK_BYTES, delimited.BLOCK = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 50))
+    found, _ = chunks(path, Reading(delimiter=delimiter, quoting="csv"), data.draw(st.integers(1, 30)))
     expected = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))[1:]
     assert found == [(name, plain(sequence)) for name, _, sequence in filter(None, expected)]
     assert [row for row in table if any(row)] == [tuple(row) for row in expected if any(row)]
@@ -75,18 +75,18 @@ def test_csv_is_what_python_reads(tmp_path_factory, data):
 
 @examples()
 @given(st.text(st.sampled_from('MK",\n\r'), max_size=60), st.integers(1, 40), st.integers(1, 20), st.integers(1, 9))
-def test_any_text_is_what_python_reads_or_is_refused(tmp_path_factory, text, piece, block, scanned):
+def test_any_text_is_what_python_reads_or_is_refused(tmp_path_factory, text, chunk, block, scanned):
     """Also text that is no CSV: the rows that Python's csv reads, or a refusal where it, too, finds something wrong."""
     path = tmp_path_factory.getbasetemp() / "wild.csv"
     path.write_bytes(b"name,sequence\n" + text.encode())
-    rows.PIECE, delimited.BLOCK = piece, block
+    rows.CHUNK_BYTES, delimited.BLOCK = chunk, block
     try:
         expected = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
         right = all(len(row) == 2 for row in expected)
     except csv.Error:
         right = False
     try:
-        found, _ = pieces(path, scanned=scanned)
+        found, _ = chunks(path, scanned=scanned)
     except AmplifyError as error:
         assert not right and f"{path}, line " in str(error)
     else:
@@ -95,13 +95,13 @@ def test_any_text_is_what_python_reads_or_is_refused(tmp_path_factory, text, pie
 
 @examples()
 @given(st.lists(st.tuples(*[st.text(st.sampled_from('MK" ,é'), max_size=5)] * 2), max_size=8), st.integers(1, 60))
-def test_between_tabs_every_line_is_a_row(tmp_path_factory, table, piece):
+def test_between_tabs_every_line_is_a_row(tmp_path_factory, table, chunk):
     path = tmp_path_factory.getbasetemp() / "any.tsv"
     path.write_text("name\tsequence\n" + "".join(f"{name}\t{sequence}\n" for name, sequence in table))
-    rows.PIECE, delimited.BLOCK = piece, 5
-    literal, _ = pieces(path, Reading(quoting="none"))
+    rows.CHUNK_BYTES, delimited.BLOCK = chunk, 5
+    literal, _ = chunks(path, Reading(quoting="none"))
     assert literal == [(name, plain(sequence)) for name, sequence in table]
-    found, _ = pieces(path)
+    found, _ = chunks(path)
     assert len(found) == len(table)
     for pair, row in zip(found, table):
         for cell, text in zip((pair[0], pair[1].decode()), row):
@@ -114,17 +114,17 @@ def test_between_tabs_every_line_is_a_row(tmp_path_factory, table, piece):
 
 @pytest.mark.parametrize("wanted", [3, 26_500])
 def test_sequences_of_several_lines(tmp_path, wanted):
-    """26,500 sequences, each in a quoted cell of three lines: 4.4 MB, more than a block, in pieces of 100 kB."""
+    """26,500 sequences, each in a quoted cell of three lines: 4.4 MB, more than a block, in chunks of 100 kB."""
     draw = random.Random(0)
     sequences = ["M" + "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(150, 170))) for _ in range(wanted)]
     path = tmp_path / "ml.csv"
     path.write_text("sequence\n" + "".join(f'"{s[:60]}\n{s[60:120]}\n{s[120:]}"\n' for s in sequences))
-    rows.PIECE = 100_000
+    rows.CHUNK_BYTES = 100_000
     [source] = find_sources([str(path)])
     cutter = source.cutter()
     cutter.feed(path.read_bytes()[:2_000_000])
     cutter.feed(path.read_bytes()[2_000_000:])
-    found = [s for part in source.pieces(cutter.cuts) for batch in part.read(int) for s in batch.sequences]
+    found = [s for part in source.chunks(cutter.cuts) for batch in part.read(int) for s in batch.sequences]
     assert [b"".join(s.split()).decode() for s in found] == sequences
 
 
@@ -132,7 +132,7 @@ def test_a_cell_larger_than_any_block(tmp_path):
     path = tmp_path / "large.csv"
     text = "x,\n" * 2_000_000
     path.write_text(f'name,about,sequence\na,"{text}",MKV\nb,y,MLL\n')
-    assert pieces(path, scanned=2**20)[0] == [("a", b"MKV"), ("b", b"MLL")]
+    assert chunks(path, scanned=2**20)[0] == [("a", b"MKV"), ("b", b"MLL")]
 
 
 def test_memory_is_bounded_by_one_cell(tmp_path):
@@ -165,9 +165,9 @@ def test_memory_is_bounded_by_one_cell(tmp_path):
 )
 def test_malformed_rows_are_named_by_their_line(tmp_path, name, text, words):
     (tmp_path / name).write_bytes(text.encode())
-    rows.PIECE = 10
+    rows.CHUNK_BYTES = 10
     with pytest.raises(AmplifyError) as refusal:
-        pieces(tmp_path / name)
+        chunks(tmp_path / name)
     for word in [name, *words]:
         assert word in str(refusal.value)
 
@@ -175,7 +175,7 @@ def test_malformed_rows_are_named_by_their_line(tmp_path, name, text, words):
 def test_a_table_without_a_header_and_another_delimiter(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("a;MKV\nb;MLL\n")
-    found, _ = pieces(path, Reading(delimiter=";", header=False, sequence_column="2", name_column="1"))
+    found, _ = chunks(path, Reading(delimiter=";", header=False, sequence_column="2", name_column="1"))
     assert found == [("a", b"MKV"), ("b", b"MLL")]
     path.write_text("MKVLA\nMLL\n")
     [source] = find_sources([str(path)], Reading(header=False))

@@ -135,7 +135,7 @@ def block_and_input(dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_block_keeps_for_backward(dtype):
-    """plan.memory_per_device counts on 8·H + 3·F values a token."""
+    """derived.memory_per_device counts on 8·H + 3·F values a token."""
     block, config, inputs = block_and_input(dtype)
     kept = {}
 

@@ -8,9 +8,9 @@ import pytest
 
 from amplify_ds.benchmarks import growth, steps
 from amplify_ds.config import resolve
-from amplify_ds.data.loader import BatchPlan, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, TrainingBatches
 from amplify_ds.errors import AmplifyError
-from amplify_ds.training import plan
+from amplify_ds.training import derived
 from tests.support.commands import python
 
 
@@ -47,8 +47,8 @@ def test_prints_the_tables(tmp_path):
 @pytest.mark.parametrize("length", [8, 512, 8192])
 def test_windows_have_exactly_the_length(tmp_path, length):
     run = resolve("tiny", None, {"data.train": [str(steps.exact_windows(tmp_path, length, 8192))]})
-    mixture = plan.training_sources(run)
-    batch = TrainingBatches(mixture, BatchPlan(2, 2, 1, 0, 1), 0, 0.15, 0.8, 0.1)[3]
+    mixture = derived.training_sources(run)
+    batch = TrainingBatches(mixture, BatchSplit(2, 2, 1, 0, 1), 0, 0.15, 0.8, 0.1)[3]
     lengths = batch.cu_seqlens.diff().numpy()
     assert (lengths[lengths > 0] == length).all() and lengths.sum() == 2 * 8192
     assert batch.residues == 2 * 8192 - 2 * np.count_nonzero(lengths)

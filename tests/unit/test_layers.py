@@ -83,7 +83,7 @@ def test_imports_go_downwards_only():
 @pytest.mark.parametrize(
     "importer, imported, wrong",
     [
-        ("amplify_ds.data.order", "amplify_ds.training.plan", True),
+        ("amplify_ds.data.order", "amplify_ds.training.derived", True),
         ("amplify_ds.data.order", "amplify_ds.model.shape", True),
         ("amplify_ds.hub.export", "amplify_ds.export", True),
         ("amplify_ds.files", "amplify_ds.data.shards", True),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amplify_ds.data.loader import BatchPlan, TrainingBatches, evaluation_batches
+from amplify_ds.data.loader import BatchSplit, TrainingBatches, evaluation_batches
 from amplify_ds.data.masking import IGNORED, PROTOCOLS
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
@@ -40,14 +40,14 @@ def global_batch(mixture, step, world_size, micro_rows, skips=()):
     accumulation = -(-GLOBAL_ROWS // (world_size * micro_rows))
     tokens, labels = [], []
     for rank in range(world_size):
-        plan = BatchPlan(GLOBAL_ROWS, micro_rows, accumulation, rank, world_size)
-        batches = TrainingBatches(mixture, plan, 7, *SHARES, skips)
+        split = BatchSplit(GLOBAL_ROWS, micro_rows, accumulation, rank, world_size)
+        batches = TrainingBatches(mixture, split, 7, *SHARES, skips)
         for part in range(accumulation):
             batch = batches[step * accumulation + part]
             there = torch.full_like(batch.input_ids, IGNORED)
             used = batch.labels != IGNORED
             there[batch.masked_positions[used]] = batch.labels[used]
-            end = min(micro_rows, max(0, len(plan.share) - part * micro_rows)) * mixture.row_tokens
+            end = min(micro_rows, max(0, len(split.share) - part * micro_rows)) * mixture.row_tokens
             assert not batch.input_ids[end:].any() and (there[end:] == IGNORED).all()
             assert batch.tokens == (torch.where(there == IGNORED, batch.input_ids, there) != PAD).sum()
             tokens.append(batch.input_ids[:end])
@@ -93,7 +93,7 @@ def test_the_rows_are_those_that_the_mixture_names(mixed):
 def test_equal_rows_of_two_sources_have_masks_of_their_own(opened):
     """The same shards twice: the same row of the same epoch is masked in another way."""
     twice = Mixture([Source("a", 1, opened), Source("b", 1, opened)])
-    batches = TrainingBatches(twice, BatchPlan(1, 1, 1, 0, 1), 7, *SHARES)
+    batches = TrainingBatches(twice, BatchSplit(1, 1, 1, 0, 1), 7, *SHARES)
     masks = {}
     for index in range(2 * opened.num_rows):
         source, row = int(batches.places(index).sources[0]), int(batches.places(index).rows[0])
@@ -103,7 +103,7 @@ def test_equal_rows_of_two_sources_have_masks_of_their_own(opened):
 
 
 def test_an_epoch_reads_every_row_once_and_the_next_masks_it_anew(opened, alone):
-    batches = TrainingBatches(alone, BatchPlan(1, 1, 1, 0, 1), 7, *SHARES)
+    batches = TrainingBatches(alone, BatchSplit(1, 1, 1, 0, 1), 7, *SHARES)
     epochs = []
     for epoch in range(2):
         seen = {}
@@ -123,7 +123,7 @@ def test_an_epoch_reads_every_row_once_and_the_next_masks_it_anew(opened, alone)
 @pytest.mark.parametrize("skipped", [False, True])
 def test_worker_processes_yield_the_same_stream_and_start_anywhere(mixed, skipped):
     skips = [{"source": "train", "row": row, "from": 2} for row in range(20)] if skipped else []
-    batches = TrainingBatches(mixed, BatchPlan(4, 2, 2, 0, 1), 7, *SHARES, skips)
+    batches = TrainingBatches(mixed, BatchSplit(4, 2, 2, 0, 1), 7, *SHARES, skips)
 
     def read(first: int, count: int, workers: int) -> list[torch.Tensor]:
         with TrainingLoader(batches, first, workers, False) as loader:
@@ -135,7 +135,7 @@ def test_worker_processes_yield_the_same_stream_and_start_anywhere(mixed, skippe
 
 
 def test_packed_batch_describes_its_segments(opened, alone):
-    batch = TrainingBatches(alone, BatchPlan(4, 4, 1, 0, 1), 7, *SHARES)[0]
+    batch = TrainingBatches(alone, BatchSplit(4, 4, 1, 0, 1), 7, *SHARES)[0]
     tokens = batch.input_ids.clone()
     tokens[batch.masked_positions] = batch.labels  # a random token may be <pad>
     bounds = batch.cu_seqlens.tolist()

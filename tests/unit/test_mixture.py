@@ -12,7 +12,7 @@ from amplify_ds.data.mixture import MAX_CYCLE, Mixture, consumed, split
 from amplify_ds.data.order import permute, rows_at
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
-from amplify_ds.training import plan
+from amplify_ds.training import derived
 from tests.support.fake_source import fake
 
 PUBLISHED = [15134, 136, 1]  # UniProt, SCOP, OAS
@@ -113,7 +113,7 @@ def test_what_cannot_be_mixed_is_a_message():
 
 
 def sources_of(*entries):
-    mixture = plan.training_sources(config.resolve("tiny", None, {"data.train": list(entries)}))
+    mixture = derived.training_sources(config.resolve("tiny", None, {"data.train": list(entries)}))
     return [(source.name, source.weight, str(source.shards.path)) for source in mixture.sources]
 
 
@@ -156,7 +156,7 @@ def test_bad_sources_are_a_message(shards, entries, text):
 
 def test_validation_sets_are_named_apart(shards):
     def sets(*entries):
-        return plan.validation_sets(config.resolve("tiny", None, {"data.validation": list(entries)}))
+        return derived.validation_sets(config.resolve("tiny", None, {"data.validation": list(entries)}))
 
     path = shards["validation"]
     assert list(sets(str(path), f"other={path}")) == ["validation", "other"]

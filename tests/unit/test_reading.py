@@ -28,7 +28,7 @@ from amplify_ds.inference.records import Records
 from amplify_ds.prepare import alphabet, archives, fasta, rows
 from amplify_ds.prepare.batches import Malformed
 from amplify_ds.prepare.fasta import read_fasta
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.sources import find_sources
 from amplify_ds.vocab import MASK, decode
 from tests.support.paths import ROOT
@@ -265,7 +265,7 @@ HEADERS = st.text(st.sampled_from("ab >|;#é\t"), max_size=8).map(str.strip)
 @examples()
 @given(st.data())
 def test_fasta_however_it_is_written(tmp_path_factory, data):
-    """Records written with comments, blanks, empty lines and any line end, in pieces and blocks of any size."""
+    """Records written with comments, blanks, empty lines and any line end, in chunks and blocks of any size."""
     records = data.draw(st.lists(st.tuples(HEADERS, st.lists(SEQUENCES, max_size=4)), min_size=1, max_size=8))
     end = data.draw(st.sampled_from(["\n", "\r\n", "\r"]))
     noise = st.sampled_from(["", "", "", " ", "# c", "; >c"])
@@ -279,14 +279,14 @@ def test_fasta_however_it_is_written(tmp_path_factory, data):
     text = data.draw(st.sampled_from(["", "\ufeff"])) + text
     path = tmp_path_factory.getbasetemp() / "any.fasta"
     path.write_bytes(text.encode())
-    piece, block = rows.PIECE, fasta.BLOCK
+    chunk, block = rows.CHUNK_BYTES, fasta.BLOCK
     try:
-        rows.PIECE, fasta.BLOCK = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 30))
+        rows.CHUNK_BYTES, fasta.BLOCK = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 30))
         [source] = find_sources([str(path)])
-        parts = [batch for part in source.pieces([]) for batch in part.read(lambda n: None)]
+        parts = [batch for part in source.chunks([]) for batch in part.read(lambda n: None)]
         whole = list(source.read())
     finally:
-        rows.PIECE, fasta.BLOCK = piece, block
+        rows.CHUNK_BYTES, fasta.BLOCK = chunk, block
     expected = [(header, "".join(parts)) for header, parts in records]
     for batches in (parts, whole):
         assert [p for b in batches for p in zip(b.names, map(bytes.decode, b.sequences))] == expected
@@ -397,7 +397,7 @@ def test_archives_of_one_and_of_many(tmp_path, name, monkeypatch, capsys):
         path = archive(inner / name, members)
         expected = [("x", A), ("y", B), ("z", C)][: 1 if count == 1 else 3]
         assert read(path) == expected
-        monkeypatch.setattr(rows, "PIECE", 1)  # every member of a zip is a piece
+        monkeypatch.setattr(rows, "CHUNK_BYTES", 1)  # every member of a zip is a chunk
         found, counts = built(path, tmp_path / f"out{count}")
         assert found == Counter(sequence for _, sequence in expected)
         assert count == 1 or "README.md" in capsys.readouterr().err + json.dumps(counts["noted"])
@@ -520,25 +520,25 @@ def test_a_name_that_is_too_long_and_one_that_is_long(tmp_path):
     st.lists(st.tuples(st.text(max_size=6), st.text('MKVé\n"\\', max_size=8)), min_size=1, max_size=8),
     st.integers(1, 60),
 )
-def test_json_lines_are_what_pandas_reads(tmp_path_factory, table, piece):
+def test_json_lines_are_what_pandas_reads(tmp_path_factory, table, chunk):
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     lines = [json.dumps({"name": name, "sequence": sequence}, ensure_ascii=False) + "\n" for name, sequence in table]
     path.write_text("".join(lines), encoding="utf-8", errors="surrogatepass")
-    before = rows.PIECE
+    before = rows.CHUNK_BYTES
     try:
-        rows.PIECE = piece
+        rows.CHUNK_BYTES = chunk
         [source] = find_sources([str(path)])
         cutter = source.cutter()
         for byte in path.read_bytes():
             cutter.feed(bytes([byte]))
         found = [
             pair
-            for part in source.pieces(cutter.cuts)
+            for part in source.chunks(cutter.cuts)
             for batch in part.read(lambda n: None)
             for pair in zip(batch.ids, batch.sequences)
         ]
     finally:
-        rows.PIECE = before
+        rows.CHUNK_BYTES = before
     expected = pandas.read_json(path, lines=True, dtype=False, convert_axes=False)
     sequences = [sequence.encode().replace(b"\n", b"") for sequence in expected["sequence"]]
     assert found == list(zip(expected["name"], sequences))
@@ -559,7 +559,7 @@ def test_binary_tables_hold_what_was_written(tmp_path_factory, table, group, suf
     else:
         write_table_of(path, columns, group)
     [source] = find_sources([str(path)])
-    for parts in (source.pieces([]), [source.whole]):
+    for parts in (source.chunks([]), [source.whole]):
         batches = [batch for part in parts for batch in part.read(lambda n: None)]
         assert [p for b in batches for p in zip(b.ids, map(bytes.decode, b.sequences))] == table
 

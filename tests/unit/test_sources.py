@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from amplify_ds.errors import AmplifyError
 from amplify_ds.prepare import rows, streams
 from amplify_ds.prepare.batches import LONGEST_RECORD
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.sources import find_sources
 from tests.support.paths import EXAMPLE
 
@@ -52,23 +52,23 @@ LINES = FASTA.count(b"\n")
 CSV = b"name,sequence\n" + b"".join(b"%s,%s\n" % record for record in RECORDS)
 
 
-def pieces_of(source):
-    """The pieces, after the file was looked through for where it can be cut, as build_shards.py does."""
+def chunks_of(source):
+    """The chunks, after the file was looked through for where it can be cut, as build_shards.py does."""
     if not source.cutter:
-        return source.pieces([])
+        return source.chunks([])
     cutter = source.cutter()
     with open(source.path, "rb") as file:
         while block := file.read(SCANNED):
             cutter.feed(block)
-    return source.pieces(cutter.cuts)
+    return source.chunks(cutter.cuts)
 
 
 def read(*addresses, reading=Reading()) -> list[tuple[bytes, bytes]]:
-    """All records, piece by piece, blanks removed."""
+    """All records, chunk by chunk, blanks removed."""
     found = []
     for source in find_sources([str(address) for address in addresses], reading):
-        for piece in pieces_of(source):
-            for batch in piece.read(lambda *amounts: None):
+        for chunk in chunks_of(source):
+            for batch in chunk.read(lambda *amounts: None):
                 sequences = batch.sequences
                 assert len(batch.names) == len(sequences)
                 found += [(name.encode(), b"".join(text.split())) for name, text in zip(batch.names, sequences)]
@@ -83,13 +83,13 @@ def test_text_by_its_content(tmp_path, form, text):
     assert read(path) == RECORDS
 
 
-@pytest.mark.parametrize("piece", [1, 7, 50, 1000, 10**6])
+@pytest.mark.parametrize("chunk", [1, 7, 50, 1000, 10**6])
 @pytest.mark.parametrize("text", [FASTA, CSV, FASTA[:-1], CSV[:-1], b"# comment\n\n" + FASTA])
-def test_pieces_hold_every_record_once(tmp_path, monkeypatch, piece, text):
-    monkeypatch.setattr(rows, "PIECE", piece)
+def test_chunks_hold_every_record_once(tmp_path, monkeypatch, chunk, text):
+    monkeypatch.setattr(rows, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(streams, "_SCAN", 16)
     path = tmp_path / "input"
-    path.write_bytes(text[:3000] if piece < 50 else text)
+    path.write_bytes(text[:3000] if chunk < 50 else text)
     whole = read_all(path)
     assert read(path) == whole and len(whole) > 10
 
@@ -115,7 +115,7 @@ def table() -> pa.Table:
 def test_parquet_by_row_groups(tmp_path):
     pa.parquet.write_table(table(), tmp_path / "a.parquet", row_group_size=70)
     [source] = find_sources([str(tmp_path / "a.parquet")])
-    assert len(pieces_of(source)) == 5
+    assert len(chunks_of(source)) == 5
     assert read(tmp_path / "a.parquet") == RECORDS
     pa.parquet.write_table(table().drop_columns("name"), tmp_path / "b.parquet")
     assert read(tmp_path / "b.parquet") == [(b"", text) for _, text in RECORDS]
@@ -157,7 +157,7 @@ def test_a_dataset_of_the_hub_as_a_stream(tmp_path, monkeypatch):
     folder, load = ur100p(tmp_path / "UR100P"), datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **how: load(str(folder), **how))
     [source] = find_sources(["chandar-lab/UR100P:UniProt/train"])
-    assert len(pieces_of(source)) == 2
+    assert len(chunks_of(source)) == 2
     assert read("chandar-lab/UR100P:UniProt/train") == RECORDS[:120]
     assert read("chandar-lab/UR100P:OAS/train") == RECORDS[180:240]
 
@@ -271,7 +271,7 @@ def test_an_address_where_nothing_is(server):
     ],
 )
 def test_bad_tables_and_files_are_named(tmp_path, monkeypatch, name, data, words):
-    monkeypatch.setattr(rows, "PIECE", 4000)
+    monkeypatch.setattr(rows, "CHUNK_BYTES", 4000)
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AmplifyError) as refusal:
         read(tmp_path / name)

@@ -14,7 +14,7 @@ if "RECORD" in os.environ and "amplify_ds.train" in sys.orig_argv:
 
     def recorded(self, index):
         batch = read(self, index)
-        positions = self.plan.positions(index).tolist()
+        positions = self.split.positions(index).tolist()
         rows = [x.view(len(positions), -1) for x in (batch.input_ids, batch.masked_positions, batch.labels)]
         lines = ""
         for number, position in enumerate(positions):

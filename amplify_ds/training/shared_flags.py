@@ -12,7 +12,7 @@ import torch
 from amplify_ds.training.ranks import Ranks
 
 
-class Agreement:
+class SharedFlags:
     """On `count` flags. Every rank calls `send` and `received` in turn."""
 
     def __init__(self, count: int, ranks: Ranks):

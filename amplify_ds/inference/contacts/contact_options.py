@@ -6,7 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
-from amplify_ds.inference.arguments import INPUT, add_reading
+from amplify_ds.inference.shared_options import INPUT, add_reading
 
 DESCRIPTION = """\
 Which residues of a protein touch? A logistic regression on the model's attention maps says, after a few proteins of

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from amplify_ds.errors import AmplifyError, explain
 from amplify_ds.hub_files import failure, refusal, snapshot
-from amplify_ds.prepare.fetched import (
+from amplify_ds.prepare.download_list import (
     FETCHED,
     REPOSITORY,
     File,

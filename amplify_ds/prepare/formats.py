@@ -59,7 +59,7 @@ def suffix(name: str) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSED_NAMES else path).suffix
 
 
-def binary_form(head: bytes) -> str | None:
+def binary_format(head: bytes) -> str | None:
     """The name of a form that is not text: parquet, arrow file, arrow stream or zip."""
     return next((form for magic, form in _BINARY.items() if head.startswith(magic)), None)
 
@@ -71,7 +71,7 @@ def not_read(head: bytes) -> str | None:
     return found and f"it is {found[0]}; {found[1]}"
 
 
-def text_form(head: bytes, name: str, table: bool) -> str:
+def text_format(head: bytes, name: str, table: bool) -> str:
     """fasta, delimited or json; table: the user says that it is a table. Raises Malformed for a form that is not read.
 
     The content decides: FASTA begins with ">", JSON with "{", the first line of a table has several columns. Where it

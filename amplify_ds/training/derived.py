@@ -10,14 +10,14 @@ import re
 from pathlib import Path
 
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan
+from amplify_ds.data.loader import BatchSplit
 from amplify_ds.data.mixture import Mixture, Source
 from amplify_ds.data.shards import Shards
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.shape import Shape
 
 
-def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> BatchPlan:
+def split_batch(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> BatchSplit:
     """Cut the global batch into rows, ranks and micro batches.
 
     Any number of devices up to the number of rows shares a batch, and a micro batch has at most
@@ -36,7 +36,7 @@ def batch_plan(run: RunConfig, row_tokens: int, rank: int, world_size: int) -> B
         )
     most = -(-rows // world_size)  # rows of a rank, if they do not divide
     accumulation = -(-most // run.training.micro_batch_rows)
-    return BatchPlan(rows, -(-most // accumulation), accumulation, rank, world_size)
+    return BatchSplit(rows, -(-most // accumulation), accumulation, rank, world_size)
 
 
 def model_config(run: RunConfig, max_length: int) -> Shape:

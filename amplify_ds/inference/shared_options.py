@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from amplify_ds import bars
-from amplify_ds.prepare import options
+from amplify_ds.prepare import reading_options
 
 INPUT = (
     "proteins: FASTA, CSV, TSV, JSON lines, Parquet, Arrow; plain, compressed, in a zip or tar archive; a folder or "
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """How proteins are read; see prepare/options.py."""
+    """How proteins are read; see prepare/reading_options.py."""
     parser.add_argument(
         "--names",
         default="id",
@@ -59,14 +59,14 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="refuse|skip|number",
         help="what to do with a name that appeared before (default: refuse)",
     )
-    options.add_arguments(parser)
+    reading_options.add_arguments(parser)
 
 
 def records_from(arguments: argparse.Namespace):
     """The proteins that the arguments name. Raises AmplifyError for arguments that make no sense."""
     from amplify_ds.inference.records import Records
 
-    return Records(arguments.input, options.reading_of(arguments), arguments.names, arguments.duplicates, _tell)
+    return Records(arguments.input, reading_options.reading_of(arguments), arguments.names, arguments.duplicates, _tell)
 
 
 def _tell(note: str) -> None:

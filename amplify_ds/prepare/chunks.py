@@ -1,10 +1,10 @@
-"""A source of sequences, and the pieces in which it can be read.
+"""A source of sequences, and the chunks in which it can be read.
 
-A source can be read from beginning to end, or in pieces that workers read on their own: FASTA is cut every `PIECE`
-bytes at a record; Parquet at its row groups; a zip archive at its members; a dataset of the hub at its data files. In a
-table of text a line end may be part of a cell, and only from its beginning on can be told which are: where it can be
-cut is found while the file is hashed (`cutter`). Whatever is compressed or comes as a stream is one piece. What the
-pieces hold together depends on nothing but the source.
+A source can be read from beginning to end, or in chunks that workers read independently: FASTA is cut at a record every
+`CHUNK_BYTES` bytes, Parquet at its row groups, a zip archive at its members, and a dataset of the hub at its data
+files. In a table of text a line end may be part of a quoted cell, which only reading from the beginning can tell, so
+the cuts are found while the file is hashed (`cutter`). Compressed files and streams are one chunk. The records of all
+chunks together depend on the source alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from amplify_ds.errors import AmplifyError
-from amplify_ds.prepare import archives, forms, readers, rows
+from amplify_ds.prepare import archives, formats, readers, rows
 from amplify_ds.prepare.batches import Batch, quoted
-from amplify_ds.prepare.options import Reading
+from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.streams import Progress, compression
 
 STANDARD_INPUT = "standard input"
@@ -25,7 +25,7 @@ _SHOWN = 20  # names of members that are left out
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """A part of a source. `read(progress)` yields its batches; bytes: about what it will tell `progress`."""
 
     name: str
@@ -37,16 +37,16 @@ class Piece:
 class Source:
     """One file, stream or dataset. path, bytes: None where it is no file on disk.
 
-    version: tells contents apart: two sources of the same version need not both be read. whole: all of it as one piece.
-    cutter: makes what finds the places to cut a file at, None where it needs none; `pieces` takes those places.
+    version: tells contents apart: two sources of the same version need not both be read. whole: all of it as one chunk.
+    cutter: makes what finds the places to cut a file at, None where it needs none; `chunks` takes those places.
     """
 
     name: str
     path: Path | None
     bytes: int | None
     version: str
-    whole: Piece
-    pieces: Callable[[Sequence[int]], list[Piece]] = field(repr=False)
+    whole: Chunk
+    chunks: Callable[[Sequence[int]], list[Chunk]] = field(repr=False)
     cutter: Callable[[], rows.Cutter] | None = None
 
     @property
@@ -71,18 +71,18 @@ def source_of_file(path: Path, reading: Reading, tell: Callable[[str], object]) 
     if not size:
         raise AmplifyError(f"{path} is empty, expected sequences. Was its download interrupted?")
     with readers.refusing(place), open(path, "rb") as file:
-        head = file.read(forms.HEAD)
+        head = file.read(formats.HEAD)
     make = partial(_source_of, path, size, version_of(path, reading), reading)
-    match forms.binary_form(head):
+    match formats.binary_format(head):
         case "parquet":
             source = make(*_parquet(place, size, reading))
         case "arrow file" | "arrow stream" as form:
-            source = make(piece_of(place, size, readers.read_arrow, place, form, reading))
+            source = make(chunk_of(place, size, readers.read_arrow, place, form, reading))
         case "zip":
             source = make(*_zip(place, reading, tell))
         case _:
-            if compression(head) or head.startswith(tuple(forms.UTF16_MARKS)) or archives.is_tar(head):
-                source = make(piece_of(place, size, readers.read_stream, place, place, reading))
+            if compression(head) or head.startswith(tuple(formats.UTF16_MARKS)) or archives.is_tar(head):
+                source = make(chunk_of(place, size, readers.read_stream, place, place, reading))
             else:
                 source = make(*_text(place, head, size, reading))
     first = next(source.read(), None)  # what is no input of proteins is refused at once
@@ -96,26 +96,26 @@ def _source_of(
     size: int,
     version: str,
     reading: Reading,
-    whole: Piece,
-    pieces: Callable[[Sequence[int]], list[Piece]] | None = None,
+    whole: Chunk,
+    chunks: Callable[[Sequence[int]], list[Chunk]] | None = None,
     cutter: Callable[[], rows.Cutter] | None = None,
 ) -> Source:
-    return Source(path.name, path, size, version, whole, pieces or (lambda cuts: [whole]), cutter)
+    return Source(path.name, path, size, version, whole, chunks or (lambda cuts: [whole]), cutter)
 
 
 def _parquet(place: str, size: int, reading: Reading) -> tuple:
     _, groups = readers.parquet_layout(place, reading)
 
-    def pieces(cuts: Sequence[int]) -> list[Piece]:
+    def chunks(cuts: Sequence[int]) -> list[Chunk]:
         share = size // max(1, groups)
         return [
-            piece_of(
+            chunk_of(
                 f"{place}, row group {number}", share, readers.read_parquet, place, range(number, number + 1), reading
             )
             for number in range(groups)
         ]
 
-    return piece_of(place, size, readers.read_parquet, place, None, reading), pieces
+    return chunk_of(place, size, readers.read_parquet, place, None, reading), chunks
 
 
 def _zip(place: str, reading: Reading, tell: Callable[[str], object]) -> tuple:
@@ -124,30 +124,30 @@ def _zip(place: str, reading: Reading, tell: Callable[[str], object]) -> tuple:
     if others:
         tell(f"left out of {place}: {quoted(others, _SHOWN)}")
     parts: list[list[archives.Member]] = []
-    filled = rows.PIECE
+    filled = rows.CHUNK_BYTES
     for member in members:
-        if filled >= rows.PIECE:
+        if filled >= rows.CHUNK_BYTES:
             parts.append([])
             filled = 0
         parts[-1].append(member)
         filled += member.bytes
-    pieces = [
-        piece_of(
+    chunks = [
+        chunk_of(
             f"{place}, {part[0]}", sum(member.bytes for member in part), readers.read_members, place, part, reading
         )
         for part in parts
     ]
-    whole = piece_of(place, sum(piece.bytes for piece in pieces), readers.read_members, place, members, reading)
-    return whole, lambda cuts: pieces
+    whole = chunk_of(place, sum(chunk.bytes for chunk in chunks), readers.read_members, place, members, reading)
+    return whole, lambda cuts: chunks
 
 
 def _text(place: str, head: bytes, size: int, reading: Reading) -> tuple:
     """A plain file: FASTA is cut anywhere, a table where a cutter says."""
-    whole = piece_of(place, size, readers.read_stream, place, place, reading, damaged="")
+    whole = chunk_of(place, size, readers.read_stream, place, place, reading, damaged="")
     with readers.refusing(place):
-        form = forms.text_form(head, place, reading.of_tables)
+        form = formats.text_format(head, place, reading.of_tables)
     if form == "fasta":
-        bounds = [(start, min(start + rows.PIECE, size)) for start in range(0, size, rows.PIECE)]
+        bounds = [(start, min(start + rows.CHUNK_BYTES, size)) for start in range(0, size, rows.CHUNK_BYTES)]
         return whole, lambda cuts: _sections(place, bounds, readers.read_fasta_section, reading)
     if form == "delimited":
         layout, chosen = readers.layout_of(place, reading)
@@ -155,22 +155,22 @@ def _text(place: str, head: bytes, size: int, reading: Reading) -> tuple:
         layout, chosen = None, readers.json_choice(place, reading)
     begin = layout.offset if layout else 0
 
-    def pieces(cuts: Sequence[int]) -> list[Piece]:
+    def chunks(cuts: Sequence[int]) -> list[Chunk]:
         places = [begin, *cuts, size]
         return _sections(place, list(zip(places, places[1:])), readers.read_rows, layout, chosen, reading)
 
-    return whole, pieces, partial(rows.Cutter, layout.quoted if layout else None, begin)
+    return whole, chunks, partial(rows.Cutter, layout.quoted if layout else None, begin)
 
 
-def _sections(place: str, bounds: Sequence[tuple[int, int]], read: Callable, *arguments: object) -> list[Piece]:
+def _sections(place: str, bounds: Sequence[tuple[int, int]], read: Callable, *arguments: object) -> list[Chunk]:
     return [
-        piece_of(f"{place}, byte {start:,}", stop - start, read, place, (start, stop), *arguments)
+        chunk_of(f"{place}, byte {start:,}", stop - start, read, place, (start, stop), *arguments)
         for start, stop in bounds
     ]
 
 
-def piece_of(name: str, size: int, read: Callable, *arguments: object, **others: object) -> Piece:
-    return Piece(name, size, _Reader(read, arguments, others))
+def chunk_of(name: str, size: int, read: Callable, *arguments: object, **others: object) -> Chunk:
+    return Chunk(name, size, _Reader(read, arguments, others))
 
 
 class _Reader:

@@ -62,9 +62,9 @@ def launched() -> Rank:
 
 
 @contextmanager
-def together(rank: Rank) -> Iterator[Ranks]:
+def together(rank: Rank) -> Iterator[BuildRanks]:
     """Meet the other ranks; in the end they wait for rank 0. AmplifyError when another has failed."""
-    ranks = Ranks(rank)
+    ranks = BuildRanks(rank)
     try:
         yield ranks
         if rank.number:
@@ -75,7 +75,7 @@ def together(rank: Rank) -> Iterator[Ranks]:
     ranks.end("")
 
 
-class Ranks:
+class BuildRanks:
     """What the ranks say to each other: JSON, by names. trouble: why the build has failed elsewhere."""
 
     def __init__(self, rank: Rank) -> None:

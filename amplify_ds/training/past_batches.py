@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from amplify_ds.config import RunConfig
-from amplify_ds.data.loader import BatchPlan, PackedBatch, TrainingBatches
+from amplify_ds.data.loader import BatchSplit, PackedBatch, TrainingBatches
 from amplify_ds.data.masking import IGNORED
 from amplify_ds.errors import AmplifyError
-from amplify_ds.training import checkpoint, runs
-from amplify_ds.training.plan import batch_plan, training_sources
+from amplify_ds.training import checkpoint, run_directory
+from amplify_ds.training.derived import split_batch, training_sources
 
 
 def batch_index(step: int, state: Mapping) -> int:
@@ -74,14 +74,16 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
 
     data: data.train, if the shards have moved. AmplifyError if the shards found are not those of the run.
     """
-    description = runs.read_description(run)
+    description = run_directory.read_description(run)
     settings = description["settings"]
     try:
         config = RunConfig.model_validate(
             {**settings, "data": {**settings["data"], "train": list(data)}} if data else settings
         )
     except (ValidationError, KeyError, TypeError) as error:
-        raise AmplifyError(f"{run / runs.DESCRIPTION}: its settings are not those of this version: {error}") from None
+        raise AmplifyError(
+            f"{run / run_directory.DESCRIPTION}: its settings are not those of this version: {error}"
+        ) from None
     mixture = training_sources(config)
     if mixture.binding() != description["binding"].get("training data"):
         raise AmplifyError(
@@ -90,14 +92,14 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
         )
     found = checkpoint.newest(run, checkpoint.open_checkpoint)  # the state alone is needed
     state = found.state if found else {}
-    whole = batch_plan(config, mixture.row_tokens, 0, 1).global_rows
+    whole = split_batch(config, mixture.row_tokens, 0, 1).global_rows
     if outside := [number for number in rows if not 0 <= number < whole]:
         raise AmplifyError(f"--rows {outside[0]}: the batch has the rows 0 to {whole - 1}")
     if step < 1:
         raise AmplifyError(f"--step {step}: the first step is 1")
     batches = TrainingBatches(
         mixture,
-        BatchPlan(whole, 1, whole, 0, 1),
+        BatchSplit(whole, 1, whole, 0, 1),
         config.training.seed,
         **config.masking.model_dump(),
         skips=state.get("skips", []),
