@@ -31,19 +31,19 @@ from amplify_ds.prepare.sources import find_sources
 from amplify_ds.prepare.tasks import digest, workers
 from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.shell import next_commands
-from amplify_ds.training import orphans
+from amplify_ds.training import launcher_watch
 from amplify_ds.training.shared_files import wait_for
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    orphans.end_with_launcher()
+    launcher_watch.end_with_launcher()
     asked, rank = parse(arguments), launched()
     if rank.world > 1 and "-" in (*asked.input, *asked.exclude):
         raise AmplifyError(f"{STANDARD_INPUT} reaches one process, and this build has {rank.world}. Give a file.")
     with sigterm_interrupts(), together(rank) as ranks:
-        orphans.met()
+        launcher_watch.met()
         built = _build(asked, ranks)
-        orphans.finished()
+        launcher_watch.finished()
     if rank.number:
         return
     for part, output in asked.outputs.items():

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 from amplify_ds import start
@@ -58,7 +59,9 @@ console: TextIO | None = None  # where errors are shown besides, when standard e
 
 
 class AmplifyError(Exception):
-    """Bad input, a bad setting, or a bad file. The text is written for the user."""
+    """Bad input, a bad setting, or a bad file. The text is written for the user. code: the command's exit code."""
+
+    code = 1
 
 
 def command(main: Callable[[], int | None]) -> None:
@@ -68,7 +71,7 @@ def command(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()
     except AmplifyError as error:
-        code = _report(f"error: {error}")
+        code = _report(f"error: {error}", error.code)
     except KeyboardInterrupt:
         code = _report("interrupted", start.INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing is wrong
@@ -123,6 +126,8 @@ def report(message: str) -> None:
 
 
 def _report(message: str, code: int = 1) -> int:
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()  # what was printed before belongs above the message, also where both go into one file
     report(message)
     return code
 

@@ -10,11 +10,13 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from amplify_ds.cluster.attempt import Attempt
+from amplify_ds import preflight
+from amplify_ds.cluster import slurm
+from amplify_ds.cluster.deepspeed_command import PORT_WITHOUT_SSH, Launch, Meeting, MemoryFiles
 from amplify_ds.cluster.hostfile import read_hostfile
-from amplify_ds.cluster.launcher import PORT_WITHOUT_SSH, Launch, Meeting, MemoryFiles
+from amplify_ds.cluster.launcher_process import LauncherProcess
 from amplify_ds.cluster.machines import SECONDS_FOR_HOSTS, remaining, that_take_part
-from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, STALLED, Signals, Supervisor
+from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, SECONDS_OF_ONE_REQUEST, STALLED, Signals, Supervisor
 from amplify_ds.cluster.variables import CARRIED
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.errors import report as say
@@ -30,17 +32,20 @@ Train under DeepSpeed's launcher; stop and restart without losing a step.
   bash launch/train.sh --recipe tiny --data.train SHARDS --output RUN        every GPU of this machine, or its cores
   bash launch/train.sh --ranks 2 -- --recipe tiny … --output RUN             two of them
   bash launch/train.sh --hostfile hostfile -- --recipe 120M … --output RUN   all machines of the file, by ssh and pdsh
+  srun --ntasks-per-node=1 bash launch/train.sh --slurm -- --recipe 120M … --output RUN       all nodes of a SLURM job
+  bash launch/train.sh --preflight --hostfile hostfile -- --recipe 120M … --output RUN        check them, do not train
 
-Before -- stand the options below and others of the deepspeed launcher, behind it those of amplify_ds.train (python -m
+The options below, and others of the deepspeed launcher, come before --, those of amplify_ds.train after it (python -m
 amplify_ds.train --help); without -- all are of amplify_ds.train.
 
-SIGTERM, SIGUSR1, SIGHUP or Ctrl-C asks all ranks on all machines to save a checkpoint at the next step and to stop;
-Ctrl-C or SIGTERM twice kills them at once. Exit codes:
+SIGTERM, SIGUSR1, SIGHUP or Ctrl-C asks all ranks on all machines to save a checkpoint at the next step and to stop. A
+second Ctrl-C kills them at once; so does a second SIGTERM after {SECONDS_OF_ONE_REQUEST:g} s, except under SLURM, which
+sends its own. Exit codes:
   0     complete: RUN/result.json
   {SAVED}    stopped on request and saved: RUN/stopped.json; the same command continues
   {STALLED}    a rank stopped responding and was named: RUN/stalled.json; the same command continues from the last
         checkpoint
-  {LOST}    a machine was lost, or its ranks were; the same command continues from the last checkpoint
+  {LOST}    a rank or a machine was lost after training had begun; the same command continues from the last checkpoint
   {KILLED}   killed by a second signal; the same command continues from the last checkpoint
   else  failed; the same command continues from the last checkpoint
 """
@@ -67,7 +72,15 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("--ranks", type=_count, metavar="N", help="of this machine (default: one for each GPU, else a core, at most 8)")
+    add(
+        "--ranks",
+        type=_count,
+        metavar="N",
+        help="of this machine (default: one for each GPU, else for each core, at most 8); with --slurm, of each node "
+        "(default: one for each GPU that the job was given, else 1)",
+    )
+    add("--slurm", action="store_true", help="inside a SLURM job: its nodes, each of which srun starts once")
+    add("--preflight", action="store_true", help="check the machines for this run, as launch/preflight.sh, and end")
     add("--hostfile", "-H", type=Path, metavar="FILE", help="lines 'NAME slots=N', see launch/hostfile.example")
     add(
         "--restarts",
@@ -104,6 +117,10 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str
             )
     if options.no_ssh and (options.hostfile is None or options.node_rank is None or options.restarts):
         raise AmplifyError("--no_ssh needs --hostfile and --node_rank, and what starts the nodes restarts them")
+    if options.slurm and (options.hostfile or options.no_ssh or options.restarts):
+        raise AmplifyError("--slurm takes the nodes from SLURM, which also starts them again; see launch/slurm.sbatch")
+    if options.preflight and not (options.slurm or options.hostfile):
+        raise AmplifyError("--preflight needs --hostfile or --slurm")
     if options.hostfile and options.ranks:
         raise AmplifyError("--ranks is for this machine alone; with --hostfile the slots say how many")
     return options, rest, training
@@ -116,16 +133,26 @@ def main(signals: Signals) -> int:
         raise AmplifyError("--output RUN is missing; see bash launch/train.sh --help")
     if "GPUS_HERE" not in os.environ:
         look_for_gpus()
-    hosts = read_hostfile(options.hostfile) if options.hostfile else []
+    job = slurm.current_job(options.ranks) if options.slurm else None
+    hosts = job.hosts if job else read_hostfile(options.hostfile) if options.hostfile else []
+    if options.preflight:
+        return preflight.check(hosts, options.master_addr, options.master_port, job, training)
+    if job and job.node is None:
+        raise AmplifyError("--slurm trains on the nodes on which srun starts it: srun --ntasks-per-node=1 bash …")
     if options.node_rank is not None and not 0 <= options.node_rank < len(hosts):
         raise AmplifyError(
             f"--node_rank {options.node_rank}: {options.hostfile} names {len(hosts)} machines, from 0 on"
         )
     if "--dry-run" in training:  # one process says it for all
-        ranks = sum(host.slots for host in hosts) or _ranks(options) or _gpus()
+        ranks = sum(host.slots for host in hosts) or _ranks_here(options) or _gpus()
         words = [sys.executable, "-m", "amplify_ds.train", *training]
         os.execve(words[0], words, {**os.environ, "RANK": "0", "WORLD_SIZE": str(ranks)})
     supervisor, first = Supervisor(Path(run), signals), hosts[0].name if hosts else None
+    if job:
+        options.node_rank, options.master_port = job.node, options.master_port or job.port
+        os.environ.update(AMPLIFY_LAUNCH=job.name, AMPLIFY_ATTEMPT=str(job.restarts))
+        if job.predecessor and job.node == 0:
+            supervisor.end_launch(job.predecessor)  # its ranks may live on a node that SLURM has lost sight of
     for attempt in range(options.restarts + 1):
         if attempt:
             hosts = remaining(hosts, options.drop_lost_nodes, training, signals)
@@ -134,7 +161,9 @@ def main(signals: Signals) -> int:
             return SAVED
         if hosts and hosts[0].name != first:
             options.master_addr = None  # that machine is lost
-        code = _launch(supervisor, options, Launch(training, rest, hosts, _ranks(options), options.node_rank), attempt)
+        code = _launch(
+            supervisor, options, Launch(training, rest, hosts, _ranks_here(options), options.node_rank), attempt
+        )
         if code in (0, SAVED) or signals.asked or attempt == options.restarts:
             break
         if not supervisor.began:
@@ -152,11 +181,11 @@ def main(signals: Signals) -> int:
 def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch, attempt: int) -> int:
     machines = list(that_take_part(launch.hosts).values()) if launch.by_ssh else []
     name = os.environ.get("AMPLIFY_LAUNCH") or uuid.uuid4().hex[:12]
-    own = {"AMPLIFY_LAUNCH": name, "AMPLIFY_ATTEMPT": str(attempt)}
+    own = {"AMPLIFY_LAUNCH": name, "AMPLIFY_ATTEMPT": os.environ.get("AMPLIFY_ATTEMPT") or str(attempt)}
     cores = min((machine.cores for machine in machines), default=len(os.sched_getaffinity(0)))
     here = launch.hosts[0].slots if launch.hosts else launch.ranks or _gpus()
     own["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // max(1, here)))
-    if launch.node is None and not launch.by_ssh:
+    if len(launch.hosts) < 2 and not launch.by_ssh:
         meeting = Meeting(options.master_addr or LOOPBACK, options.master_port or free_port())
     else:
         port = machines[0].free_port if machines else PORT_WITHOUT_SSH
@@ -165,10 +194,12 @@ def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch,
             os.environ.pop("DS_ACCELERATOR", None)  # "cpu" was meant for this machine, which takes no part
     with MemoryFiles() as files:
         words, environment = launch.words(meeting, files), launch.environment(files, own)
-        return supervisor.watch(lambda: Attempt(words, environment), name, launch.hosts)
+        return supervisor.watch(lambda: LauncherProcess(words, environment), name, launch.hosts)
 
 
-def _ranks(options: argparse.Namespace) -> int | None:
+def _ranks_here(options: argparse.Namespace) -> int | None:
+    if options.slurm:
+        return None
     return options.ranks or (None if options.hostfile or _gpus() else min(MOST_RANKS, len(os.sched_getaffinity(0))))
 
 

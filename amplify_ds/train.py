@@ -12,7 +12,7 @@ from pathlib import Path
 from amplify_ds import config, errors
 from amplify_ds.errors import AmplifyError, command
 from amplify_ds.shell import next_commands
-from amplify_ds.training import failures, orphans, stopping
+from amplify_ds.training import failures, launcher_watch, stopping
 
 SECONDS_FOR_RANK_0 = 5.0
 DESCRIPTION = """\
@@ -105,7 +105,7 @@ def main() -> int:
     except Exception as error:
         if rank:  # rank 0 may have the same to say, and then ends this one
             time.sleep(SECONDS_FOR_RANK_0)
-        failures.announce(str(error))
+        failures.announce(str(error), error.code if isinstance(error, AmplifyError) else 1)
         raise
 
 
@@ -116,7 +116,8 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
         dry_run.print_plan(run, ds_config.read(arguments.deepspeed_config))
         return 0
     stopping.listen()
-    orphans.end_with_launcher()
+    stopping.listen_to_file(Path(arguments.output))
+    launcher_watch.end_with_launcher()
     from amplify_ds.hub.folder import initial_weights  # seconds to import, so only now
     from amplify_ds.training import build, ds_config, engine, logs, run_directory
     from amplify_ds.training.ranks import is_broken_connection
@@ -131,10 +132,10 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
         done_before = (output / run_directory.RESULT).exists() and trainer.progress.step >= run.training.steps
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
-        if gone := orphans.lost():
-            raise AmplifyError(_lost(gone, trainer.watch.place if trainer else "before training")) from None
+        if gone := launcher_watch.lost():
+            raise RankLost(_lost(gone, trainer.watch.place if trainer else "before training")) from None
         if is_broken_connection(error):
-            raise AmplifyError(
+            raise RankLost(
                 f"the connection to another rank has broken ({errors.first_line(error):.200}). Look for what that "
                 f"one says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
             ) from None
@@ -157,6 +158,12 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
         )
     engine.stop_ranks()
     return 0
+
+
+class RankLost(AmplifyError):
+    """Another rank has ended without a message, so that this one cannot go on."""
+
+    code = stopping.LOST
 
 
 def _lost(gone: dict[int, int], place: str) -> str:

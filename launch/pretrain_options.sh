@@ -8,7 +8,13 @@ for ((i = 1; i <= $#; i++)); do
     --data.train | --data.train=*) given=1 ;;
   esac
 done
-while [[ ${1:-} =~ ^--(hostfile|ranks|restarts)$ && $# -gt 1 ]]; do launcher+=("$1" "$2"); shift 2; done
+while :; do
+  case ${1:-} in
+    --preflight | --slurm) launcher+=("$1"); shift ;;
+    --hostfile | --ranks | --restarts) if (($# < 2)); then break; fi; launcher+=("$1" "$2"); shift 2 ;;
+    *) break ;;
+  esac
+done
 # Rows of each, by weight: conf/dataset/uniref100+.yaml of chandar-lab/AMPLIFY.
 if [ -z "${given:-}" ]; then
   data=(--data.train uniprot=shards/train/uniprot:15134 scop=shards/train/scop:136 oas=shards/train/oas:1

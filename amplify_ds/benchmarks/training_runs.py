@@ -1,7 +1,7 @@
 """Training runs as a user starts them, one after another, for benchmarks: started, continued, or reused.
 
 RUN.yaml holds all settings of a run, RUN.log what it said. The ranks end with this process, however it ends: they watch
-AMPLIFY_LAUNCHER_PID (training/orphans.py).
+AMPLIFY_LAUNCHER_PID (training/launcher_watch.py).
 """
 
 from __future__ import annotations

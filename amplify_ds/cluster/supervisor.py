@@ -14,33 +14,34 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from amplify_ds.cluster.attempt import SECONDS_BETWEEN_LOOKS, Attempt
 from amplify_ds.cluster.hostfile import Host
+from amplify_ds.cluster.launcher_process import SECONDS_BETWEEN_LOOKS, LauncherProcess
 from amplify_ds.errors import report as say
-from amplify_ds.training.culprits import STALLED
 from amplify_ds.training.rank_files import FOLDER, REPORT
-from amplify_ds.training.stopping import COMPLETE, END, SAVED, STOP, STOPPED
+from amplify_ds.training.stall_report import STALLED, STARTING
+from amplify_ds.training.stopping import COMPLETE, END, LOST, SAVED, STOP, STOPPED
 
 KILLED = 143  # what a shell reports for SIGTERM
-LOST = 69  # a machine was lost, or its ranks were, and the others were ended (EX_UNAVAILABLE of sysexits.h)
+SECONDS_OF_ONE_REQUEST = 5.0  # a second SIGTERM within these belongs to the first: schedulers signal several processes
 SECONDS_TO_END = 15  # for ranks of a launcher that has ended
 SECONDS_TO_SAVE = 90  # for those that were asked to stop: a launcher that was signalled, too, ends before they do
 SECONDS_AFTER_LOSS = 5  # for the outcome to be seen: ranks leave together, when it is written, or have failed
 SECONDS_AFTER_STALL = 20  # for pdsh; a process that is stopped and alone on its node keeps it waiting for ever
-KILLING = (signal.SIGINT, signal.SIGTERM)  # a second one kills; a warning of SLURM or a closed terminal does not count
 
 
 class Signals:
-    """What this process was asked, from its construction on."""
+    """The signals that this process has received since construction. kill: the ranks are to be killed.
+
+    A second SIGINT kills, and a second SIGTERM that comes later than SECONDS_OF_ONE_REQUEST, except under SLURM: it
+    sends SIGTERM again at the time limit, and by itself SIGKILL when its patience (KillWait) is over.
+    """
 
     def __init__(self) -> None:
         self.asked: list[signal.Signals] = []
+        self.kill = False
+        self._times: list[float] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self._heard)
-
-    @property
-    def kill(self) -> bool:
-        return sum(number in KILLING for number in self.asked) > 1
 
     def pause(self, seconds: float) -> None:
         """Wait, unless asked to stop."""
@@ -49,11 +50,15 @@ class Signals:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _heard(self, number: int, frame) -> None:
+        now, earlier = time.monotonic(), self.asked.count(signal.SIGINT) + self.asked.count(signal.SIGTERM)
         self.asked.append(signal.Signals(number))
-        if self.kill:
+        self._times.append(now)
+        late = now - self._times[0] > SECONDS_OF_ONE_REQUEST and "SLURM_JOB_ID" not in os.environ
+        if earlier and (number == signal.SIGINT or (number == signal.SIGTERM and late)):
+            self.kill = True
             say("killing the ranks")
-        else:
-            say(f"{self.asked[-1].name}: asking the ranks to save and stop")
+        elif len(self.asked) == 1:
+            say(f"{self.asked[0].name}: asking the ranks to save and stop")
 
 
 class Supervisor:
@@ -63,35 +68,46 @@ class Supervisor:
         self.run, self.signals = run, signals
         self.began = False  # whether the last launch has reached training
 
-    def watch(self, start: Callable[[], Attempt], launch: str, hosts: Sequence[Host] = ()) -> int:
+    def watch(self, start: Callable[[], LauncherProcess], launch: str, hosts: Sequence[Host] = ()) -> int:
         """Start on `hosts`, watch to the end, and return the outcome: 0, SAVED, STALLED, LOST, KILLED or another."""
         before, records = self._marks(), self._jobs()
-        attempt, stalled, lost, outcome = start(), _Since(), _Since(), None
-        while attempt.code() is None:
+        process, stalled, lost, outcome = start(), _Since(), _Since(), None
+        while process.code() is None:
             if self.signals.asked:
-                self._write_stop(
-                    f"{self.signals.asked[0].name} of {launch}"
-                )  # again and again: a rank that opens the run empties it
+                self._write_stop(f"{self.signals.asked[0].name} of {launch}")
             if self.signals.kill or stalled(self._marks()[REPORT] != before[REPORT]) > SECONDS_AFTER_STALL:
-                attempt.kill()
-            ended = attempt.ended_connections()
+                process.kill()
+            ended = process.ended_connections()
             if outcome is None and lost(bool(ended)) > SECONDS_AFTER_LOSS and self._new(before) is None:
                 outcome = LOST
                 names = ", ".join(host.name for host in hosts if any(host.name in words for words in ended))
                 say(f"error: the connection to {names} or the ranks there have ended; ending the others")
-                self._write_stop(f"{END} of {launch}")  # for ranks that nothing else reaches
-                attempt.kill()
-            attempt.look()
+                self.end_launch(launch, LOST)  # for ranks that nothing else reaches
+                process.kill()
+            process.look()
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        if not self.signals.asked and self._new(before) is None:
-            self._write_stop(f"{END} of {launch}")
-        attempt.close(SECONDS_TO_SAVE if self.signals.asked and not self.signals.kill else SECONDS_TO_END)
+        code = process.code() or 1
+        self.began = self._began(records)
+        if outcome is None and self.began and not self.signals.asked and (code == LOST or code > 128):  # a signal
+            outcome = LOST
+        if len(hosts) > 1 and not self.signals.asked and self._new(before) is None:
+            self.end_launch(launch, outcome or code)
+        process.close(SECONDS_TO_SAVE if self.signals.asked and not self.signals.kill else SECONDS_TO_END)
         if self.signals.asked:
             self._write_stop("")
-        self.began = any(phase != "starting" for job, phase in self._jobs() - records)
+        self.began = self.began or self._began(records)
         if (said := self._new(before)) is not None:
             return said
-        return KILLED if self.signals.kill else outcome or attempt.code() or 1
+        return KILLED if self.signals.kill else outcome or code
+
+    def end_launch(self, launch: str, code: int = LOST) -> None:
+        """Let all ranks of a launch end at once with `code`, on whatever machine they are."""
+        self._write_stop(f"{END} {code} of {launch}")
+
+    def _began(self, records: set[tuple[int, str]]) -> bool:
+        """Whether training has begun since the rank files were `records`."""
+        earlier = {job for job, _ in records}
+        return any(job not in earlier and phase != STARTING for job, phase in self._jobs())
 
     def _new(self, before: dict) -> int | None:
         """The outcome, if the run has one that is newer than `before`."""

@@ -4,7 +4,7 @@ Twice a second each writes there what it says, and reads: rank 0 what all others
 failure of one ends all with its message, and so does its silence: it was killed, or its machine was lost. Processes
 are suspended: silence is what does not change during many looks, however long they took.
 
-All stay until rank 0 is done: launchers, and the ranks beside it (orphans.py), take one that ends early for lost.
+All stay until rank 0 is done: launchers and other ranks (launcher_watch.py) treat one that ends early as lost.
 """
 
 from __future__ import annotations

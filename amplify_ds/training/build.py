@@ -159,7 +159,7 @@ def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
     job = ranks.from_leader(secrets.randbits(48))
     watch = Watchdog(output, ranks.rank, ranks.world_size, run.watchdog.seconds, job).start()
     logs.open_log(output, ranks.rank)
-    stopping.listen_to_file(output)
+    stopping.opened()
     return watch
 
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from amplify_ds import errors
-from amplify_ds.training import orphans
+from amplify_ds.training import launcher_watch
 
 if TYPE_CHECKING:  # this is imported before anything that takes seconds
     from torch.distributed import Store
@@ -33,7 +33,7 @@ _stopped = threading.Event()
 def watch(store: Store) -> None:
     """End this process when another rank fails, until `stop` is called. A run of one rank has nothing to watch."""
     global _store
-    orphans.met()
+    launcher_watch.met()
     if int(os.environ["WORLD_SIZE"]) > 1:
         # A connection of its own: one that waits for a key holds up all who use it.
         _store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
@@ -45,14 +45,14 @@ def stop() -> None:
     _stopped.set()
 
 
-def announce(reason: str) -> None:
-    """Tell the other ranks that this one has failed, and wait until they have heard it. It says why by itself."""
+def announce(reason: str, code: int = 1) -> None:
+    """Let the other ranks exit with `code`, because this one has failed, and wait until they have seen it."""
     stop()
-    orphans.finished()  # the others end before this one
+    launcher_watch.finished()  # the others end before this one
     if _store is None:
         return
     try:
-        _store.set(FAILED, f"rank {os.environ['RANK']} on {socket.gethostname()} has failed: {reason}")
+        _store.set(FAILED, f"{code} rank {os.environ['RANK']} on {socket.gethostname()} has failed: {reason}")
         deadline = time.monotonic() + SECONDS_TO_BE_SEEN
         while _store.add(SEEN, 0) < int(os.environ["WORLD_SIZE"]) - 1 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -65,16 +65,16 @@ def _look_on(store: Store) -> None:
     try:
         while not _stopped.wait(SECONDS_BETWEEN_LOOKS):
             if store.check([FAILED]):
-                reason = store.get(FAILED).decode()
+                code, _, reason = store.get(FAILED).decode().partition(" ")
                 store.add(SEEN, 1)
                 if os.environ["RANK"] == "0":  # whose store the one that has failed still asks
                     store.wait([DONE], timedelta(seconds=SECONDS_TO_BE_SEEN))
-                _end(reason)
-    except RuntimeError:  # the store is gone with rank 0; what that means is for orphans.py
+                _end(reason, int(code))
+    except RuntimeError:  # the store is gone with rank 0; what that means is for launcher_watch.py
         pass
 
 
-def _end(reason: str) -> None:
+def _end(reason: str, code: int) -> None:
     if errors.console is not None:  # standard error is this rank's log
         print(reason, file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(code)

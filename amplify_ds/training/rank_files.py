@@ -31,9 +31,14 @@ def write(run: Path, record: Record) -> None:
         _path(run, record["rank"]).write_text(json.dumps(record), encoding="utf-8")
 
 
+def read(run: Path, rank: int) -> Record:
+    """What a rank of any start last wrote; {} if nothing."""
+    return _read(_path(run, rank))
+
+
 def read_all(run: Path, world_size: int, job: int) -> dict[int, Record]:
     """The records of this start, by rank."""
-    found = {rank: _read(_path(run, rank)) for rank in range(world_size)}
+    found = {rank: read(run, rank) for rank in range(world_size)}
     return {rank: record for rank, record in found.items() if record.get("job") == job}
 
 

@@ -9,7 +9,6 @@ RUN/stopped.json  stopped on request, and saved (stopping.py);  RUN/stalled.json
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 
 from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
-from amplify_ds.files import lock, write_json
+from amplify_ds.files import write_json
 from amplify_ds.structured import read_json
-from amplify_ds.training import checkpoint, stopping, watchdog
+from amplify_ds.training import checkpoint, run_lock, stopping, watchdog
 from amplify_ds.training.retention import Checkpoints
 
 DESCRIPTION, RESULT, EVENTS = "run.json", stopping.COMPLETE, "events"
@@ -54,11 +53,7 @@ def open_run(output: Path, run: RunConfig, asked: dict[str, Any], resume: str) -
             "--output"
         )
     output.mkdir(parents=True, exist_ok=True)
-    # Processes that were killed may take a moment to go; at a restart a lost node may still hold it for a while.
-    held = lock(output / ".lock", 120 if int(os.environ.get("AMPLIFY_ATTEMPT", 0)) else 5)
-    if held is None:
-        raise AmplifyError(f"{output}: another process is training this run; wait for it, or end it first")
-
+    held = run_lock.acquire(output)
     if checkpoint.listing(output):  # before the first checkpoint nothing has been learnt that could be lost
         if differing := differences(read_description(output)["binding"], asked):
             raise AmplifyError(

@@ -1,11 +1,14 @@
 """Stopping a run so that the same command continues it: asked at any moment, done at the next step boundary.
 
-    asked    SIGTERM or SIGUSR1 to any rank, or any text in RUN/.stop (written by launch/train.sh: the run directory is
-             on the file system that all nodes share, and pdsh passes no signals on); "REASON of NAME" is for the ranks
-             of the launch of that name alone
-    ended    "end of NAME" in RUN/.stop: that launch has failed; what is left of it ends at once
+    asked    SIGTERM or SIGUSR1 to any rank, or a text in RUN/.stop, which every rank sees: the run directory is on the
+             file system that all nodes share, while pdsh and srun pass no signals on to ranks alone
     agreed   at a step boundary the ranks sum `requested()`, so that all of them stop at the same step
     done     checkpoint, RUN/stopped.json, exit code 75 on every rank
+
+RUN/.stop holds one of
+    REASON of NAME     stop the launch of that name (AMPLIFY_LAUNCH), also if it is still starting
+    end CODE of NAME   that launch has failed: what is left of it exits with CODE at once
+    any other text     from a user: stop the run; forgotten when the run starts again
 
 A handler only sets a flag: a collective inside it would deadlock. RUN/.stop is emptied, never removed, and read anew:
 NFS shows a file's new content when it is opened, a new name up to a minute later.
@@ -14,6 +17,7 @@ NFS shows a file's new content when it is opened, a new name up to a minute late
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,13 +25,15 @@ import time
 from pathlib import Path
 
 from amplify_ds.files import write_json
-from amplify_ds.training import orphans
+from amplify_ds.training import launcher_watch
 
 SAVED = 75  # exit code: saved, start the same command again (EX_TEMPFAIL of sysexits.h)
+LOST = 69  # exit code: another rank, or its machine, was lost (EX_UNAVAILABLE of sysexits.h)
 COMPLETE, STOPPED, STOP, END = "result.json", "stopped.json", ".stop", "end"
 SECONDS_BETWEEN_LOOKS = 1.0
 
 _reasons: list[str] = []
+_opened = threading.Event()  # the run directory is this launch's; before, a text for any launch is an earlier one's
 
 
 def listen() -> None:
@@ -38,13 +44,19 @@ def listen() -> None:
 
 
 def forget_earlier(run: Path) -> None:
-    """What an earlier part of the run was asked, and said, when it stopped (by the rank that has opened the run)."""
+    """Remove what earlier launches were asked, and said when they stopped (by the rank that has opened the run)."""
     (run / STOPPED).unlink(missing_ok=True)
-    (run / STOP).write_text("", encoding="utf-8")
+    if _request(run / STOP)[1] != os.environ.get("AMPLIFY_LAUNCH", ""):
+        (run / STOP).write_text("", encoding="utf-8")
+
+
+def opened() -> None:
+    """The run is this launch's, and what was asked before is forgotten: from now on texts for any launch count."""
+    _opened.set()
 
 
 def listen_to_file(run: Path) -> None:
-    """RUN/.stop asks, too: one rank of each machine reads it. In a thread: slow files do not hold up the loop."""
+    """Follow RUN/.stop, on one rank of each machine, in a thread: slow files do not hold up the loop."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         threading.Thread(target=_read, args=(run / STOP,), daemon=True).start()
 
@@ -65,22 +77,28 @@ def write_stopped(run: Path, step: int, checkpoint: str | None) -> None:
 
 
 def _signalled(number: int, frame) -> None:
-    orphans.signalled()
+    launcher_watch.signalled()
     _reasons.append(signal.Signals(number).name)
 
 
 def _read(path: Path) -> None:
     while True:
-        try:
-            reason, _, launch = path.read_text(encoding="utf-8").strip().partition(" of ")
-        except (OSError, ValueError):
-            reason = launch = ""
-        if reason and launch in ("", os.environ.get("AMPLIFY_LAUNCH")):
-            if reason == END and launch:
-                os._exit(orphans.ENDED_WITH_LAUNCHER)
-            if not _reasons:
-                _reasons.append(reason)
+        reason, launch = _request(path)
+        named = bool(launch) and launch == os.environ.get("AMPLIFY_LAUNCH")
+        if named and (end := re.fullmatch(rf"{END} (\d+)", reason)):
+            os._exit(int(end[1]) % 256 or 1)
+        if reason and not _reasons and (named or (not launch and _opened.is_set())):
+            _reasons.append(reason)
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _request(path: Path) -> tuple[str, str]:
+    """(what is asked, the launch that it names) of a stop file; empty where nothing is said."""
+    try:
+        reason, _, launch = path.read_text(encoding="utf-8").strip().partition(" of ")
+    except (OSError, ValueError):
+        return "", ""
+    return reason, launch
 
 
 class _Unbreakable:

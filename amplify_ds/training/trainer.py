@@ -25,7 +25,7 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.data.workers import TrainingLoader
 from amplify_ds.errors import AmplifyError
 from amplify_ds.files import write_json
-from amplify_ds.training import orphans, run_directory, stopping
+from amplify_ds.training import launcher_watch, run_directory, stopping
 from amplify_ds.training.engine import Engine
 from amplify_ds.training.progress import Progress
 from amplify_ds.training.ranks import Ranks
@@ -215,7 +215,7 @@ class Trainer:
 
     def _leave(self) -> None:
         self.ranks.barrier()  # none leaves before rank 0 has written
-        orphans.finished()
+        launcher_watch.finished()
         self.watch.close()
 
 

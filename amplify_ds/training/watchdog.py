@@ -3,7 +3,7 @@
 Every rank's loop says where it is: `watch.at(step, phase)` sets two attributes. A thread writes that every few seconds
 into RUN/.ranks/rank-00003.json, with a count that shows that the process lives and the Python stack of the loop.
 When its own loop has not moved for `seconds`, a rank reads everybody's file twice, a few beats apart, and decides
-(culprits.py):
+(stall_report.py):
 
     silent   files that did not change in between: the process is stopped or dead, or its node is cut off
     behind   else the rank that has passed the fewest places of the loop; of several the one that is in a phase without
@@ -31,8 +31,8 @@ from pathlib import Path
 
 from amplify_ds.errors import report as report_error
 from amplify_ds.training import rank_files
-from amplify_ds.training.culprits import FINISHED, STALLED, judge, message
 from amplify_ds.training.rank_files import FOLDER, REPORT
+from amplify_ds.training.stall_report import FINISHED, STALLED, STARTING, judge, message
 
 LONGEST_BEAT = 5.0  # seconds
 BEATS_OF_SILENCE = 4
@@ -55,11 +55,11 @@ class Watchdog:
     def __init__(self, run: Path, rank: int, world_size: int, seconds: float, job: int):
         self.run, self.rank, self.world_size, self.seconds, self.job = run, rank, world_size, seconds, job
         self.beat_seconds = min(LONGEST_BEAT, seconds / 10) if seconds else LONGEST_BEAT
-        self._place, self._turns, self._moves, self._beat = (0, "starting"), 0, 0, 0
+        self._place, self._turns, self._moves, self._beat = (0, STARTING), 0, 0, 0
         self._own = rank_files.identity(rank, job)
         self._read_all = partial(rank_files.read_all, run, world_size, job)
         self._loop = threading.main_thread().ident or 0  # it runs, so it has one
-        self._closing = threading.Event()
+        self._closing, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         if "TORCH_NCCL_DEBUG_INFO_TEMP_FILE" not in os.environ:  # the older name of the same
             # torch looks for it when it writes, so this may come after the process group.
@@ -72,8 +72,11 @@ class Watchdog:
     def at(self, step: int, phase: str) -> None:
         """The loop has come to this place, or has moved on within it. All ranks pass the same places in order."""
         if self._place != (step, phase):
+            begins = self._place[1] == STARTING
             self._place = (step, phase)
             self._moves += 1
+            if begins:
+                self._wake.set()  # that training has begun is written at once: what becomes of the job depends on it
         self._turns += 1
 
     @property
@@ -85,6 +88,7 @@ class Watchdog:
         """The loop has ended: this rank is no longer waited for."""
         self.at(self._place[0], FINISHED)
         self._closing.set()
+        self._wake.set()
         self._thread.join(timeout=5)
 
     def _watch(self) -> None:
@@ -108,7 +112,8 @@ class Watchdog:
                     earlier, found_at = self._read_all(), now
                 elif still >= self.seconds and now - found_at >= (BEATS_OF_SILENCE - 1) * self.beat_seconds:
                     self._end(earlier, self._read_all(), still)
-            self._closing.wait(self.beat_seconds)
+            self._wake.wait(self.beat_seconds)
+            self._wake.clear()
 
     def _write(self, still: float) -> None:
         self._beat += 1

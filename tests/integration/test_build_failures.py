@@ -141,7 +141,7 @@ def faulty_build(tmp_path, monkeypatch, when, fault):
 
 
 def test_under_the_launcher_a_rank_that_has_done_its_part_is_not_taken_for_lost(tmp_path, monkeypatch):
-    """It would be after 4 seconds (orphans.py), in which rank 0 is at its own part."""
+    """It would be after 4 seconds (launcher_watch.py), in which rank 0 is at its own part."""
     words = faulty_build(tmp_path, monkeypatch, "os.environ['RANK'] == '0'", slow(1.5))
     result = launch([*launcher(), *words])
     assert result.returncode == 0, result.stderr

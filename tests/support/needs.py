@@ -11,6 +11,7 @@ from tests.support.paths import ROOT
 
 # Programs, and what apt installs them with.
 PACKAGES = {"mmseqs": "mmseqs2", "g++": "g++", "sshd": "openssh-server", "pdsh": "pdsh", "ip": "iproute2"}
+PACKAGES |= {"slurmctld": "slurm-wlm", "munged": "munge"}
 BEYOND_USERS = "/usr/sbin:/sbin"  # where sshd and ip are
 
 
@@ -37,6 +38,7 @@ def _may_make_namespaces() -> bool:
 needs_mmseqs = needs("mmseqs")
 needs_compiler = needs("g++")
 needs_nodes = needs("sshd", "pdsh")
+needs_slurm = needs("slurmctld", "munged")
 needs_ip = needs("ip")
 needs_namespaces = pytest.mark.skipif(  # under CI as well: this is no package, but a right
     not _may_make_namespaces(), reason="network namespaces cannot be made here; be root"

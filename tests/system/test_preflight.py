@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from amplify_ds.cluster import judge, meet, node
+from amplify_ds.cluster import checks, connectivity, node_report
 from amplify_ds.cluster.hostfile import Host
 from amplify_ds.cluster.remote import run_on
 from amplify_ds.network import free_port
@@ -228,25 +228,25 @@ def test_a_run_that_does_not_hold_is_refused_before_any_machine_is_asked(tmp_pat
 
 
 def test_an_interpreter_that_is_missing():
-    answer = run_on(Host("localhost", 1), ["/absent/python", "-m", "amplify_ds.cluster.node"])
-    (found,) = judge.reached(Host("node-1", 1), answer, False, "/absent/python", "ssh")
+    answer = run_on(Host("localhost", 1), ["/absent/python", "-m", "amplify_ds.cluster.node_report"])
+    (found,) = checks.reached(Host("node-1", 1), answer, False, "/absent/python", "ssh")
     assert found.check == "versions" and "/absent/python" in found.text and "the same path" in found.remedy
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    report = {"output": node._output(tmp_path / "file" / "run", ".preflight")}
-    (found,) = judge.output(Host("node-1", 1), report)
+    report = {"output": node_report._output(tmp_path / "file" / "run", ".preflight")}
+    (found,) = checks.output(Host("node-1", 1), report)
     assert found.check == "output" and "Not a directory" in found.text and found.remedy
 
 
 def test_one_byte_of_the_source_counts(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "amplify_ds", tmp_path / "amplify_ds", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(node, "PACKAGE", tmp_path / "amplify_ds")
-    before = node.source_hash()
+    monkeypatch.setattr(node_report, "PACKAGE", tmp_path / "amplify_ds")
+    before = node_report.source_hash()
     file = tmp_path / "amplify_ds/recipes/120M.yaml"
     file.write_text(file.read_text().replace("lr: 1.0e-3", "lr: 2.0e-3"))
-    assert node.source_hash() != before
+    assert node_report.source_hash() != before
 
 
 def meeting(port, **others):
@@ -255,13 +255,13 @@ def meeting(port, **others):
 
 
 def test_a_first_machine_that_does_not_listen():
-    found = meet.report(meeting(free_port(), peers=None))
+    found = connectivity.report(meeting(free_port(), peers=None))
     assert found["to_first"] == "Connection refused"
 
 
 def test_a_machine_that_the_first_one_cannot_reach_and_a_stranger():
     port, closed, found = free_port(), free_port(), {}
-    first = threading.Thread(target=lambda: found.update(meet.report(meeting(port, peers=2))))
+    first = threading.Thread(target=lambda: found.update(connectivity.report(meeting(port, peers=2))))
     first.start()
     for token, name in (("theirs", "node-3"), ("ours", "node-2")):
         greeting = {"token": token, "name": name, "port": closed}
@@ -278,5 +278,5 @@ def test_a_machine_that_the_first_one_cannot_reach_and_a_stranger():
 
 def test_help_names_every_check():
     shown = python("-m", "amplify_ds.preflight", "--help")
-    assert shown.returncode == 0 and all(f"  {name} " in shown.stdout for name in judge.CHECKS)
+    assert shown.returncode == 0 and all(f"  {name} " in shown.stdout for name in checks.CHECKS)
     assert sys.executable not in shown.stdout

@@ -11,9 +11,9 @@ import pytest
 
 from amplify_ds import launch
 from amplify_ds.cluster import variables
-from amplify_ds.cluster.attempt import Attempt
+from amplify_ds.cluster.deepspeed_command import Launch, Meeting, MemoryFiles, for_pdsh
 from amplify_ds.cluster.hostfile import Host, hostfile_text, read_hostfile
-from amplify_ds.cluster.launcher import Launch, Meeting, MemoryFiles, for_pdsh
+from amplify_ds.cluster.launcher_process import LauncherProcess
 from amplify_ds.cluster.machines import that_take_part
 from amplify_ds.errors import AmplifyError
 from tests.support.commands import python
@@ -182,7 +182,7 @@ def family(process: int) -> list[psutil.Process]:
 
 def test_everything_of_a_launch_ends_and_nothing_else():
     other = subprocess.Popen([sys.executable, "-c", FAMILY])
-    attempt = Attempt([sys.executable, "-c", FAMILY], os.environ)
+    attempt = LauncherProcess([sys.executable, "-c", FAMILY], os.environ)
     try:
         while len(attempt.left()) < 2:
             attempt.look()
@@ -196,8 +196,8 @@ def test_everything_of_a_launch_ends_and_nothing_else():
 
 
 def test_everything_ends_when_the_supervisor_is_killed():
-    code = "import os, sys, time\nfrom amplify_ds.cluster.attempt import Attempt\n"
-    code += f"a = Attempt([sys.executable, '-c', {FAMILY!r}], os.environ)\nwhile True: a.look(); time.sleep(0.1)"
+    code = "import os, sys, time\nfrom amplify_ds.cluster.launcher_process import LauncherProcess\n"
+    code += f"a = LauncherProcess([sys.executable, '-c', {FAMILY!r}], os.environ)\nwhile True: a.look(); time.sleep(1)"
     supervisor = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     processes = family(supervisor.pid)
     time.sleep(1)  # for the guard to have seen them

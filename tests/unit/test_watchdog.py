@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amplify_ds.training.culprits import FINISHED, STALLED, judge
+from amplify_ds.training.stall_report import FINISHED, STALLED, judge
 from amplify_ds.training.watchdog import Watchdog, forget_earlier
 from tests.support.commands import python
 

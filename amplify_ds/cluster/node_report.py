@@ -1,7 +1,7 @@
-"""What a machine says of itself, for the preflight: versions, devices, shards, output directory, disk, clock.
+"""What a machine reports to the preflight: versions, devices, shards, output directory, disk, clock.
 
-`python -m amplify_ds.cluster.node QUESTION`. It looks, and writes one small file into the output directory, or into
-what exists of its path, for the others to find; who asked removes it.
+`python -m amplify_ds.cluster.node_report QUESTION`. It only reads, except for one small file in the output directory,
+or in the part of its path that exists, for the other machines to find; the preflight removes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import amplify_ds
-from amplify_ds.cluster.question import answer
+from amplify_ds.cluster.remote_query import answer
 from amplify_ds.errors import AmplifyError
 from amplify_ds.network import free_port
 

@@ -1,11 +1,11 @@
-"""Whether the machines of a hostfile can train together: asked in three rounds, judged check by check.
+"""Check whether the machines of a hostfile can train together, in three rounds.
 
-    1. node        each machine for itself: versions, devices, shards, output, disk, clock
-    2. meet        each with the first one: ports both ways, files of the output directory
-    3. rehearsal   all ranks together: an all-reduce, a step; only if nothing before makes it hopeless
+    1. node_report    each machine for itself: versions, devices, shards, output, disk, clock
+    2. connectivity   each with the first one: ports both ways, files of the output directory
+    3. trial_step     all ranks together: an all-reduce and one step; skipped if an earlier failure makes it pointless
 
-Rounds are asked on all machines at once and each has its share of the time, so a machine that hangs costs no more. What
-is wrong is found on all machines before anything is said.
+Each round queries all machines at once and has a share of the time, so a machine that hangs does not delay the others.
+All failures on all machines are found before anything is printed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from amplify_ds.cluster import judge
+from amplify_ds.cluster import checks
+from amplify_ds.cluster.checks import Finding
 from amplify_ds.cluster.hostfile import Host
-from amplify_ds.cluster.judge import Finding
-from amplify_ds.cluster.question import Reply, ask
 from amplify_ds.cluster.remote import run_each
+from amplify_ds.cluster.remote_query import Reply, ask
 from amplify_ds.cluster.variables import to_carry
 from amplify_ds.config import RunConfig
 
@@ -101,28 +101,30 @@ class Preflight:
         run = asked.run and asked.run.model_dump_json()
         common = {"run": run, "output": asked.output, "token": self.token, "world_size": asked.world_size}
         began = time.time()
-        replies = self._ask("node", {host: common | {"number": i} for i, host in enumerate(asked.hosts)}, SHARES[0])
+        replies = self._ask(
+            "node_report", {host: common | {"number": i} for i, host in enumerate(asked.hosts)}, SHARES[0]
+        )
         took = (began, time.time())
         reports = {}
         for host, reply in replies.items():
-            self.found.findings += judge.reached(host, reply.answer, bool(reply.reports), sys.executable, self.way)
+            self.found.findings += checks.reached(host, reply.answer, bool(reply.reports), sys.executable, self.way)
             if reply.reports:
                 reports[host] = reply.reports[-1]
         versions = _most(reports, lambda report: report["versions"])
         shards = _most(reports, lambda report: report.get("shards", {}).get("fingerprints")) or {}
         on_gpus = any(report["gpus"] for report in reports.values())
         for host, report in reports.items():
-            self.found.findings += judge.versions(host, report, versions)
-            self.found.findings += judge.slots(host, report, on_gpus)
-            self.found.findings += judge.clock(host, report, took)
+            self.found.findings += checks.versions(host, report, versions)
+            self.found.findings += checks.slots(host, report, on_gpus)
+            self.found.findings += checks.clock(host, report, took)
             if asked.run:
-                self.found.findings += judge.shards(host, report, shards)
-                self.found.findings += judge.output(host, report)
+                self.found.findings += checks.shards(host, report, shards)
+                self.found.findings += checks.output(host, report)
         if versions:
             self.found.notes.append(", ".join(f"{name} {version}" for name, version in versions.items()))
         first = reports.get(asked.hosts[0])
         if asked.run and first and "free" in first["output"]:
-            self.found.findings += judge.disk(asked.hosts[0], first, asked.run)
+            self.found.findings += checks.disk(asked.hosts[0], first, asked.run)
         return reports
 
     def _meet(self, hosts: list[Host], files: dict[Host, str], port: int) -> None:
@@ -137,10 +139,10 @@ class Preflight:
             | {"files": others if host == first else own}
             for host in hosts
         }
-        replies = self._ask("meet", questions, SHARES[1])
-        self.found.findings += judge.ports(replies, first, asked.address, port, fixed=asked.port is not None)
+        replies = self._ask("connectivity", questions, SHARES[1])
+        self.found.findings += checks.ports(replies, first, asked.address, port, fixed=asked.port is not None)
         if asked.run:
-            self.found.findings += judge.shared(replies, first, files)
+            self.found.findings += checks.shared(replies, first, files)
 
     def _hopeless(self) -> bool:
         return any(finding.check in ("ssh", "versions", "slots", "ports") for finding in self.found.failures())
@@ -158,10 +160,10 @@ class Preflight:
             "run": run and run.model_dump_json(),
         }
         replies = self._ask(
-            "rehearsal",
+            "trial_step",
             {host: common | {"node": i, "slots": host.slots} for i, host in enumerate(asked.hosts)},
         )
-        self.found.findings += judge.all_reduce(replies)
+        self.found.findings += checks.all_reduce(replies)
         speeds = [r["bytes_per_second"] for reply in replies.values() for r in reply.reports if "correct" in r]
         if len(speeds) == asked.world_size > 1:
             self.found.notes.append(
@@ -169,7 +171,7 @@ class Preflight:
                 "2(n-1)/n)"
             )
         if run:
-            self.found.findings += judge.step(replies)
+            self.found.findings += checks.step(replies)
 
 
 def _most(reports: Mapping[Host, dict], part: Callable[[dict], Any]) -> Any:

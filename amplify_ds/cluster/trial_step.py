@@ -1,4 +1,4 @@
-"""All ranks for a moment, for the preflight: `python -m amplify_ds.cluster.rehearsal QUESTION` on every machine.
+"""All ranks for a moment, for the preflight: `python -m amplify_ds.cluster.trial_step QUESTION` on every machine.
 
 Ranks meet as in training and add up one tensor. With a run's configuration, each then builds model and engine and takes
 one optimizer step on the first micro batch that it will read: the run's model, micro batch, precision and ZeRO stage,
@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
-from amplify_ds.cluster.question import answer, say
+from amplify_ds.cluster.remote_query import answer, say
 from amplify_ds.errors import AmplifyError
 from amplify_ds.processes import process_pool
 

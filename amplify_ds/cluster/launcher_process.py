@@ -3,7 +3,7 @@
 The launcher gets a session of its own: a signal to ours, or to our terminal, does not reach it. pdsh gives each ssh
 another one, so what is below the launcher is noted while it runs; a process is known by its number and its start, and
 nothing else is ever signalled. DeepSpeed's own way to end a job on other machines is never used: it ends every
-DeepSpeed job of the same Python there. When an ssh ends, the ranks at its other end do (training/orphans.py).
+DeepSpeed job of the same Python there. When an ssh ends, the ranks at its other end do (training/launcher_watch.py).
 
 A guard, a fork of this process, does the same when this process is killed.
 """
@@ -22,7 +22,7 @@ import psutil
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class Attempt:
+class LauncherProcess:
     def __init__(self, words: Sequence[str], environment: Mapping[str, str]):
         self._noted: set[psutil.Process] = set()
         self._connections: dict[psutil.Process, list[str]] = {}  # each ssh, and its command line

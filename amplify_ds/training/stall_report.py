@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 STALLED = 70  # exit code: a rank stopped responding (EX_SOFTWARE of sysexits.h)
-FINISHED = "finished"
-ALONE = ("starting", "waiting for data", "writing the checkpoint")  # phases in which no rank waits for another
+STARTING, FINISHED = "starting", "finished"
+ALONE = (STARTING, "waiting for data", "writing the checkpoint")  # phases in which no rank waits for another
 COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")  # in the path of a frame: the rank waits for others
 
 

@@ -1,4 +1,4 @@
-"""What machines see of each other, for the preflight: `python -m amplify_ds.cluster.meet QUESTION` on all at once.
+"""Whether machines reach each other, for the preflight: `python -m amplify_ds.cluster.connectivity QUESTION` on each.
 
 Every machine connects to the first one at the port where the ranks will meet. With its greeting goes a port that the
 system chose, as NCCL and Gloo take them; the first machine connects back to it, at the address that it sees. A token
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amplify_ds import network
-from amplify_ds.cluster.question import answer
+from amplify_ds.cluster.remote_query import answer
 
 MARGIN = 2.0  # seconds of the time for starting and reporting
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amplify_ds.cluster.hostfile import Host
-from amplify_ds.cluster.question import TIME_OVER, Reply
 from amplify_ds.cluster.remote import Answer
+from amplify_ds.cluster.remote_query import TIME_OVER, Reply
 from amplify_ds.config import RunConfig
 
 CHECKS = {  # column: what is checked, for --help

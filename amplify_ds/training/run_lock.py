@@ -1,0 +1,85 @@
+"""One job at a time in a run directory, whichever machines the jobs run on.
+
+Rank 0 locks RUN/.lock and writes into it who holds it. Some file systems keep locks on one machine only (Lustre without
+-o flock, some NFS servers), so a run is also taken if rank 0 of a job on another machine is still writing its rank file
+(watchdog.py), which changes every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from amplify_ds.errors import AmplifyError
+from amplify_ds.files import lock
+from amplify_ds.training import rank_files
+from amplify_ds.training.watchdog import FINISHED, LONGEST_BEAT
+
+LOCK = ".lock"
+SECONDS_TO_WAIT = 5.0  # for processes that were killed, which may take a moment to go
+SECONDS_AFTER_RESTART = 120.0  # for the ranks of the start before, perhaps on a node that was lost
+SECONDS_OF_SILENCE = 3 * LONGEST_BEAT  # after these, a rank that has written nothing is taken for dead
+
+
+def acquire(run: Path) -> IO[str]:
+    """Return the lock of a run directory, to be kept open for as long as the run writes.
+
+    Raises AmplifyError that says which job on which machine holds it, and since when.
+    """
+    restarted = int(os.environ.get("AMPLIFY_ATTEMPT", 0)) > 0
+    deadline = time.monotonic() + (SECONDS_AFTER_RESTART if restarted else SECONDS_TO_WAIT)
+    file = lock(run / LOCK, deadline - time.monotonic())
+    if file is None:
+        raise AmplifyError(_taken(run, _holder(run)))
+    holder = _holder(run)
+    while _writes_elsewhere(run):
+        if time.monotonic() > deadline:
+            file.close()
+            raise AmplifyError(_taken(run, holder))
+    own = {"host": socket.gethostname(), "process": os.getpid(), "job": job_name(), "since": _now()}
+    file.truncate(0)
+    file.write(json.dumps(own))
+    file.flush()
+    return file
+
+
+def job_name(environment: Mapping[str, str] = os.environ) -> str:
+    """How the user knows this job: by its number under SLURM, else by nothing."""
+    number = environment.get("SLURM_JOB_ID", "")
+    return f"SLURM job {number}" if number else ""
+
+
+def _writes_elsewhere(run: Path) -> bool:
+    """Whether rank 0 of a job on another machine writes its rank file; takes SECONDS_OF_SILENCE if it may have died."""
+    first = rank_files.read(run, 0)
+    if not first or first.get("host") == socket.gethostname() or first.get("phase") == FINISHED:
+        return False
+    deadline = time.monotonic() + SECONDS_OF_SILENCE
+    while time.monotonic() < deadline:
+        time.sleep(LONGEST_BEAT / 10)
+        last = rank_files.read(run, 0)
+        if last.get("beat") != first.get("beat"):
+            return last.get("phase") != FINISHED
+    return False
+
+
+def _holder(run: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads((run / LOCK).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _taken(run: Path, holder: Mapping[str, object]) -> str:
+    details = [str(holder.get("job") or ""), f"process {holder.get('process')} on {holder.get('host')}"]
+    who = f": {', '.join(filter(None, details))}, since {holder.get('since')}" if holder else ""
+    return f"{run}: another process is training this run{who}. Wait for it, or end it first."
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z")
