@@ -16,7 +16,7 @@ from pathlib import Path
 
 from amplify_ds.cluster.attempt import SECONDS_BETWEEN_LOOKS, Attempt
 from amplify_ds.cluster.hostfile import Host
-from amplify_ds.errors import report as say
+from amplify_ds.errors import print_error as say
 from amplify_ds.training.culprits import STALLED
 from amplify_ds.training.rank_files import FOLDER, REPORT
 from amplify_ds.training.stopping import COMPLETE, END, SAVED, STOP, STOPPED

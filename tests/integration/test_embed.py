@@ -283,7 +283,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_is_used(tmp_p
     result = interpreter("-c", HUB, tmp_path, env={**os.environ, **home})
     assert result.returncode == 0, result.stderr
     message, shape = result.stdout.strip().splitlines()
-    assert message.startswith("some-lab/AMPLIFY_tiny: there is no such folder here, and")
+    assert message.startswith("some-lab/AMPLIFY_tiny: is not a local folder, and")
     assert "could not be reached" in message and "hf download some-lab/AMPLIFY_tiny" in message
     assert shape == "(1, 64)"
 

@@ -13,7 +13,7 @@ CODE = """
 from amplify_ds import bars
 with bars.bar(total=2, unit="step", shown={shown}) as bar:
     bar.update()
-    bars.say("said")
+    bars.print_line("said")
 """
 
 

@@ -60,11 +60,11 @@ def test_a_lock_is_for_one_process_until_that_is_killed(tmp_path):
 
 def test_a_lock_that_was_removed_is_nobodys(tmp_path, monkeypatch):
     """Its owner removes it at the end: one who had opened it before then locks a file that no other will meet."""
-    path, take = tmp_path / "lock", files._take
+    path, take = tmp_path / "lock", files._acquire
     assert lock(tmp_path / "gone/lock") is None
-    monkeypatch.setattr(files, "_take", lambda file, deadline: (path.unlink(), take(file, deadline)))
+    monkeypatch.setattr(files, "_acquire", lambda file, deadline: (path.unlink(), take(file, deadline)))
     assert lock(path) is None
-    monkeypatch.setattr(files, "_take", lambda file, deadline: (path.unlink(), path.touch(), take(file, deadline)))
+    monkeypatch.setattr(files, "_acquire", lambda file, deadline: (path.unlink(), path.touch(), take(file, deadline)))
     assert lock(path) is None
 
 
