@@ -170,10 +170,10 @@ class Shards:
     def _read_offsets(self, shard: int) -> list[int]:
         """Return the offsets of a shard's arrays in their files. AmplifyError if they differ from the manifest."""
         headers = [_read_header(self.path / name) for name in self.manifest["shards"][shard]["files"]]
-        found, expected = [(dtype, shape) for dtype, shape, _ in headers], self._expected(shard)
-        if found != expected:
+        actual, expected = [(dtype, shape) for dtype, shape, _ in headers], self._expected(shard)
+        if actual != expected:
             raise AmplifyError(
-                f"the arrays of shard {shard} of {self.path} have types and shapes {found}, but {MANIFEST} says "
+                f"the arrays of shard {shard} of {self.path} have types and shapes {actual}, but {MANIFEST} says "
                 f"{expected}. {REBUILD}"
             )
         return [offset for _, _, offset in headers]

@@ -139,7 +139,7 @@ class _Framed:
         for begin, end in zip(ends, ends[1:]):
             inside = masked_positions[(masked_positions >= begin) & (masked_positions < end)]
             if len(inside):
-                # A target may have been replaced by a random <bos>, so remove tokens at the ends only if they are no targets.
+                # Remove tokens at the ends unless they are targets, which may have become a random <bos>.
                 begin += int(input_ids[begin] == BOS and begin not in inside)
                 end -= int(input_ids[end - 1] == EOS and end - 1 not in inside)
                 windows.append(self._frame(self.ids[input_ids[begin:end]]))

@@ -289,7 +289,7 @@ def test_the_check_of_an_export_detects_swapped_heads(folders, layout, tmp_path,
     }
     for name, function in changed.items():
         monkeypatch.setattr(layouts.ByHead, name, function)
-    with pytest.raises(AmplifyError, match="logits differ by"):
+    with pytest.raises(AmplifyError, match="logits of the exported model differ by"):
         export(folders["hf"], tmp_path / "wrong", layout)
     assert list(tmp_path.iterdir()) == []
 

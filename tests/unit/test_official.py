@@ -79,9 +79,7 @@ def test_heads_length_and_epsilon_are_read(model, folder, tmp_path):
     expected = model(ids)
     torch.testing.assert_close(load_model(folder)(ids).logits, expected, atol=1e-5, rtol=1e-5)
     (folder / "config.yaml").rename(folder / "else.yaml")
-    assert (load_model(folder)(ids).logits - expected).abs().max() > 0.01, (
-        "the heads cannot be inferred from the shapes"
-    )
+    assert (load_model(folder)(ids).logits - expected).abs().max() > 0.01, "heads cannot be inferred from shapes"
     (folder / "else.yaml").rename(folder / "config.yaml")
     export(folder, tmp_path / "exported")
     assert json.loads((tmp_path / "exported/config.json").read_text())["num_attention_heads"] == 4
