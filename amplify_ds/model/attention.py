@@ -98,7 +98,7 @@ class Segments:
 
 
 def attention(qkv, rotation, segments=None, mask=None):
-    """Bidirectional softmax(q·k / √D)·v with rotary positions, within each segment or under a mask.
+    """Return bidirectional softmax(q·k / √D)·v with rotary positions, within each segment or under a mask.
 
     qkv […, 3, N, D]: queries, keys and values before rotation. rotation: see `rotary_angles`. With `segments`, … is
     [T] or [1, T]; without, it is [B, L] or [L]. mask: boolean, broadcasts to [B, N, L, L], True where a key is visible;

@@ -244,18 +244,18 @@ def test_numbers_too_large_for_float16_are_refused(model, tmp_path):
 
 def test_bad_models_are_refused(tmp_path, monkeypatch):
     some = ["MKV"]
-    refused(tmp_path / "absent", some, "model folder .* is here")
+    refused(tmp_path / "absent", some, "is not a checkpoint .* model folder")
     make_folder(tmp_path / "model")
     tokenizer = json.loads((tmp_path / "model/tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {"A": 6, "L": 7}
     (tmp_path / "model/tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(tmp_path / "model", some, "another vocabulary .*'L' is 7")
+    refused(tmp_path / "model", some, "vocabulary differs .*'L' is 7")
     make_folder(tmp_path / "pickled")
     (tmp_path / "pickled/model.safetensors").unlink()
     torch.save({}, tmp_path / "pickled/pytorch_model.bin")
     refused(tmp_path / "pickled", some, "pickle")
     make_folder(tmp_path / "ids", mask_token_id=9)
-    refused(tmp_path / "ids", some, "another vocabulary .*mask_token_id 9, expected 2")
+    refused(tmp_path / "ids", some, "vocabulary differs .*mask_token_id 9, expected 2")
 
 
 HUB = """
