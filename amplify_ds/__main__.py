@@ -1,8 +1,8 @@
-"""The front door: `amplify-ds` or `python -m amplify_ds` lists the commands in the order of the work, and starts one.
+"""The `amplify-ds` command (or `python -m amplify_ds`): list the commands, or run one of them.
 
     amplify-ds embed --help     is     python -m amplify_ds.embed --help
 
-Nothing is imported but the command that is asked for, so that the list costs no more than Python's own start.
+Only the chosen command is imported, so listing them takes no longer than starting Python.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from amplify_ds import start
 # name: (module, what it does)
 COMMANDS = {
     "fetch": ("fetch_ur100p", "download UR100P, the sequences AMPLIFY was trained on"),
-    "build": ("build_shards", "turn protein sequences into shards, which training reads"),
-    "decontaminate": ("decontaminate", "find training sequences that are similar to a validation sequence"),
-    "inspect": ("inspect_shards", "show what a directory of shards holds, and check it"),
+    "build": ("build_shards", "turn protein sequences into shards for training"),
+    "decontaminate": ("decontaminate", "find training sequences that are similar to validation sequences"),
+    "inspect": ("inspect_shards", "describe and check a directory of shards"),
     "preflight": ("preflight", "check whether the machines of a hostfile can train together"),
-    "launch": ("launch", "train under DeepSpeed's launcher, on one machine or many"),
-    "train": ("train", "train as one rank: what the launcher starts on each device"),
-    "plot": ("plot", "draw the losses and perplexities of a run"),
+    "launch": ("launch", "train with DeepSpeed's launcher, on one machine or several"),
+    "train": ("train", "train as one rank; the launcher starts this on each device"),
+    "plot": ("plot", "plot the losses and perplexities of a run"),
     "checkpoints": ("checkpoints", "list the checkpoints of a run"),
-    "replay": ("replay", "show the batch of a step again"),
-    "evaluate": ("evaluate", "perplexity of models on shards"),
-    "export": ("export", "export a model, or convert one layout into another"),
-    "embed": ("embed", "embeddings of proteins"),
-    "score": ("score", "perplexities of proteins, and effects of mutations"),
-    "contacts": ("contacts", "contacts of residues from attention"),
+    "replay": ("replay", "show the batch of an earlier step"),
+    "evaluate": ("evaluate", "compute the perplexity of models on shards"),
+    "export": ("export", "export a model, or convert it to another layout"),
+    "embed": ("embed", "compute embeddings of proteins"),
+    "score": ("score", "compute perplexities of proteins and effects of mutations"),
+    "contacts": ("contacts", "predict contacts between residues from attention maps"),
     "benchmark": ("benchmark", "measure speed and memory on this machine"),
 }
-UNKNOWN = 2  # as argparse ends for words that it does not know
+UNKNOWN_COMMAND = 2  # the exit code of argparse for unknown arguments
 
 
 def main() -> None:
@@ -41,32 +41,34 @@ def main() -> None:
     else:
         from amplify_ds.errors import command
 
-        command(lambda: _answer(name))
+        command(lambda: _help_or_error(name))
 
 
-def _run(module: str, words: list[str]) -> None:
-    """Be `python -m amplify_ds.MODULE WORDS`, to worker processes too, which import the main module again."""
+def _run(module: str, arguments: list[str]) -> None:
+    """Run `python -m amplify_ds.MODULE ARGUMENTS` in this process. Worker processes import the same main module."""
     from runpy import run_module
 
-    sys.argv = ["-m", *words]
+    sys.argv = ["-m", *arguments]
     run_module(f"amplify_ds.{module}", run_name="__main__", alter_sys=True)
 
 
-def _answer(name: str) -> int:
-    """Answer a word that is no command; return the exit code."""
+def _help_or_error(name: str) -> int:
+    """Print the help, or an error for an unknown command; return the exit code."""
     if name in ("-h", "--help"):
-        print(_listed())
+        print(_help())
         return 0
-    from amplify_ds.errors import report
+    from amplify_ds.errors import print_error
 
-    report(f"error: {_unknown(name)}")
-    return UNKNOWN
+    print_error(f"error: {_unknown(name)}")
+    return UNKNOWN_COMMAND
 
 
-def _listed() -> str:
+def _help() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{about}" for name, (_, about) in COMMANDS.items()]
-    return "\n".join(["usage: amplify-ds COMMAND …", "", *lines, "", "amplify-ds COMMAND --help says more of each."])
+    return "\n".join(
+        ["usage: amplify-ds COMMAND …", "", *lines, "", "amplify-ds COMMAND --help shows the options of a command."]
+    )
 
 
 def _unknown(name: str) -> str:
@@ -74,8 +76,8 @@ def _unknown(name: str) -> str:
 
     known = {module: name for name, (module, _) in COMMANDS.items()} | {name: name for name in COMMANDS}
     near = get_close_matches(name, known, 1)
-    hint = f"did you mean {known[near[0]]}?" if near else f"there are {', '.join(COMMANDS)}"
-    return f"there is no command {name}; {hint}"
+    hint = f"did you mean {known[near[0]]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"unknown command {name}; {hint}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The run configuration: what is trained, on what, how. One typed field a setting, its meaning beside it.
+"""The configuration of a training run: one typed, documented field per setting.
 
     recipe (a complete YAML file, amplify_ds/recipes/)  <-  --config FILE.yaml (any part)  <-  flags (--section.field)
 
-Later beats earlier. Every field is a flag and a YAML key; an unknown key is an error that offers the nearest valid
-one; everything is checked before anything starts. ZeRO, offload and communication are not here: DeepSpeed's JSON
-owns them (training/ds_config.py), and neither file may hold a setting of the other.
+Later sources override earlier ones. Every field is a flag and a YAML key. An unknown key is an error that suggests the
+nearest valid one, and all values are checked before anything starts. ZeRO, offload and communication belong to
+DeepSpeed's JSON file (training/ds_config.py); neither file may contain settings of the other.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pydantic.fields import FieldInfo
 from amplify_ds.errors import AmplifyError
 from amplify_ds.structured import parse_yaml, read_yaml
 
-LARGEST_SIZE = 2**16  # of a model, in any direction: no model that one device computes is nearly as large
-MOST_STEPS = 2**30  # of at most 2^32 tokens each: places in the stream of rows are integers of 64 bits
+LARGEST_SIZE = 2**16  # limit of every size of a model, far above what fits on one device
+MOST_STEPS = 2**30  # with at most 2^32 tokens per step, positions in the stream of rows fit in 64 bits
 
 
 def setting(description: str, operational: bool = False, **checks) -> Any:
-    """A documented field. `operational`: may differ when a run is resumed, for it does not change what is learnt."""
+    """Return a documented field. An `operational` one may change on resuming, since it does not affect the model."""
     return Field(description=description, json_schema_extra={"operational": operational}, **checks)
 
 
@@ -37,14 +37,14 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_values_for_numbers(cls, values):
+    def _no_booleans_for_numbers(cls, values):
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must not be true or false")
         return values
 
     @model_validator(mode="after")
-    def _integers_of_64_bits(self):
+    def _integers_fit_in_64_bits(self):
         for name, value in self:
             if isinstance(value, int) and value >= 2**63:
                 raise ValueError(f"{name} must be below 2^63, found {value:.3g}")
@@ -53,8 +53,8 @@ class Section(BaseModel):
 
 class Model(Section):
     hidden_size: int = setting("width H of the encoder", gt=0, le=LARGEST_SIZE)
-    num_hidden_layers: int = setting("encoder blocks", gt=0, le=LARGEST_SIZE)
-    num_attention_heads: int = setting("heads; the published models have H / 64 of them", gt=0, le=LARGEST_SIZE)
+    num_hidden_layers: int = setting("number of encoder blocks", gt=0, le=LARGEST_SIZE)
+    num_attention_heads: int = setting("attention heads; the published models have H / 64", gt=0, le=LARGEST_SIZE)
     intermediate_size: int = setting(
         "nominal feed-forward width; the SwiGLU built from it is 2/3 as wide", gt=0, le=LARGEST_SIZE
     )
@@ -63,13 +63,13 @@ class Model(Section):
 
 class Data(Section):
     train: list[str] = setting(
-        "training shards (made by data_prep/build_shards.py), each [NAME=]DIR[:WEIGHT]; several are mixed, WEIGHT rows "
-        "of each in turn (default 1)",
+        "training shards (made by data_prep/build_shards.py), each [NAME=]DIR[:WEIGHT]; several are mixed in "
+        "proportion to WEIGHT (default 1)",
         operational=True,
     )
-    validation: list[str] = setting("validation shards, each [NAME=]DIR, evaluated on their own", operational=True)
+    validation: list[str] = setting("validation shards, each [NAME=]DIR, evaluated separately", operational=True)
     workers: int = setting(
-        "processes that prepare batches ahead of time; 0: in the training process", True, ge=0, le=1024
+        "processes that prepare batches ahead of time; 0: the training process prepares them", True, ge=0, le=1024
     )
 
     @field_validator("train", "validation", mode="before")
@@ -80,8 +80,8 @@ class Data(Section):
 
 class Masking(Section):
     fraction: float = setting("share of the residues that are selected as targets", gt=0, lt=1)
-    mask_share: float = setting("of the selected, the share replaced by <mask>", ge=0, le=1)
-    random_share: float = setting("of the selected, the share replaced by a random token", ge=0, le=1)
+    mask_share: float = setting("share of the targets that is replaced by <mask>", ge=0, le=1)
+    random_share: float = setting("share of the targets that is replaced by a random token", ge=0, le=1)
 
     @model_validator(mode="after")
     def _shares(self):
@@ -98,21 +98,21 @@ class Optimizer(Section):
         "adamw: the published recipe. normuon: orthogonalised momentum for the matrices of the blocks (the matrix_ "
         "settings), AdamW for the other parameters"
     )
-    lr: float = setting("peak learning rate; with normuon that of embedding, head and norms", gt=0)
-    betas: tuple[Share, Share] = setting("AdamW's decay rates of both moments")
+    lr: float = setting("peak learning rate; with normuon, of embedding, head and norms", gt=0)
+    betas: tuple[Share, Share] = setting("AdamW's decay rates of the first and second moment")
     eps: float = setting("AdamW's epsilon", gt=0)
     weight_decay: float = setting("decoupled weight decay, applied to every parameter as the official code does", ge=0)
     matrix_lr: float = setting("normuon: peak learning rate of the matrices; updates are as large as AdamW's", gt=0)
     matrix_momentum: Share = setting("normuon: decay rate of the momentum")
-    matrix_beta: Share = setting("normuon: decay rate of the rows' second moment")
+    matrix_beta: Share = setting("normuon: decay rate of the second moment of each row")
     matrix_weight_decay: float = setting("normuon: decoupled weight decay of the matrices", ge=0)
-    gradient_clipping: float = setting("largest global gradient norm; 0 switches clipping off", ge=0)
+    gradient_clipping: float = setting("maximum norm of the gradient; 0: no clipping", ge=0)
     schedule: Literal["amplify", "cosine", "linear", "constant"] = setting(
         "decay of the learning rate; amplify is the official cosine × linear"
     )
     warmup_steps: int = setting("steps of linear warm-up from 0", ge=0)
     decay_steps: int = setting("step at which the decay ends", ge=0)
-    final_lr_share: float = setting("share of the peak learning rate kept after decay_steps", ge=0, le=1)
+    final_lr_share: float = setting("learning rate after decay_steps, as a share of the peak", ge=0, le=1)
 
     @model_validator(mode="after")
     def _order(self):
@@ -122,41 +122,41 @@ class Optimizer(Section):
 
 
 class Training(Section):
-    steps: int = setting("optimizer steps in all", operational=True, gt=0, le=MOST_STEPS)
+    steps: int = setting("total number of optimizer steps", operational=True, gt=0, le=MOST_STEPS)
     global_batch_tokens: int = setting(
-        "tokens an optimizer step, over all devices; gradient accumulation is derived", gt=0, le=2**32
+        "tokens per optimizer step over all devices; gradient accumulation is derived", gt=0, le=2**32
     )
-    micro_batch_rows: int = setting("maximum rows per micro batch, as many as the device's memory holds", True, gt=0)
+    micro_batch_rows: int = setting("maximum rows per micro batch; limited by the device's memory", True, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp8"] = setting(
-        "auto: bf16 on GPUs, fp32 on CPUs; fp8: bf16 with the blocks' products in FP8, needs TransformerEngine"
+        "auto: bf16 on GPUs, fp32 on CPUs; fp8: bf16 with the blocks' matrix products in FP8, needs TransformerEngine"
     )
     activation_checkpointing: bool = setting("recompute activations in backward: less memory, a third more time", True)
     compile: bool = setting("torch.compile the model: faster steps after a slow first one; needs a C++ compiler", True)
-    seed: int = setting("seed of initial weights, order of the data and masks", ge=0, lt=2**63)
+    seed: int = setting("seed of the initial weights, the order of the data and the masks", ge=0, lt=2**63)
 
 
 class Guards(Section):
     skipped_in_a_row: int = setting(
-        "a step whose gradient is not finite is not applied; the run ends after this many in a row", True, gt=0
+        "end the run after this many consecutive steps whose gradient was not finite (they are skipped)", True, gt=0
     )
     spike_deviations: float = setting(
-        "a step's loss so many standard deviations above the mean of the last 256 is reported; 0: never", True, ge=0
+        "report a loss this many standard deviations above the mean of the last 256; 0: never", True, ge=0
     )
 
 
 class Evaluation(Section):
-    every: int = setting("steps between evaluations; 0: only before and after", operational=True, ge=0)
-    max_rows: int = setting("rows of each validation set used while training; 0: all", operational=True, ge=0)
+    every: int = setting("steps between evaluations; 0: only before and after training", operational=True, ge=0)
+    max_rows: int = setting("rows of each validation set to use during training; 0: all", operational=True, ge=0)
 
 
 class Checkpoint(Section):
     every: int = setting("steps between checkpoints; 0: only at the end", operational=True, ge=0)
-    keep_last: int = setting("newest checkpoints that are kept", operational=True, ge=1)
-    keep_every: int = setting("checkpoints at multiples of this step are kept for ever; 0: none", True, ge=0)
+    keep_last: int = setting("number of newest checkpoints to keep", operational=True, ge=1)
+    keep_every: int = setting("keep checkpoints at multiples of this step for ever; 0: none", True, ge=0)
 
 
 class Log(Section):
-    every: int = setting("steps between points of TensorBoard; only there are sums copied from the device", True, gt=0)
+    every: int = setting("steps between TensorBoard points; metrics are copied from the device only then", True, gt=0)
     device_tflops: float = setting(
         "peak TFLOP/s of one device, used for the utilisation metric; 0: measured at the start", True, ge=0
     )
@@ -164,7 +164,7 @@ class Log(Section):
 
 class Watchdog(Section):
     seconds: float = setting(
-        "a rank that has not moved for so long is named and the job ended; must be longer than the longest step or "
+        "end the job, naming the rank, when a rank makes no progress for this long; must exceed the longest step or "
         "checkpoint; 0: never",
         True,
         ge=0,
@@ -198,7 +198,7 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def binding(self) -> dict[str, Any]:
-        """Every setting that must be the same when a run is resumed, as {'section.field': value}."""
+        """Return the settings that must not change when a run is resumed, as {'section.field': value}."""
         values = self.model_dump(mode="json")
         return {
             f"{section}.{name}": values[section][name]
@@ -208,9 +208,9 @@ class RunConfig(Section):
 
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    """(section, name, pydantic field) of every setting, in order."""
+    """Yield (section, name, pydantic field) of every setting, in order."""
     for section, info in RunConfig.model_fields.items():
-        assert isinstance(info.annotation, type) and issubclass(info.annotation, Section)  # all fields of RunConfig are
+        assert isinstance(info.annotation, type) and issubclass(info.annotation, Section)
         for name, field in info.annotation.model_fields.items():
             yield section, name, field
 
@@ -245,10 +245,10 @@ METAVARS = {
 
 
 def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunConfig:
-    """Merge recipe, YAML file and flags ({'section.field': text}) and check the whole.
+    """Merge recipe, YAML file and flags ({'section.field': text}); return the checked configuration.
 
-    Raises AmplifyError listing every setting that is unknown (with the nearest valid name) or has a bad value, and
-    where each came from.
+    Raises AmplifyError that lists every unknown setting (with the nearest valid name) and every bad value, each with
+    its source.
     """
     complete = parse_yaml((resources.files("amplify_ds.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"))
     layers = [(f"recipe {recipe}", _flat(complete, recipe))]
@@ -274,13 +274,13 @@ def resolve(recipe: str, config_file: str | None, flags: dict[str, Any]) -> RunC
             for item in error.errors():
                 key = ".".join(str(part) for part in item["loc"][:2])
                 message = item["msg"].removeprefix("Value error, ")
-                found = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r:.80}"
-                problems.append(f"{key} ({origin.get(key, 'several settings')}): {message}{found}")
+                value = "" if item["type"] in ("missing", "value_error") else f", found {item['input']!r:.80}"
+                problems.append(f"{key} ({origin.get(key, 'several settings')}): {message}{value}")
     raise AmplifyError("invalid configuration:\n  " + "\n  ".join(problems))
 
 
 def unknown_setting(key: str, known: list[str]) -> str:
-    """Why `key` is refused, and what was probably meant."""
+    """Return why `key` is refused and which setting was probably meant."""
     if any(word in key.lower() for word in ("zero", "offload", "stage", "comm")):
         return "ZeRO, offload and communication are set in the DeepSpeed file (--deepspeed_config), not here"
     by_field = {name.split(".")[-1]: name for name in known}
@@ -290,7 +290,7 @@ def unknown_setting(key: str, known: list[str]) -> str:
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else f"the settings are listed by --help (sections {', '.join(RunConfig.model_fields)})"
+        else f"--help lists the settings (sections {', '.join(RunConfig.model_fields)})"
     )
     return f"no such setting; {hint}"
 
@@ -306,7 +306,7 @@ def _read_file(path: str) -> dict[str, Any]:
 
 
 def _flat(content: dict[str, Any], source: str) -> dict[str, Any]:
-    """{'section': {'field': value}} -> {'section.field': value}; anything else keeps its key, to be refused by name."""
+    """{'section': {'field': value}} -> {'section.field': value}. Anything else keeps its key, and is refused later."""
     flat: dict[str, Any] = {}
     for section, values in content.items():
         if isinstance(values, dict):

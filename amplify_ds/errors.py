@@ -1,8 +1,8 @@
-"""How a failure ends: one clear message on standard error, a non-zero exit code, no traceback.
+"""Errors for users: one clear message on standard error, a non-zero exit code, no traceback.
 
-`AmplifyError` says what is wrong, where, what was expected and how to fix it. Code that finds bad input raises it.
-`explain` has the messages for what the system refuses: a full disk, a missing permission, too little memory. `command`
-prints both. Anything else that escapes is a bug of ours and keeps its traceback.
+Code that finds bad input raises `AmplifyError`: what is wrong, where, what was expected, how to fix it. `explain`
+returns the message for errors of the system, such as a full disk, a missing permission or too little memory. `command`
+prints both. Any other exception is a bug in this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from typing import TextIO
 
 from amplify_ds import start
 
-# What the system may refuse because of a path, a disk or a limit of the user's, and what to do about it.
+# Errors of the system that come from a path, a disk or a limit of the user, and what to do about them.
 ADVICE = {
-    errno.ENOSPC: "Make room or choose another place, and run the command again.",
-    errno.EDQUOT: "Your quota is used up: make room or choose another place, and run the command again.",
-    errno.EFBIG: "The file system or ulimit -f allows no file of that size: choose another place or raise the limit.",
+    errno.ENOSPC: "Make room or choose another directory, and run the command again.",
+    errno.EDQUOT: "Your quota is used up: make room or choose another directory, and run the command again.",
+    errno.EFBIG: "The file system or ulimit -f allows no file of that size: choose another one or raise the limit.",
     errno.EACCES: "User {user} lacks the permission: ask the owner of that path, or choose another one.",
     errno.EPERM: "User {user} lacks the permission: ask the owner of that path, or choose another one.",
-    errno.EROFS: "Choose a place that can be written to.",
+    errno.EROFS: "Choose a directory that can be written to.",
     errno.ENOENT: "Check the path.",
     errno.ENOTDIR: "A part of that path is a file: check the path.",
-    errno.EISDIR: "A file is expected there: check the path.",
+    errno.EISDIR: "Expected a file, found a directory: check the path.",
     errno.EEXIST: "Choose another path, or remove what is there.",
     errno.ENOTEMPTY: "Choose another path, or remove what is there.",
     errno.ENAMETOOLONG: "Choose a shorter path.",
-    errno.ELOOP: "Its symbolic links lead in a circle: check the path.",
-    errno.ESTALE: "It was replaced or removed on the file server meanwhile: run the command again.",
-    errno.EIO: "The disk or the file server failed: see the system's log (dmesg).",
-    errno.EMFILE: "The limit is {files} (ulimit -n): raise it, as with `ulimit -n 4096`, and run the command again.",
-    errno.ENFILE: "All processes of this machine together have too many: end some, and run the command again.",
+    errno.ELOOP: "Its symbolic links form a loop: check the path.",
+    errno.ESTALE: "The file was replaced or removed on the file server: run the command again.",
+    errno.EIO: "The disk or the file server failed: see the system log (dmesg).",
+    errno.EMFILE: "The limit is {files} (ulimit -n): raise it, for example with `ulimit -n 4096`, and run the command "
+    "again.",
+    errno.ENFILE: "The processes of this machine have too many open files: end some, and run the command again.",
     errno.ENOMEM: "{memory}",
-    "shm": "Workers pass batches on in /dev/shm: enlarge it (docker: --shm-size=8g), or set --data.workers 0.",
+    "shm": "Workers pass batches through /dev/shm: enlarge it (docker: --shm-size=8g), or set --data.workers 0.",
 }
-# C++ libraries have no types of error for these; part of the text -> what it means.
+# C++ libraries raise untyped errors for these: part of the message -> its meaning.
 TEXTS: dict[str, int | str] = {
     "unable to allocate shared memory": "shm",
     "out of shared memory": "shm",
@@ -54,69 +55,69 @@ TEXTS: dict[str, int | str] = {
     "can't start new thread": errno.ENOMEM,
 }
 
-prefix = ""  # of messages of this process: which rank it is, where there are several
-console: TextIO | None = None  # where errors are shown besides, when standard error is a log
+prefix = ""  # put before every message of this process: its rank, if there are several
+console: TextIO | None = None  # errors are printed here too, when standard error goes to a log
 
 
 class AmplifyError(Exception):
-    """Bad input, a bad setting, or a bad file. The text is written for the user. code: the command's exit code."""
+    """Bad input, a bad setting or a bad file. The message is written for the user. code: the command's exit code."""
 
     code = 1
 
 
 def command(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and end the process: code 1 for a failure that is explained, 130 for Ctrl-C."""
+    """Run `main` and exit with the code it returns, 1 after an error with a message, or 130 after Ctrl-C."""
     start.begin()
     try:
         code = main() or 0
         sys.stdout.flush()
     except AmplifyError as error:
-        code = _report(f"error: {error}", error.code)
+        code = _fail(f"error: {error}", error.code)
     except KeyboardInterrupt:
-        code = _report("interrupted", start.INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone: nothing is wrong
+        code = _fail("interrupted", start.INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output (head, less) has exited, which is no failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
         if (text := explain(error)) is None:
             raise
-        code = _report(f"error: {text}")
+        code = _fail(f"error: {text}")
     start.ending()
     sys.exit(code)
 
 
 def explain(error: BaseException) -> str | None:
-    """Return what the system refused and what to do about it, for a user; None for an error that is not of that kind.
+    """Return a message for an error of the system, with what to do about it; None for any other error.
 
-    A missing file without a name is not: which one it was is for a traceback to say.
+    A missing file without a name also gives None, so that the traceback shows which file it was.
     """
     cause: int | str | None = None
-    what, where = str(error), ""
+    message, where = str(error), ""
     if isinstance(error, OSError) and error.errno is not None:
-        cause, what = error.errno, error.strerror or os.strerror(error.errno)
+        cause, message = error.errno, error.strerror or os.strerror(error.errno)
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     elif isinstance(error, MemoryError):
-        cause, what = errno.ENOMEM, what or "out of memory"
+        cause, message = errno.ENOMEM, message or "out of memory"
     elif not isinstance(error, AmplifyError):
-        found = ((line, known) for text, known in TEXTS.items() for line in what.splitlines() if text in line)
-        what, cause = next(found, (what, None))
+        matches = ((line, known) for text, known in TEXTS.items() for line in message.splitlines() if text in line)
+        message, cause = next(matches, (message, None))
     if cause not in ADVICE or (cause == errno.ENOENT and not where):
         return None
-    return f"{where}{what.rstrip('.')}. {advice(cause)}"
+    return f"{where}{message.rstrip('.')}. {advice(cause)}"
 
 
 def advice(cause: int | str | None) -> str:
-    """Return what to do about an errno, a sentence or nothing."""
+    """Return what to do about an errno, as a sentence; an empty string if there is no advice."""
     return ADVICE.get(cause, "").format(user=_user(), files=_open_files(), memory=_memory())
 
 
 def first_line(error: BaseException) -> str:
-    """Of what a library's error says, or its name where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def report(message: str) -> None:
-    """Show an error. Nobody reading it any more is no reason to fail."""
+def print_error(message: str) -> None:
+    """Print a message to standard error, and to `console` if that is set. Closed streams are ignored."""
     for stream in (sys.stderr, console):
         try:
             if stream is not None:
@@ -125,17 +126,18 @@ def report(message: str) -> None:
             pass
 
 
-def _report(message: str, code: int = 1) -> int:
+def _fail(message: str, code: int = 1) -> int:
+    """Print a message; return the exit code."""
     with suppress(OSError, ValueError):
         sys.stdout.flush()  # what was printed before belongs above the message, also where both go into one file
-    report(message)
+    print_error(message)
     return code
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a number without a name, as in some containers
+    except (KeyError, OSError, ImportError):  # a user id without a name, as in some containers
         return str(os.getuid())
 
 
@@ -146,5 +148,5 @@ def _open_files() -> int:
 def _memory() -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
-        return "Memory ran out: end other programs or work on less at a time, and run the command again."
+        return "Memory ran out: end other programs or use smaller batches, and run the command again."
     return f"Memory is limited to {limit / 2**30:.1f} GiB (ulimit -v): raise the limit, and run the command again."

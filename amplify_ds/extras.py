@@ -1,7 +1,6 @@
-"""Packages that only some commands need: extras of the package, in a requirements file each (pyproject.toml).
+"""Optional packages that only some commands need: extras of this package, each with a requirements file.
 
-A command that needs one asks for it before it begins to work, so that nothing is computed for a picture that cannot be
-drawn.
+A command calls `require` before it starts to work, so that a missing package is noticed first.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from importlib.util import find_spec
 
 from amplify_ds.errors import AmplifyError
 
-# What is imported -> the package that is installed, and the extra that it belongs to.
+# module: (package to install, extra it belongs to)
 EXTRAS = {
     "gemmi": ("gemmi", "contacts"),
     "sklearn": ("scikit-learn", "contacts"),
     "matplotlib": ("matplotlib", "plots"),
 }
 
-CURVES = {  # how they are drawn, in matplotlib's names
+CURVES = {  # matplotlib settings for plots of curves
     "text.parse_math": False,
     "font.size": 11,
     "axes.spines.top": False,
@@ -31,14 +30,14 @@ CURVES = {  # how they are drawn, in matplotlib's names
 
 
 def require(module: str, purpose: str) -> None:
-    """Raise AmplifyError, which says how to install it, unless `module` can be imported. `purpose` needs it."""
+    """Raise AmplifyError with the command that installs `module` if it is missing. purpose: what needs it."""
     if find_spec(module) is None:
         package, extra = EXTRAS[module]
         raise AmplifyError(f"{purpose} needs {package}, which is not installed: pip install 'amplify_ds[{extra}]'")
 
 
 def pyplot():
-    """matplotlib.pyplot, drawing into files. Raises AmplifyError where matplotlib is not installed."""
+    """Return matplotlib.pyplot, set up to draw into files. Raises AmplifyError if matplotlib is not installed."""
     require("matplotlib", "a picture")
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Files that are complete or as they were, also after a kill or a power cut; locks that end with their owner."""
+"""Atomic writes, which survive a kill or a power cut; locks, released when their owner dies; checksums."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 _BLOCK = 2**20
-_SECONDS_BETWEEN_TRIES = 0.2  # to lock a file
+_LOCK_RETRY_SECONDS = 0.2
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or the names in a directory, to the disk."""
+    """Flush the content of a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -28,9 +28,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; at the end of the block it is flushed and renamed over `path`.
+    """Yield a temporary path beside `path` to write to; at the end of the block, flush it and rename it to `path`.
 
-    If the block fails it is removed, and `path` is as it was.
+    If the block fails, the temporary file is removed and `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -44,44 +44,45 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def lock(path: Path, wait_seconds: float = 0.0) -> IO[str] | None:
-    """Return `path`, made if need be, open and locked; None if another process holds it or has removed it.
+    """Open and lock `path`, creating it if necessary; return the file, or None if another process holds the lock.
 
-    One that holds it is waited for. The kernel frees the lock when the file is closed, so also when its owner dies; NFS
-    keeps it among machines. Raises OSError where the file cannot be made or locked.
+    Waits up to `wait_seconds` for the lock. Also returns None if the file was removed meanwhile. The kernel releases
+    the lock when the file is closed, so also when its owner dies; on NFS it works across machines. Raises OSError if
+    the file cannot be created or locked.
     """
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "a", encoding="utf-8"))
-            _take(file, time.monotonic() + wait_seconds)
+            _acquire(file, time.monotonic() + wait_seconds)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return None  # somebody may hold the next one of that name
+                return None  # another process may hold a new file of that name
         except (BlockingIOError, FileNotFoundError):
             return None
         stack.pop_all()
     return file
 
 
-def _take(file: IO[str], deadline: float) -> None:
+def _acquire(file: IO[str], deadline: float) -> None:
     while True:
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # held, or the file server is not well for a moment
+        except OSError:  # held by another process, or a temporary failure of the file server
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(_SECONDS_BETWEEN_TRIES)
+        time.sleep(_LOCK_RETRY_SECONDS)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Complete, or as it was."""
+    """Write `content` to `path` atomically."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 @contextmanager
 def usual_permissions(path: Path) -> Iterator[None]:
-    """Let the block write `path` and give it the permissions of any new file, as the umask and the directory have it.
+    """Give the file that the block writes to `path` the permissions of any new file, according to the umask.
 
-    safetensors writes 0600 whatever the umask: colleagues could not read the file.
+    safetensors writes files with mode 0600 whatever the umask, which colleagues could not read.
     """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
@@ -90,7 +91,7 @@ def usual_permissions(path: Path) -> Iterator[None]:
 
 
 def forget_cached(path: Path) -> None:
-    """Ask the kernel to drop its copy of a file that has been flushed, so that the next read comes from the disk."""
+    """Ask the kernel to drop a flushed file from its cache, so that the next read comes from the disk."""
     if hasattr(os, "posix_fadvise"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -100,16 +101,16 @@ def forget_cached(path: Path) -> None:
 
 
 def content_digest(content: Mapping[str, Any], entry: str) -> str:
-    """Return the sha256 of a JSON object without its entry `entry`, which is where the object keeps this checksum.
+    """Return the sha256 of a JSON object without its entry `entry`, which stores this checksum.
 
-    It is that of the values, not of the text: another order of the keys or other blanks change nothing.
+    It depends on the values only, not on the order of the keys or on white space.
     """
     kept = {key: value for key, value in content.items() if key != entry}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path, progress: Callable[[int], object] = lambda read: None) -> str:
-    """Return the checksum of a file; `progress` is called with the number of bytes of each block."""
+    """Return the sha256 of a file. `progress` is called with the number of bytes of each block."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, by its own client, and what the client's errors mean to a user.
+"""Download from the Hugging Face hub with its own client, and explain the client's errors.
 
 A model is NAME or NAME@REVISION, such as chandar-lab/AMPLIFY_120M.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from amplify_ds.errors import AmplifyError, first_line
 
-# What a model folder may hold that is read here, and what is refused by name. No code of a hub is fetched or run.
-WANTED = ("*.json", "*.safetensors", "*.txt", "config.yaml")
+# Only these files are downloaded; no code from the hub is fetched or run.
+PATTERNS = ("*.json", "*.safetensors", "*.txt", "config.yaml")
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?")
 
 
@@ -21,26 +21,28 @@ def is_hub_name(source: str) -> bool:
 
 
 def download(source: str) -> Path:
-    """The folder of a hub model, from the local cache where it is there; its name is the commit.
+    """Return the folder of a hub model, downloaded or from the local cache; the folder is named after the commit.
 
-    Raises AmplifyError when the hub cannot be reached, or has no such model for us.
+    Raises AmplifyError if the hub cannot be reached or refuses access, or if there is no such model.
     """
     name, _, revision = source.partition("@")
     try:
-        return snapshot(name, revision=revision or None, allow_patterns=list(WANTED))
-    except Exception as error:  # whatever the client raises
-        why = refusal(error, "model", revision) or (
-            f"the hub could not be reached ({failure(error)}). On a machine with a network: hf download {name} "
-            "--local-dir FOLDER; then give that FOLDER"
+        return snapshot(name, revision=revision or None, allow_patterns=list(PATTERNS))
+    except Exception as error:  # the client raises errors of many types
+        reason = refusal(error, "model", revision) or (
+            f"the hub could not be reached ({failure(error)}). On a machine with network access, run: hf download "
+            f"{name} --local-dir FOLDER; then pass that FOLDER"
         )
         raise AmplifyError(
-            f"{source}: there is no such folder here, and as a model of the Hugging Face hub: {why}"
+            f"{source}: is not a local folder, and could not be loaded from the Hugging Face hub: {reason}"
         ) from None
 
 
 def snapshot(name: str, **options) -> Path:
-    """huggingface_hub.snapshot_download, which has the options and raises what refusal and failure explain; its bars
-    only on a terminal."""
+    """Call huggingface_hub.snapshot_download with `options`, and with progress bars only on a terminal.
+
+    `refusal` and `failure` explain the exceptions it raises.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -50,11 +52,11 @@ def snapshot(name: str, **options) -> Path:
 
 
 def refusal(error: Exception, kind: str, revision: str | None) -> str | None:
-    """Why the hub does not give us a `kind` (model, dataset); None if it did not say: it was not reached, or failed."""
+    """Return why the hub refused a `kind` (model, dataset); None if it was not reached or failed."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        return "the hub gives it to accounts with access only: ask for it there, then log in (hf auth login)"
+        return "access is restricted: request it on the hub, then log in (hf auth login)"
     if isinstance(error, RevisionNotFoundError):
         return f"the {kind} has no revision {revision} on the hub"
     if isinstance(error, RepositoryNotFoundError):
@@ -63,6 +65,6 @@ def refusal(error: Exception, kind: str, revision: str | None) -> str | None:
 
 
 def failure(error: BaseException) -> str:
-    """What the client says when it is not a refusal, in a line."""
-    error = error.__cause__ or error  # what happened, where that was wrapped in advice on caches
+    """Return the client's error as one line, for errors that are no refusals."""
+    error = error.__cause__ or error  # the client wraps the error in advice on caches
     return f"{type(error).__name__}: {first_line(error)[:200]}"

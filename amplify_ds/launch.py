@@ -19,7 +19,7 @@ from amplify_ds.cluster.machines import SECONDS_FOR_HOSTS, remaining, that_take_
 from amplify_ds.cluster.supervisor import KILLED, LOST, SAVED, SECONDS_OF_ONE_REQUEST, STALLED, Signals, Supervisor
 from amplify_ds.cluster.variables import CARRIED
 from amplify_ds.errors import AmplifyError, command
-from amplify_ds.errors import report as say
+from amplify_ds.errors import print_error as say
 from amplify_ds.network import LOOPBACK, free_port
 
 MOST_RANKS = 8  # of this machine, without GPUs, when nobody says how many

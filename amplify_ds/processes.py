@@ -1,6 +1,4 @@
-"""Processes: workers that end with the command that started them, a SIGTERM that ends it as Ctrl-C does, memory
-that is kept.
-"""
+"""Pools of worker processes that end with their parent, SIGTERM handled as Ctrl-C, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -16,15 +14,15 @@ from contextlib import contextmanager
 
 from amplify_ds.errors import AmplifyError
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _PR_SET_PDEATHSIG = 1
 
 
-MOST_WORKERS = 1024  # processes that a command starts at most
+MOST_WORKERS = 1024
 
 
 def check_workers(option: str, count: int) -> None:
-    """AmplifyError unless this many processes can be asked for."""
+    """Raise AmplifyError unless `count` is from 1 to `MOST_WORKERS`."""
     if not 1 <= count <= MOST_WORKERS:
         raise AmplifyError(f"{option} is {count}, expected 1 to {MOST_WORKERS}.")
 
@@ -33,15 +31,18 @@ def check_workers(option: str, count: int) -> None:
 def process_pool(
     count: int, enter: Callable[..., object] | None = None, arguments: tuple = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of `count` processes, each of which first calls `enter(*arguments)`; AmplifyError if one dies."""
+    """Yield a pool of `count` processes, each of which first calls `enter(*arguments)`.
+
+    Raises AmplifyError if one of them dies.
+    """
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, spawn, initializer=_enter, initargs=(os.getpid(), enter, arguments))
     try:
         yield pool
     except (BrokenProcessPool, MemoryError):
         raise AmplifyError(
-            "a worker was killed, perhaps because memory ran out. What was complete is kept: run the same command "
-            "again, with fewer --workers or smaller --shard-megabytes if it happens again."
+            "a worker was killed, perhaps because memory ran out. Completed work is kept: run the same command again, "
+            "with fewer --workers or smaller --shard-megabytes if this is repeated."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -49,7 +50,7 @@ def process_pool(
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM, which clusters send, raise KeyboardInterrupt: what is begun is cleaned up, children are ended."""
+    """Let SIGTERM, which clusters send, raise KeyboardInterrupt, so that files and children are cleaned up."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -58,9 +59,9 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """From now on the kernel kills this process when its parent has ended, however that does.
+    """Make the kernel kill this process when its parent ends, for whatever reason.
 
-    parent: its pid, where it may have ended before this; then this process ends here.
+    parent: its process id. If that process is no longer the parent, exit now.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -69,17 +70,17 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def belong_to_parent(parent: int, ignored: Iterable[signal.Signals]) -> None:
-    """What a worker does first: leave these signals to its parent alone, but end with it, also if it is killed."""
+    """Set up a worker: ignore the signals in `ignored`, which its parent handles, and end with the parent."""
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent(parent)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc use again what was freed, also in pieces of more than 32 MB, which it would give back to the kernel.
+    """Make glibc reuse freed blocks of more than 32 MB instead of returning them to the kernel.
 
-    A training step frees hundreds of such pieces, and fetched anew each page is cleared first: on two cores that cost a
-    tenth of a step at the 120M's width (docs/benchmarks.md). Other C libraries are left as they are.
+    A training step frees hundreds of such blocks, and the kernel clears every page that it hands out again: on two
+    cores that cost a tenth of a step at the 120M's width (docs/benchmarks.md). Does nothing with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

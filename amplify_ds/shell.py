@@ -1,4 +1,4 @@
-"""Commands that are printed to be pasted: paths with blanks and quotes in them must arrive as they are."""
+"""Commands that users can paste into a shell, with paths quoted where necessary."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import shlex
 from pathlib import Path
 
 
-def command_line(*words: object) -> str:
-    """A command for a POSIX shell: `python -m amplify_ds.plot 'my runs/first'`.
+def command_line(*arguments: object) -> str:
+    """Return a command for a POSIX shell, such as `python -m amplify_ds.plot 'my runs/first'`.
 
-    Outside a clone of the repository, where there is no data_prep/NAME.py, it names the module that the script starts.
+    Outside a clone of the repository, data_prep/NAME.py becomes the module that this script runs.
     """
-    texts = [str(word) for word in words]
-    if texts[0] == "python" and texts[1].startswith("data_prep/") and not Path(texts[1]).exists():
-        texts[1:2] = ["-m", f"amplify_ds.{Path(texts[1]).stem}"]
-    return shlex.join(texts)
+    command = [str(argument) for argument in arguments]
+    if command[0] == "python" and command[1].startswith("data_prep/") and not Path(command[1]).exists():
+        command[1:2] = ["-m", f"amplify_ds.{Path(command[1]).stem}"]
+    return shlex.join(command)
 
 
 def next_commands(*commands: tuple[object, ...]) -> str:
-    """What a command prints at its end: a line `next: COMMAND` for each, given by its words."""
-    return "\n".join(f"next: {command_line(*words)}" for words in commands)
+    """Return one line `next: COMMAND` for each command, to be printed when a command has succeeded."""
+    return "\n".join(f"next: {command_line(*command)}" for command in commands)

@@ -1,7 +1,7 @@
-"""Read JSON and YAML files that may hold anything: either their content or one clear message, within a second.
+"""Read untrusted JSON and YAML files: return their content or raise one clear error, within a second.
 
-Refused are a key that appears twice, an integer beyond 64 bits, nesting deeper than 64 levels, a file larger than any
-of its kind, and in YAML anchors and aliases: a few lines of them stand for billions of values.
+Refused are repeated keys, integers beyond 64 bits, nesting deeper than 64 levels and oversized files; in YAML also
+anchors and aliases, with which a few lines can expand to billions of values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHOWN = 30  # characters of a number in a message
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Raises ValueError, which says what is wrong, for what is no JSON or is refused."""
+    """Return the content of a JSON text. Raises ValueError with the reason if it is invalid or refused."""
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats, parse_int=_integer)
     except RecursionError:
@@ -30,7 +30,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Raises ValueError, which says what is wrong, for what is no YAML or is refused."""
+    """Return the content of a YAML text. Raises ValueError with the reason if it is invalid or refused."""
     try:
         _check_events(text)
         content = yaml.load(text, _Loader)
@@ -40,8 +40,9 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_json(path: Path, advice: str = "", largest: int = LARGEST_JSON) -> Any:
-    """The content of a JSON file. Raises FileNotFoundError where there is none, else AmplifyError with `advice` behind
-    it.
+    """Return the content of a JSON file.
+
+    Raises FileNotFoundError if there is none, and AmplifyError, ending with `advice`, if it cannot be read.
     """
     try:
         return parse_json(_read(path, largest))
@@ -52,7 +53,7 @@ def read_json(path: Path, advice: str = "", largest: int = LARGEST_JSON) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises FileNotFoundError where there is none, else AmplifyError."""
+    """Return the content of a YAML file. Raises FileNotFoundError if there is none, AmplifyError if it is invalid."""
     try:
         return parse_yaml(_read(path, LARGEST_YAML).decode())
     except FileNotFoundError:
@@ -64,12 +65,12 @@ def read_yaml(path: Path) -> Any:
 def _read(path: Path, largest: int) -> bytes:
     try:
         file = open(path, "rb")
-    except NotADirectoryError as error:  # a file stands where a directory of the path should be
+    except NotADirectoryError as error:  # a parent of the path is a file
         raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     with file:
-        content = file.read(largest + 1)  # no more: the size of a device or a pipe is not known before
+        content = file.read(largest + 1)  # no more: a device or a pipe may have no end
     if len(content) > largest:
-        raise ValueError(f"it is larger than {largest:,} bytes, which no such file is")
+        raise ValueError(f"it is larger than {largest:,} bytes, the limit for such files")
     return content
 
 
@@ -77,18 +78,18 @@ _TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"{key} appears twice")
             seen.add(key)
-    return found
+    return content
 
 
 def _integer(text: str) -> int:
-    # 19 digits and a sign at most. Checked first: Python refuses thousands of digits in words of its own.
+    # At most 20 characters. Checked first, because Python refuses thousands of digits with a message of its own.
     if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
         raise ValueError(f"{text[:_SHOWN]}{'…' * (len(text) > _SHOWN)} is an integer beyond 64 bits")
     return int(text)
@@ -109,11 +110,11 @@ def _check_depth(content: Any) -> None:
 
 
 def _check_events(text: str) -> None:
-    """Before anything is built of it: the parser itself goes as deep as the text does."""
+    """Check anchors and depth before anything is constructed: the constructor recurses as deep as the text does."""
     depth = 0
     for event in yaml.parse(text, _Loader):
-        if anchor := getattr(event, "anchor", None):  # what an alias refers to, too
-            assert event.start_mark is not None  # the parser gives one to every event
+        if anchor := getattr(event, "anchor", None):  # of an anchor or an alias
+            assert event.start_mark is not None  # for mypy: the parser always sets it
             raise ValueError(
                 f"line {event.start_mark.line + 1}: anchors and aliases (&{anchor}, *{anchor}) are not supported; "
                 "write the value out"
@@ -123,7 +124,7 @@ def _check_events(text: str) -> None:
             raise ValueError(_TOO_DEEP)
 
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the quick one, where PyYAML was built with libyaml
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # faster, if PyYAML was built with libyaml
 
 
 class _Loader(_SafeLoader):
@@ -137,7 +138,7 @@ class _Loader(_SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_int(self, node):
-        if len(node.value) > 100:  # binary digits with underscores have most characters
+        if len(node.value) > 100:  # more than 64 binary digits with underscores
             raise ValueError(f"{node.value[:_SHOWN]}… is an integer beyond 64 bits")
         value = self.construct_yaml_int(node)
         if not -(2**63) <= value < 2**64:

@@ -131,7 +131,7 @@ def _train(options: argparse.Namespace) -> dict[str, curves.Curve]:
             bar.set_description(f"{name}, seed {seed}")
             training_runs.train(folder, config, RECIPE, ranks, lambda done: bar.update(done))
             found[name].append(curves.read(folder))
-            bars.say(f"{name}, seed {seed}: {found[name][-1].describe()}")
+            bars.print_line(f"{name}, seed {seed}: {found[name][-1].describe()}")
     return {name: curves.join(each) for name, each in found.items()}
 
 

@@ -98,7 +98,7 @@ def _collator(batches):
     windows = []
     for index in range(_COLLATED):
         some = []
-        for row in batches.places(index).rows.tolist():
+        for row in batches.rows(index).rows.tolist():
             tokens, lengths = batches.mixture.sources[0].shards.row(row)
             some += [{"input_ids": window.tolist()} for window in np.split(tokens, np.cumsum(lengths))[:-1]]
         windows.append(some)

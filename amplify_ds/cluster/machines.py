@@ -13,7 +13,7 @@ from amplify_ds.cluster.hostfile import Host
 from amplify_ds.cluster.remote import Answer, run_on_all
 from amplify_ds.cluster.supervisor import Signals
 from amplify_ds.errors import AmplifyError
-from amplify_ds.errors import report as say
+from amplify_ds.errors import print_error as say
 
 SECONDS_BETWEEN_LOOKS = 10
 SECONDS_FOR_HOSTS = 600  # that do not answer at a restart: they may be starting again

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from amplify_ds.cluster.hostfile import Host
 from amplify_ds.cluster.launcher_process import SECONDS_BETWEEN_LOOKS, LauncherProcess
-from amplify_ds.errors import report as say
+from amplify_ds.errors import print_error as say
 from amplify_ds.training.rank_files import FOLDER, REPORT
 from amplify_ds.training.stall_report import STALLED, STARTING
 from amplify_ds.training.stopping import COMPLETE, END, LOST, SAVED, STOP, STOPPED

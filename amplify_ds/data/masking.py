@@ -1,23 +1,23 @@
 """The masks of masked language modelling, as pure functions of the tokens and a key.
 
-Eligible is every token but <pad>, <bos> and <eos>. A `fraction` of the eligible tokens is chosen, uniformly without
-replacement: every place gets a random ticket of one byte, the n smallest of the eligible ones are chosen. Bytes are
-quick to draw and to count, and many are equal: the places whose ticket is the largest that is chosen get a second
-ticket of 64 bits, which decides among them. Of the chosen, 80 % become <mask>, 10 % a token drawn from all 27, 10 %
-stay as they are (BERT's and AMPLIFY's recipe); the label is always the original token.
+Every token except <pad>, <bos> and <eos> is eligible. A `fraction` of the eligible tokens is chosen, uniformly without
+replacement: every position gets a random ticket of one byte, and the n eligible positions with the smallest tickets are
+chosen. Bytes are fast to draw and to count, but ties are common: among positions that share the largest chosen ticket,
+a second ticket of 64 bits decides. Of the chosen tokens, 80 % become <mask>, 10 % a token drawn from all 27, and 10 %
+are unchanged (the recipe of BERT and AMPLIFY); the label is always the original token.
 
-Training (`mask_row`): the key is (seed, epoch, row), for every source but the first (seed, epoch, row, source). So a
-row has the same mask wherever and whenever it is read in an epoch, and another one in the next. Every row carries the
-same number K of masked positions, 15 % of what an average row holds. So shapes are static, and the mean over the masked
-positions of the whole batch is the mean over ranks and micro-batches of their means. Only a row less than 91 % as full
-as the average carries fewer (110 % of its 15 %). With several sources the average row is that of the mixture.
+Training (`mask_row`): the key is (seed, epoch, row) for the first source, (seed, epoch, row, source) for the others. So
+the mask of a row is the same wherever and whenever it is read in an epoch, and differs between epochs. Every row has
+the same number K of masked positions, 15 % of the eligible tokens of an average row. So shapes are static, and the mean
+over the masked positions of the whole batch is the mean over ranks and micro batches of their means. Only a row less
+than 91 % as full as the average has fewer (110 % of its 15 %). With several sources, the average is over the mixture.
 
-Evaluation (`mask_windows`): the key is a hash of the window's own tokens, so a protein is masked alike in every packing
-and for every model. Two protocols at the same positions: "published" (80/10/10, comparable with the published figures)
+Evaluation (`mask_windows`): the key is a hash of the window's tokens, so a protein gets the same mask in every packing
+and for every model. Two protocols use the same positions: "published" (80/10/10, comparable with the published figures)
 and "mask_only" (every chosen token becomes <mask>).
 
-Random numbers are raw draws of the counter-based generator Philox, which numpy never changes, unlike the methods of its
-Generator: masks are the same for every numpy version.
+Random numbers are raw draws of the counter-based generator Philox, whose stream NumPy guarantees, unlike the methods of
+its Generator: masks are the same with every NumPy version.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ import numpy as np
 from amplify_ds.vocab import BOS, EOS, MASK, PAD, TOKENS
 
 IGNORED = -100
-"""The label of a slot that carries no masked position: what torch's cross-entropy skips by default."""
+"""The label of an unused slot, which torch's cross-entropy ignores by default."""
 
-PROTOCOLS = {"published": (0.8, 0.1), "mask_only": (1.0, 0.0)}  # share that becomes <mask>, share of random tokens
-_OVERFULL = 1.1  # a row may give up to this times `fraction` of its tokens to reach K
+PROTOCOLS = {"published": (0.8, 0.1), "mask_only": (1.0, 0.0)}  # shares of <mask> and of random tokens
+_MAX_EXCESS = 1.1  # a row may mask up to this times `fraction` of its tokens to reach K
 
 
 def masked_per_row(manifests: Sequence[Mapping], weights: Sequence[int], fraction: float) -> int:
     """Return K, the number of masked positions of every row: `fraction` of the mean number of eligible tokens per row.
 
-    The mean is that of the rows read: of one manifest for each source, by weight.
+    manifests, weights: one of each per source. The mean is weighted as the sources are mixed.
     """
-    of_sources = 0.0
+    total = 0.0
     for manifest, weight in zip(manifests, weights, strict=True):
         tokens = manifest["token_counts"]
         eligible = sum(tokens) - tokens[PAD] - tokens[BOS] - tokens[EOS]
-        of_sources += weight * (fraction * eligible / manifest["counts"]["rows"])
-    return round(of_sources / sum(weights))
+        total += weight * (fraction * eligible / manifest["counts"]["rows"])
+    return round(total / sum(weights))
 
 
 def mask_row(
@@ -60,12 +60,12 @@ def mask_row(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mask one row for training.
 
-    tokens: uint8 [row_tokens]. key: whole numbers, see above. slots: K, of `masked_per_row` with the same `fraction`.
-    Returns input_ids uint8 [row_tokens], positions int64 [K] in the row, ascending, and labels int64 [K]. Slots that
-    are not used come last, with position 0 and label -100.
+    tokens: uint8 [row_tokens]. key: integers, see above. slots: K from `masked_per_row` with the same `fraction`.
+    Returns input_ids uint8 [row_tokens], positions int64 [K] in the row, ascending, and labels int64 [K]. Unused slots
+    come last, with position 0 and label -100.
     """
     eligible = _eligible(tokens)
-    count = min(slots, round(min(_OVERFULL * fraction, 1.0) * np.count_nonzero(eligible)))
+    count = min(slots, round(min(_MAX_EXCESS * fraction, 1.0) * np.count_nonzero(eligible)))
     draws = _generator(",".join(map(str, key)).encode())
     input_ids, chosen = _mask(tokens, eligible, count, draws, mask_share, random_share)
     positions = np.zeros(slots, dtype=np.int64)
@@ -84,18 +84,18 @@ def mask_windows(
     Returns input_ids uint8 [row_tokens], positions int64 [n] in the row, ascending, and labels int64 [n].
     """
     input_ids = np.array(tokens)
-    found = [np.zeros(0, dtype=np.int64)]
+    parts = [np.zeros(0, dtype=np.int64)]
     stop = 0
     for length in map(int, lengths):
         start, stop = stop, stop + length
         window = tokens[start:stop]
         eligible = _eligible(window)
-        if held := np.count_nonzero(eligible):
-            count = max(1, round(fraction * held))
+        if total := np.count_nonzero(eligible):
+            count = max(1, round(fraction * total))
             draws = _generator(window.tobytes())
             input_ids[start:stop], chosen = _mask(window, eligible, count, draws, *PROTOCOLS[protocol])
-            found.append(start + chosen)
-    positions = np.concatenate(found)
+            parts.append(start + chosen)
+    positions = np.concatenate(parts)
     return input_ids, positions, tokens[positions].astype(np.int64)
 
 
@@ -107,28 +107,30 @@ def _mask(
     mask_share: float,
     random_share: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `count` of the places that are `eligible`, replace the tokens there; return (input_ids, chosen)."""
+    """Choose `count` of the `eligible` positions and replace the tokens there; return (input_ids, chosen)."""
     input_ids = np.array(tokens)
     chosen = _choose(eligible, count, draws)
-    draw = draws.random_raw(count)  # the upper 32 bits say what becomes of the token, the lower ones draw another
-    fate = draw >> np.uint64(32)
+    draw = draws.random_raw(count)  # the upper 32 bits choose the kind of replacement, the lower ones a random token
+    kind = draw >> np.uint64(32)
     input_ids[chosen] = MASK
-    left = np.flatnonzero(fate >= _of_2_32(mask_share))
-    others = chosen[left]
-    another = (draw[left] & np.uint64(2**32 - 1)) * np.uint64(len(TOKENS)) >> np.uint64(32)
-    input_ids[others] = np.where(fate[left] < _of_2_32(mask_share + random_share), another, tokens[others])
+    unmasked = np.flatnonzero(kind >= _threshold(mask_share))
+    others = chosen[unmasked]
+    random_tokens = (draw[unmasked] & np.uint64(2**32 - 1)) * np.uint64(len(TOKENS)) >> np.uint64(32)
+    is_random = kind[unmasked] < _threshold(mask_share + random_share)
+    input_ids[others] = np.where(is_random, random_tokens, tokens[others])
     return input_ids, chosen
 
 
-def _of_2_32(share: float) -> np.uint64:
+def _threshold(share: float) -> np.uint64:
+    """Return the limit below which a uniform integer of 32 bits falls with probability `share`."""
     return np.uint64(math.ceil(share * 2**32))
 
 
 def _choose(eligible: np.ndarray, count: int, draws: np.random.Philox) -> np.ndarray:
-    """Return `count` of the places where `eligible` (bool [n]) holds, int64, ascending."""
-    words = draws.random_raw(-(-len(eligible) // 8)).astype("<u8", copy=False)
-    ticket = words.view(np.uint8)[: len(eligible)] | (~eligible).astype(np.uint16) << 8  # 256 and more: none
-    last = 256 * count // len(eligible)  # near the largest ticket that is chosen; from here step by step
+    """Return `count` of the positions where `eligible` (bool [n]) is true, int64, ascending."""
+    raw = draws.random_raw(-(-len(eligible) // 8)).astype("<u8", copy=False)
+    ticket = raw.view(np.uint8)[: len(eligible)] | (~eligible).astype(np.uint16) << 8  # 256 or more: not eligible
+    last = 256 * count // len(eligible)  # a guess of the largest chosen ticket, corrected by the loops below
     while last and np.count_nonzero(ticket < last) >= count:
         last -= 1
     while np.count_nonzero(ticket <= last) < count:

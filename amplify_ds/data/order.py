@@ -1,37 +1,37 @@
-"""The endless order in which rows are read, as a pure function: place in training -> (epoch, row).
+"""The endless order in which the rows of a source are read, as a pure function: index in the order -> (epoch, row).
 
-Place p lies in epoch p // size, and an epoch reads every row once, in an order of its own: row = permute(p % size).
-The permutation is computed, never stored, so memory and start-up cost nothing whatever the number of rows, and the
-state of the data stream is one integer.
+Index p belongs to epoch p // size. Every epoch reads each row once, in its own order: row = permute(p % size). The
+permutation is computed, never stored, so memory and start-up time do not grow with the number of rows, and the state of
+the data stream is one integer.
 
-`permute` is a Feistel network. The index is a number of b bits, 2^(b-1) < size <= 2^b, cut into a high and a low half.
-In turn each half is XORed with a hash of the other half and the key: every such round can be undone, so all rounds
-together are a permutation of [0, 2^b). Indices that land at `size` or above are sent through again until they land
-below (cycle-walking): a permutation of [0, size), after fewer than two passes on average.
+`permute` is a Feistel network. The index is a number of b bits, 2^(b-1) < size <= 2^b, split into a high and a low
+half. Each half in turn is XORed with a hash of the other half and the key. Every such round is invertible, so all
+rounds together are a permutation of [0, 2^b). Results of `size` or more are permuted again until they are smaller
+(cycle-walking), which gives a permutation of [0, size) after fewer than two passes on average.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-ROUNDS = 8  # four a half; three already make a Feistel network pseudo-random, the rest is for very small sizes
+ROUNDS = 8  # four for each half; three make a Feistel network pseudo-random, the rest is for very small sizes
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def rows_at(places: np.ndarray, size: int, seed: int, source: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return (epochs, rows), int64 [n] each, at `places` (integers [n], >= 0) of the order over `size` rows.
+def rows_at(indices: np.ndarray, size: int, seed: int, source: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return (epochs, rows), int64 [n] each, at `indices` (integers [n], >= 0) of the order of `size` rows.
 
-    Every `source` (0, 1, …) has orders of its own.
+    Every `source` (0, 1, …) has a different order.
     """
-    places = np.asarray(places, dtype=np.int64)
-    epochs = places // size
-    return epochs, permute(places % size, size, (seed, epochs, source) if source else (seed, epochs))
+    indices = np.asarray(indices, dtype=np.int64)
+    epochs = indices // size
+    return epochs, permute(indices % size, size, (seed, epochs, source) if source else (seed, epochs))
 
 
 def permute(index: np.ndarray, size: int, key: tuple[int | np.ndarray, ...]) -> np.ndarray:
-    """Return where the permutation of range(`size`) chosen by `key` sends each `index`, as int64 [n].
+    """Return the image of each `index` under the permutation of range(`size`) that `key` selects, int64 [n].
 
-    index: integers [n] in [0, size). size: 1 to 2^40. key: integers of 64 bits, each one for all or an array [n].
+    index: integers [n] in [0, size). size: 1 to 2^40. key: 64-bit integers, each a scalar or an array [n].
     """
     if size < 1:
         raise ValueError(f"there is no permutation of {size} rows")
@@ -60,7 +60,7 @@ def _feistel(value: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _hash_key(key: tuple[int | np.ndarray, ...]) -> np.ndarray:
-    """Fold the parts of a key into one well-mixed uint64 for each index (or one for all), at least one-dimensional."""
+    """Hash the parts of a key into one uint64 per index, [n], or one for all, [1]."""
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
         state = mix(state + _GOLDEN + np.atleast_1d(np.asarray(part)).astype(np.uint64))
@@ -68,7 +68,7 @@ def _hash_key(key: tuple[int | np.ndarray, ...]) -> np.ndarray:
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every bit of the input changes about half of the bits of the output."""
+    """Apply the finaliser of splitmix64: flipping one input bit flips about half of the output bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -1,15 +1,15 @@
-"""Long sequences -> windows; windows -> full rows.
+"""Cut sequences into windows, and pack windows into full rows.
 
-Windows: a sequence of n tokens (<bos> and <eos> counted) is tiled by ceil(n / max_length) windows of nearly equal
-length: nothing is lost, and no tiny last window is left over. The cut comes after <bos> and <eos> were added, as in the
-official recipe, so only the first window has <bos> and only the last has <eos>. Or one window of max_length tokens at a
-random place is cut from every longer sequence, every place as likely as the next (the official recipe).
+Windows: `tile` cuts a sequence of n tokens (including <bos> and <eos>) into ceil(n / max_length) windows of nearly
+equal length, so nothing is lost and no tiny window is left over. The cut is made after <bos> and <eos> were added, as
+in the official recipe, so only the first window has <bos> and only the last has <eos>. `crop` instead cuts one window
+of max_length tokens from every longer sequence, at a uniformly random position (the official recipe).
 
 Rows: windows arrive in random order. A row takes them as they come until it has room for only `KEPT_FREE` of the
-longest. The rest it chooses among the next `LOOKAHEAD`, which wait: the one that has waited longest while there is room
-for any of them, so that what stands in a row is as random as the order of arrival; and once there is not, the longest
-that fits (best fit), until none fits. With a thousand lengths to choose from the last one usually fits to the token: on
-real proteins rows are over 99.9 % full, the very last row aside.
+longest. It chooses the rest among the next `LOOKAHEAD` windows, which wait: the one that has waited longest, as long as
+there is room for any of them, so that the content of a row stays random; after that the longest that fits (best fit),
+until none fits. With a thousand lengths to choose from, the last one usually fits exactly: on real proteins, rows are
+over 99.9 % full, except for the last row.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ def tile(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def crop(lengths: np.ndarray, max_length: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut one window of at most `max_length` tokens from each sequence; draws: uint64 [s], evenly distributed.
+    """Cut one window of at most `max_length` tokens from each sequence. draws: uint64 [s], uniformly distributed.
 
     Returns (sequence, start, stop) as `tile` does.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     window = np.minimum(lengths, max_length)
-    places = (lengths - window + 1).astype(np.uint64)
-    start = ((draws >> np.uint64(32)) * places >> np.uint64(32)).astype(np.int64)
+    starts = (lengths - window + 1).astype(np.uint64)  # number of possible starts
+    start = ((draws >> np.uint64(32)) * starts >> np.uint64(32)).astype(np.int64)
     return np.arange(len(lengths)), start, start + window
 
 
 def pack(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
     """Pack windows of `lengths` tokens (each 1 to `row_tokens`), in random order, into rows of `row_tokens` tokens.
 
-    Yields the rows: each the indices of its windows. Every window is in exactly one row.
+    Yields each row as a list of the indices of its windows. Every window is in exactly one row.
     """
     count = len(lengths)
     ends = [0, *accumulate(lengths)]
-    straight = row_tokens - KEPT_FREE * max(lengths, default=0)
-    waiting: list[int] = []  # the windows that wait, sorted by length: length * count + index
+    filled_in_order = row_tokens - KEPT_FREE * max(lengths, default=0)  # tokens
+    waiting: list[int] = []  # waiting windows, sorted by length: length * count + index
     placed = bytearray(count)
     arrived = oldest = 0
     while arrived < count or waiting:
         first = arrived
-        arrived = max(first, bisect_right(ends, ends[first] + straight, first) - 1)
+        arrived = max(first, bisect_right(ends, ends[first] + filled_in_order, first) - 1)
         placed[first:arrived] = bytes([True]) * (arrived - first)
         row, room = list(range(first, arrived)), row_tokens - ends[arrived] + ends[first]
         while True:

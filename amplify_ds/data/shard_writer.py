@@ -1,10 +1,10 @@
-"""Write a directory of shards that is complete or absent, whatever happens on the way.
+"""Write a directory of shards that is either complete or absent, whatever happens during the build.
 
-Everything goes to a hidden sibling, `.NAME.partial/`: intermediate results into `work-…/`, what is to be published
-into `shards/`, which is synced to the disk and renamed to `NAME/` when all of it is there. A build that fails or is
-killed leaves what it has completed to the next one, which renames `work-…/` first: what is left of the earlier one on
-other machines finds no place to write to. A lock on a file in the sibling admits one build at a time; the kernel drops
-it when its owner dies.
+All files are written to a hidden sibling, `.NAME.partial/`: intermediate results to `work-…/`, finished shards to
+`shards/`, which is synced to the disk and renamed to `NAME/` when it is complete. If a build fails or is killed, the
+next one continues with what it completed. It first renames `work-…/`, so that processes of the earlier build that
+survived on other machines cannot write to it. A lock file in the sibling admits one build at a time; the kernel
+releases the lock when its owner dies.
 """
 
 from __future__ import annotations
@@ -31,59 +31,59 @@ _LOCK = "lock"
 
 
 class Workspace(NamedTuple):
-    """shards: the directory that becomes the target. work: what the next build reuses if this one ends early."""
+    """shards: the directory that becomes the target. work: intermediate results, reused if this build ends early."""
 
     shards: Path
     work: Path
 
 
 def partial_directory(target: Path) -> Path:
-    """Return where `target` is built."""
+    """Return the directory in which `target` is built."""
     return target.with_name(f".{target.name}.partial")
 
 
 @contextmanager
 def building(target: Path) -> Iterator[Workspace]:
-    """Yield where to build; at the end of the block its `shards` become `target`, after an exception `work` is kept.
+    """Yield directories to build in; rename `shards` to `target` at the end, or keep `work` after an exception.
 
-    `target` must not exist, or be an empty directory. AmplifyError if another build into it is under way.
+    `target` must not exist, or be an empty directory. Raises AmplifyError if another build is writing it.
     """
-    with working(target) as place:
+    with working(target) as workspace:
         with writing(target):
             if target.exists():
-                target.rmdir()  # fails now for what the rename would fail for hours later: files in it, a mount point
-        yield place
+                target.rmdir()  # if it has files or is a mount point, fail now and not at the rename, hours later
+        yield workspace
         with writing(target):
-            sync(place.shards)
-            place.shards.rename(target)
+            sync(workspace.shards)
+            workspace.shards.rename(target)
             sync(target.parent)
 
 
 @contextmanager
 def working(target: Path) -> Iterator[Workspace]:
-    """Yield directories for the work on `target` that nobody else uses; after an exception `work` is kept."""
+    """Yield directories for building `target` that no other process uses; keep `work` after an exception."""
     partial = partial_directory(target)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         with writing(partial):
-            place = Workspace(partial / "shards", partial / f"work-{secrets.token_hex(4)}")
-            place.shards.mkdir(exist_ok=True)
+            workspace = Workspace(partial / "shards", partial / f"work-{secrets.token_hex(4)}")
+            workspace.shards.mkdir(exist_ok=True)
             for earlier in partial.glob("work-*"):
-                earlier.rename(place.work)
-            place.work.mkdir(exist_ok=True)
+                earlier.rename(workspace.work)
+            workspace.work.mkdir(exist_ok=True)
         try:
-            yield place
+            yield workspace
         except BaseException:
-            ours = place.work.exists()  # else somebody has deleted it, and what is there now is another build's
-            if ours and all(path.suffix == ".json" for path in place.work.iterdir()):  # nothing that took time to make
+            exists = workspace.work.exists()  # if not, it was deleted, and `partial` may belong to another build
+            if exists and all(path.suffix == ".json" for path in workspace.work.iterdir()):  # nothing worth keeping
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what a build of `target`, which is complete, was killed before it could remove."""
+    """Remove the temporary files that a killed build left beside `target`, which is complete."""
     partial = partial_directory(target)
     if partial.exists():
         with _locked(partial):
@@ -95,7 +95,7 @@ def write_shard(
 ) -> dict:
     """Write the three files of a shard, whose names begin with `stem`, and return its entry in the manifest.
 
-    tokens: the rows, padded, in pieces of any number of bytes. lengths, row_starts: see `amplify_ds.data.shards`.
+    tokens: the padded rows, in blocks of any number of bytes. lengths, row_starts: see `amplify_ds.data.shards`.
     """
     rows = len(row_starts) - 1
     arrays = {
@@ -109,25 +109,25 @@ def write_shard(
 
 
 def publish_shard(entry: dict, work: Path, shards: Path, number: int) -> dict:
-    """Move the files of a shard from `work` to `shards`, unless that is done; return its entry as shard `number`."""
+    """Move the files of a shard from `work` to `shards`, if not yet done; return its entry as shard `number`."""
     files = {}
     for name, identity in entry["files"].items():
         published = shards / f"shard-{number:05d}.{name.split('.', 1)[1]}"
         if (work / name).exists():
             with writing(published):
                 _move(work / name, published)
-        elif not published.exists() or sha256(published) != identity["sha256"]:  # another build was here meanwhile
+        elif not published.exists() or sha256(published) != identity["sha256"]:  # changed by another build
             (work / f"{name.split('.')[0]}.json").unlink(missing_ok=True)
             raise AmplifyError(
-                f"{published} is not what an earlier run of this build has put there. Run the same command again: it "
-                "makes this shard again and keeps the others."
+                f"{published} is missing or was changed since this build wrote it. Run the same command again: it "
+                "writes this shard again and keeps the others."
             )
         files[published.name] = identity
     return entry | {"files": files}
 
 
 def write_manifest(directory: Path, manifest: dict) -> None:
-    """Write manifest.json with its own checksum: JSON with one key, and one element of a list of objects, a line."""
+    """Write manifest.json, including its checksum, with one line per key and per element of a list of objects."""
     manifest = {**manifest, DIGEST: manifest_digest(manifest)}
 
     def text(value: object) -> str:
@@ -143,18 +143,18 @@ def write_manifest(directory: Path, manifest: dict) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure of the disk in the block (full, read-only, no permission) into an AmplifyError naming `path`."""
+    """Turn an OSError in the block (disk full, read-only, no permission) into an AmplifyError that names `path`."""
     try:
         yield
     except OSError as error:
         raise AmplifyError(
-            f"cannot write {path}: {error.strerror}. {advice(error.errno)} What is complete is kept: the same command "
+            f"cannot write {path}: {error.strerror}. {advice(error.errno)} Completed work is kept; the same command "
             "continues."
         ) from error
 
 
 def _write_array(file: Path, dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes]) -> dict:
-    """Write a .npy file of which only the shape is known beforehand; return its size in bytes and its sha256."""
+    """Write a .npy file from a stream of bytes; return its size in bytes and its sha256."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
     digest, size = hashlib.sha256(), 0
@@ -169,7 +169,7 @@ def _write_array(file: Path, dtype: str, shape: tuple[int, ...], pieces: Iterabl
 
 
 def _move(file: Path, target: Path) -> None:
-    """Rename a file; between two file systems, copy it so that `target` is complete or absent."""
+    """Rename a file, or copy it atomically if `target` is on another file system."""
     try:
         file.replace(target)
     except OSError as error:
@@ -189,11 +189,11 @@ def _locked(partial: Path) -> Iterator[None]:
             held = lock(partial / _LOCK)
         if held is None:
             raise AmplifyError(
-                f"another build is writing this directory (its files are in {partial}). Wait until it has ended, or "
-                "choose another output directory."
+                f"another build is writing this directory (its files are in {partial}). Wait until it ends, or choose "
+                "another output directory."
             )
         with held:
             yield
     finally:
         with suppress(OSError):
-            partial.rmdir()  # empty, but on NFS the open lock has kept it
+            partial.rmdir()  # on NFS, the open lock file kept this empty directory

@@ -33,8 +33,8 @@ An AMPLIFY protein language model (encoder, masked-language modelling): {parts}.
 
 ## Provenance
 
-{places}
-`provenance.json` has the whole story.
+{files}
+`provenance.json` has the full history.
 
 ## Licence
 
@@ -44,7 +44,7 @@ An AMPLIFY protein language model (encoder, masked-language modelling): {parts}.
 USE = {
     "hf": """\
 In the layout of the published
-`chandar-lab/AMPLIFY_*` checkpoints. It needs torch and transformers; `trust_remote_code=True` loads the model file of
+`chandar-lab/AMPLIFY_*` checkpoints. It needs torch and transformers; `trust_remote_code=True` loads the model code in
 this folder.
 
 ```python
@@ -58,19 +58,18 @@ output.logits              # [1, length + 2, 27]
 ```""",
     "te": """\
 In the layout of NVIDIA's
-TransformerEngine model (`nvidia/AMPLIFY_*`), vocabulary padded to 32. The model code is NVIDIA's, and not in this
-folder.""",
+TransformerEngine model (`nvidia/AMPLIFY_*`), vocabulary padded to 32. The model code is NVIDIA's and not included.""",
     "megatron": """\
 In the layout of the
 Megatron-Core model of NVIDIA's NeMo port, vocabulary padded to 32: RMSNorm inside the TransformerEngine layers, SwiGLU,
-interleaved rotary positions of base 10,000, no biases but the output layer's, untied output.""",
+interleaved rotary positions of base 10,000, no biases except in the output layer, untied output.""",
     "megatron-local": """\
 In the layout of the
 Megatron-Core model of NVIDIA's NeMo port with local layers (no TransformerEngine), vocabulary padded to 32: RMSNorm,
-SwiGLU, interleaved rotary positions of base 10,000, no biases but the output layer's, untied output.""",
+SwiGLU, interleaved rotary positions of base 10,000, no biases except in the output layer, untied output.""",
 }
 TRAINING = """\
-{step:,} optimizer steps of {batch:,} tokens ({tokens:,} in all, special tokens and padding included), {residues:,}
+{step:,} optimizer steps of {batch:,} tokens ({tokens:,} in total, including special tokens and padding), {residues:,}
 residues read, {precision}. Training data:
 
 | source | weight | fingerprint of the shards |
@@ -79,33 +78,36 @@ residues read, {precision}. Training data:
 
 {origin}"""
 VALIDATION = """\
-| set | protocol | step | perplexity | residue frequencies alone |
+| set | protocol | step | perplexity | baseline (residue frequencies) |
 |---|---|---|---|---|
 {scores}
 
-`published` is 80/10/10 masking of 15 % of the residues, a tenth of the targets standing unmasked; `mask_only` replaces
-every target by `<mask>`. The two are not comparable with each other."""
-UNKNOWN = "Not known: these weights were converted from a model that does not say. See the card of that model."
+`published` is 80/10/10 masking of 15 % of the residues, so a tenth of the targets is not masked; `mask_only` replaces
+every target by `<mask>`. Perplexities of the two protocols are not comparable."""
+UNKNOWN = "Unknown: these weights were converted from a model without a record of it. See the card of that model."
 
 
 def model_card(provenance: dict[str, Any], config: Shape, layout: str, version: str) -> str:
-    """Fill the card from what provenance.json holds."""
-    own = "settings" in provenance
-    licence = "Apache 2.0, as amplify_ds." if own else "The weights keep the licence of the model they come from."
+    """Return the text of the card, filled in from the content of provenance.json."""
+    trained_here = "settings" in provenance
+    licence = (
+        "Apache 2.0, as amplify_ds." if trained_here else "The weights keep the licence of the model they come from."
+    )
     sizes = {key: getattr(config, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     settings = {"intermediate_size": config.intermediate_size, "max_length": config.context_length, **sizes}
     return CARD.format(
-        licence="license: apache-2.0\n" if own else "",
+        licence="license: apache-2.0\n" if trained_here else "",
         library="library_name: transformers\n" if layout == "hf" else "",
-        made="pretrained" if own else "converted",
+        made="pretrained" if trained_here else "converted",
         version=version,
         use=USE[layout],
         parts=f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, 27 tokens",
-        training=_training(provenance) if own else UNKNOWN,
-        validation=_validation(provenance.get("progress", {}).get("history", [])) if own else UNKNOWN,
-        settings=yaml.safe_dump(provenance["settings"] if own else settings, sort_keys=False),
-        places="".join(f"- {_place(place)}\n" for place in provenance["exported_from"]),
-        licence_text=licence + ("" if layout != "hf" or own else " The Python files of this folder: Apache 2.0."),
+        training=_training(provenance) if trained_here else UNKNOWN,
+        validation=_validation(provenance.get("progress", {}).get("history", [])) if trained_here else UNKNOWN,
+        settings=yaml.safe_dump(provenance["settings"] if trained_here else settings, sort_keys=False),
+        files="".join(f"- {_location(location)}\n" for location in provenance["exported_from"]),
+        licence_text=licence
+        + ("" if layout != "hf" or trained_here else " The Python files of this folder: Apache 2.0."),
     )
 
 
@@ -135,16 +137,16 @@ def _validation(history: list[dict[str, Any]]) -> str:
 
 
 def _origin(origin: dict[str, Any] | None) -> str:
-    """Where the run began, as a sentence, and where that began."""
+    """Return a sentence for the origin of the initial weights, followed by one for each earlier origin."""
     if origin is None:
         return ""
     step = f", step {origin['step']:,} ({origin['progress']['residues']:,} residues)" if "progress" in origin else ""
-    return f"It began with the weights of {_place(origin, step)}. " + _origin(origin.get("origin"))
+    return f"It started from the weights of {_location(origin, step)}. " + _origin(origin.get("origin"))
 
 
-def _place(place: dict[str, Any], step: str = "") -> str:
-    commit = f", commit {place['commit']}" if "commit" in place else ""
-    digests = place["sha256"] if isinstance(place["sha256"], dict) else {"": place["sha256"]}
+def _location(location: dict[str, Any], step: str = "") -> str:
+    commit = f", commit {location['commit']}" if "commit" in location else ""
+    digests = location["sha256"] if isinstance(location["sha256"], dict) else {"": location["sha256"]}
     sums = ", ".join(f"{name} sha256 `{digest}`".lstrip() for name, digest in digests.items())
-    layout = f", {place['layout']} layout" if "layout" in place else ""
-    return f"`{place['path']}`{step}{layout}{commit}, {sums}"
+    layout = f", {location['layout']} layout" if "layout" in location else ""
+    return f"`{location['path']}`{step}{layout}{commit}, {sums}"

@@ -1,7 +1,7 @@
 """Write a model folder in one of the layouts: weights, configuration, tokenizer, card and provenance.
 
-The Hugging Face folder needs torch and transformers, nothing of ours: the files that trained are copied into it. The
-other layouts hold weights and configuration for NVIDIA's own model code, which is not ours to copy.
+The Hugging Face folder needs only torch and transformers: the model code of this package is copied into it. Folders in
+the other layouts have weights and configuration for NVIDIA's model code, which is not included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amplify_ds.files import usual_permissions, write_json
 from amplify_ds.hub import conversion, layouts
 from amplify_ds.hub.card import model_card
 from amplify_ds.hub.check import TOLERANCE, agreement
-from amplify_ds.hub.folder import CONFIG, EXPORTED_FROM, PROVENANCE, Source, read_source, say
+from amplify_ds.hub.folder import CONFIG, EXPORTED_FROM, PROVENANCE, Source, print_notes, read_source
 from amplify_ds.hub.tokenizer import write_tokenizer
 from amplify_ds.model import encoder
 from amplify_ds.model.shape import Shape
@@ -40,12 +40,12 @@ CODE = (
 
 
 def layout_config(config: Shape, dtype: str = "float32", padded: bool = False) -> dict[str, Any]:
-    """config.json: the published fields, and for `hf` the entry for masked-language modelling that they lack.
+    """Return the content of config.json: the published fields, and for `hf` an entry for AutoModelForMaskedLM.
 
-    For the padded layouts these are the same fields without the entries that name model code, and `padded_vocab_size`.
-    Which further fields NVIDIA's own model classes ask for is not known here; Megatron-Core has no config.json at all.
+    For the padded layouts, the entries that name model code are replaced by `padded_vocab_size`. Which further fields
+    NVIDIA's model classes need is not known; Megatron-Core uses no config.json.
     """
-    from amplify_ds.model.configuration_amplify import AMPLIFYConfig  # and transformers, which nothing else here needs
+    from amplify_ds.model.configuration_amplify import AMPLIFYConfig  # imports transformers, needed only here
 
     fields = {
         **AMPLIFYConfig(**config.sizes()).to_diff_dict(),
@@ -68,43 +68,43 @@ def layout_config(config: Shape, dtype: str = "float32", padded: bool = False) -
 
 
 def export(source: str | Path, target: Path, layout: str = "hf") -> tuple[Source, float]:
-    """Write what `read_source` takes as a folder in `layout`, checked before it gets its name.
+    """Export `source`, anything that `read_source` accepts, to the folder `target` in `layout`.
 
-    Returns the source and by how much the logits differ (check.py). Raises AmplifyError when `target` exists, `source`
-    is no model, or the folder's logits are not the model's.
+    Returns the source and the difference of the logits (check.py). Raises AmplifyError if `target` exists, `source` is
+    not a model, or the logits of the folder differ from those of the model; then `target` is not created.
     """
     if target.exists():
         raise AmplifyError(f"{target}: exists already; choose another folder, or remove it first")
-    found, chosen = read_source(source), layouts.LAYOUTS[layout]
-    say(found)
-    # No dot in this name: transformers before 5 takes dots in a folder's name for those of Python packages.
+    model, rules = read_source(source), layouts.LAYOUTS[layout]
+    print_notes(model)
+    # No dot in this name: transformers before 5 treats a dot in a folder's name as a separator of Python packages.
     partial = target.with_name(f"_{target.name.replace('.', '_')}_partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        tensors = conversion.from_ours(found.weights, found.config, chosen)
+        tensors = conversion.from_published(model.weights, model.config, rules)
         with usual_permissions(partial / checkpoint.WEIGHTS):
             save_file(tensors, partial / checkpoint.WEIGHTS, metadata={"format": "pt"})
-        dtype = str(found.weights["encoder.weight"].dtype).removeprefix("torch.")
-        config = layout_config(found.config, dtype, chosen.padded)
+        dtype = str(model.weights["encoder.weight"].dtype).removeprefix("torch.")
+        config = layout_config(model.config, dtype, rules.padded)
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if layout == "hf":
             for name in CODE:
                 shutil.copy(Path(encoder.__file__).with_name(name), partial / name)
-        write_tokenizer(partial, found.config.context_length)
-        provenance = found.history | {EXPORTED_FROM: [*found.history.get(EXPORTED_FROM, []), found.place()]}
+        write_tokenizer(partial, model.config.context_length)
+        provenance = model.history | {EXPORTED_FROM: [*model.history.get(EXPORTED_FROM, []), model.location()]}
         write_json(partial / PROVENANCE, provenance)
-        (partial / "README.md").write_text(model_card(provenance, found.config, layout, amplify_ds.__version__))
-        difference = agreement(found.model(), partial, layout)
+        (partial / "README.md").write_text(model_card(provenance, model.config, layout, amplify_ds.__version__))
+        difference = agreement(model.model(), partial, layout)
         if not difference <= TOLERANCE:
             raise AmplifyError(
-                f"{target}: not written; the exported model's logits differ by {difference:.1e} of the largest "
+                f"{target}: not written; the logits of the exported model differ by {difference:.1e} of the largest "
                 f"(allowed {TOLERANCE:.0e})"
             )
         partial.rename(target)
     except (OSError, SafetensorError) as error:
-        why = explain(error) or f"{error}."
-        raise AmplifyError(f"{target}: could not be written: {why} Nothing was left behind.") from None
+        reason = explain(error) or f"{error}."
+        raise AmplifyError(f"{target}: could not be written: {reason} The unfinished folder was removed.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return found, difference
+    return model, difference

@@ -1,15 +1,16 @@
-"""The layouts of AMPLIFY's weights, as data: one table a layout, read in both directions.
+"""The layouts of AMPLIFY's weights: one table per layout, used for import and export.
 
-A rule pairs one tensor of a layout with the tensors of ours that it holds, and knows how to join and to split them.
-Import walks the table with `split`, export with `join`, so that what one does the other undoes, bit for bit. Our own
-names are the published ones (chandar-lab/AMPLIFY_*), so the table of `hf` is the identity.
+A rule maps one tensor of a layout to the published tensors that it contains (those of chandar-lab/AMPLIFY_*), and can
+`join` and `split` them. Export applies `join`, import applies `split`, so one is the exact inverse of the other. The
+table of `hf` is the identity.
 
 - `te`: NVIDIA's TransformerEngine model (bionemo-recipes, models/amplify, state_dict_convert.py). q, k and v are one
-  matrix, interleaved by head: the rows of head 0's q, its k, its v, then head 1's. The vocabulary is padded from 27 to
-  32 rows: zeros, and the lowest finite number in the decoder's bias, so that no padding token is ever predicted.
+  matrix, interleaved by head: the rows of q, k and v of head 0, then those of head 1, and so on. The vocabulary is
+  padded from 27 to 32 rows with zeros, and in the decoder's bias with the lowest finite number, so that padding tokens
+  are never predicted.
 - `megatron`: the Megatron-Core model of NVIDIA's NeMo port (bionemo-framework before December 2025,
-  bionemo-amplify, convert.py): interleaved by head as well, the padding zero throughout.
-- `megatron-local`: the same where Megatron-Core runs without TransformerEngine: its norms are modules of their own.
+  bionemo-amplify, convert.py): interleaved by head as well, all padding zero.
+- `megatron-local`: the same for Megatron-Core without TransformerEngine, where norms are separate modules.
 
 Shapes: V vocabulary, H hidden, N heads, D head size, F SwiGLU width.
 """
@@ -29,10 +30,10 @@ PADDED_VOCABULARY = 32
 
 @dataclass(frozen=True)
 class Same:
-    """One tensor under another name. `{}` in a name stands for the number of the layer."""
+    """A tensor with another name. In names, `{}` stands for the number of the layer."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    name: str  # in the layout
+    published: tuple[str, ...]  # names of the published tensors that it contains
 
     def join(self, parts: list[torch.Tensor], heads: int) -> torch.Tensor:
         return parts[0]
@@ -42,18 +43,19 @@ class Same:
 
 
 class ByHead(Same):
-    """q, k, v [H, H] each <-> [3H, H] in the order (head, which of the three, row of the head)."""
+    """q, k, v [H, H] each <-> [3H, H] in the order (head; q, k or v; row of the head)."""
 
     def join(self, parts, heads):
         return torch.stack([part.unflatten(0, (heads, -1)) for part in parts], dim=1).flatten(0, 2)
 
     def split(self, whole, heads):
-        return [part.flatten(0, 1).contiguous() for part in whole.unflatten(0, (heads, len(self.ours), -1)).unbind(1)]
+        parts = whole.unflatten(0, (heads, len(self.published), -1)).unbind(1)
+        return [part.flatten(0, 1).contiguous() for part in parts]
 
 
 @dataclass(frozen=True)
 class Padded(Same):
-    """[27, …] <-> [32, …]; the further rows are zero, or with `lowest` the lowest finite number of their type."""
+    """[27, …] <-> [32, …]; the padding is zero, or with `lowest` the lowest finite number of the type."""
 
     lowest: bool = False
 
@@ -68,7 +70,7 @@ class Padded(Same):
 
 @dataclass(frozen=True)
 class Layout:
-    """A name and its rules. `ignored`: what may stand beside the weights and is none."""
+    """A name and its rules. `ignored`: pattern of the names of entries that are not weights."""
 
     name: str
     rules: tuple[Same, ...]
@@ -76,26 +78,26 @@ class Layout:
     ignored: str = r".*(_extra_state|inv_freq)"
 
     def keys(self, layers: int) -> dict[str, tuple[Same, list[str]]]:
-        """{their name: (rule, our names)} of a model with so many layers."""
+        """Return {name in this layout: (rule, published names)} of a model with this number of layers."""
         return {
-            rule.theirs.format(i): (rule, [name.format(i) for name in rule.ours])
+            rule.name.format(i): (rule, [name.format(i) for name in rule.published])
             for rule in self.rules
-            for i in (range(layers) if "{}" in rule.theirs else (0,))
+            for i in (range(layers) if "{}" in rule.name else (0,))
         }
 
-    def theirs(self, ours: str) -> str:
-        """Their name of our tensor, with {} where the layer's number goes."""
-        return next(rule.theirs for rule in self.rules if ours in rule.ours)
+    def name_of(self, published: str) -> str:
+        """Return the name in this layout of a published tensor; in both names, {} stands for the layer."""
+        return next(rule.name for rule in self.rules if published in rule.published)
 
     def matches(self, keys: Iterable[str]) -> int:
-        """How many of the keys are names of this layout."""
-        patterns = [re.escape(rule.theirs).replace(r"\{\}", r"\d+") for rule in self.rules]
+        """Return how many of the keys are names of this layout."""
+        patterns = [re.escape(rule.name).replace(r"\{\}", r"\d+") for rule in self.rules]
         return sum(re.fullmatch("|".join(patterns), key) is not None for key in keys)
 
     def layers(self, keys: Iterable[str]) -> int:
-        """The number of layers, by the highest number among the keys."""
-        pattern = re.escape(self.theirs(f"{BLOCK}wo.weight")).replace(r"\{\}", r"(\d+)")
-        return 1 + max((int(found[1]) for key in keys if (found := re.fullmatch(pattern, key))), default=-1)
+        """Return the number of layers, from the highest number in the keys."""
+        pattern = re.escape(self.name_of(f"{BLOCK}wo.weight")).replace(r"\{\}", r"(\d+)")
+        return 1 + max((int(match[1]) for key in keys if (match := re.fullmatch(pattern, key))), default=-1)
 
 
 BLOCK = "transformer_encoder.{}."
@@ -103,7 +105,10 @@ _QKV = tuple(f"{BLOCK}{x}.weight" for x in "qkv")
 
 
 def _fused(name: str, block: str, names: str, embedding: str, decoder: str, lowest: bool, final_norm: str) -> Layout:
-    """A layout with q, k, v in one and padded vocabulary. names: of qkv, its norm, wo, the ffn's norm, w12 and w3."""
+    """Return a layout with q, k and v in one matrix and a padded vocabulary.
+
+    names: of qkv, its norm, wo, the norm of the feed-forward layer, w12 and w3.
+    """
     qkv, norm, wo, ffn_norm, w12, w3 = (block + x for x in names.split())
     return Layout(
         name,
@@ -122,7 +127,7 @@ def _fused(name: str, block: str, names: str, embedding: str, decoder: str, lowe
     )
 
 
-OURS = (
+PUBLISHED_NAMES = (
     "encoder.weight",
     *_QKV,
     *(f"{BLOCK}{x}.weight" for x in ("wo", "ffn.w12", "ffn.w3", "attention_norm", "ffn_norm")),
@@ -130,14 +135,14 @@ OURS = (
     "decoder.weight",
     "decoder.bias",
 )
-# Embedding, decoder, whether the padding's bias is the lowest number, final norm.
+# Embedding, decoder, whether the bias of padding is the lowest number, final norm.
 _TE = ("amplify.encoder.weight", "decoder", True, "decoder.layer_norm_weight")
 _MEGATRON = ("embedding.word_embeddings.weight", "output_layer", False, "encoder.final_layernorm.weight")
 
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("hf", tuple(Same(name, (name,)) for name in OURS), padded=False),
+        Layout("hf", tuple(Same(name, (name,)) for name in PUBLISHED_NAMES), padded=False),
         _fused(
             "te",
             "amplify.transformer_encoder.{}.",

@@ -1,8 +1,8 @@
 """The checkpoint layout of the official code (chandar-lab/AMPLIFY): model.safetensors beside a config.yaml.
 
 config.yaml is the composed Hydra configuration of the training run. The official loader builds the model from its
-sections `model` and `tokenizer` together, under the field names of config.json; what they leave out has the defaults of
-the official code. Trainer and data set do not matter here.
+sections `model` and `tokenizer`, which use the field names of config.json; missing fields have the defaults of the
+official code. Other sections are not used here.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from amplify_ds.structured import read_yaml
 from amplify_ds.vocab import TOKENS
 
 CONFIG = "config.yaml"
-MAX_LENGTH = 2048  # of the official code, where the configuration has none
+MAX_LENGTH = 2048  # the default of the official code
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _FLOATS = ("norm_eps", "embedding_init_range", "decoder_init_range")
-_FIXED = {"_name_": "AMPLIFY", "normalized_transformer": False}  # of the model that is built here
+_FIXED = {"_name_": "AMPLIFY", "normalized_transformer": False}  # the only supported values
 
 
 def read_config(path: Path, fields: Collection[str]) -> tuple[dict[str, Any] | None, str | None]:
-    """(the configuration as config.json has it, a sentence on what was assumed); None, None without a config.yaml.
+    """Return (configuration in the form of config.json, note on what was assumed); (None, None) without config.yaml.
 
-    path: the folder. fields: the names that config.json can have. Raises AmplifyError, naming the key, for a file that
-    is no such configuration, lacks a size of the model, or describes another model or vocabulary.
+    path: the folder. fields: the names that config.json can have. Raises AmplifyError that names the key if the file is
+    no such configuration, lacks a size of the model, or describes another model or vocabulary.
     """
     file = path / CONFIG
     try:
@@ -37,39 +37,39 @@ def read_config(path: Path, fields: Collection[str]) -> tuple[dict[str, Any] | N
         raise AmplifyError(f"{file}: expected sections such as `model` and `tokenizer`, found {type(content).__name__}")
     model, tokenizer = content.get("model"), content.get("tokenizer", {})
     if not isinstance(model, dict) or not isinstance(tokenizer, dict):
-        lacking = "tokenizer" if isinstance(model, dict) else "model"
-        hint = " The file with `defaults` is a template: the composed one is in .hydra/ of the run."
+        section = "tokenizer" if isinstance(model, dict) else "model"
+        hint = " A file with `defaults` is a template; the composed configuration is in .hydra/ of the run."
         raise AmplifyError(
-            f"{file}: has no section `{lacking}`; expected the configuration of a model of the official AMPLIFY code."
+            f"{file}: has no section `{section}`; expected a model configuration of the official AMPLIFY code."
             + (hint if "defaults" in content else "")
         )
     if missing := [key for key in _REQUIRED if model.get(key) is None]:
         raise AmplifyError(f"{file}: the section `model` lacks {', '.join(missing)}")
     if unknown := sorted(map(str, model.keys() - {*fields, *_FIXED})):
-        raise AmplifyError(f"{file}: the section `model` has {', '.join(unknown)}, which AMPLIFY's does not")
-    if twice := sorted(model.keys() & tokenizer.keys()):
-        raise AmplifyError(f"{file}: {', '.join(twice)} appears in both `model` and `tokenizer`; keep one")
+        raise AmplifyError(f"{file}: unknown keys in the section `model`: {', '.join(unknown)}")
+    if repeated := sorted(model.keys() & tokenizer.keys()):
+        raise AmplifyError(f"{file}: {', '.join(repeated)} appears in both `model` and `tokenizer`; keep one")
     for key, value in _FIXED.items():
         if model.get(key, value) != value:
             raise AmplifyError(f"{file}: {key} is {model[key]!r}, expected {value!r}; no other variant is supported")
     _check_tokens(path, tokenizer)
-    found = {key: value for key, value in (model | tokenizer).items() if key in fields}
-    for key, value in found.items():
+    config = {key: value for key, value in (model | tokenizer).items() if key in fields}
+    for key, value in config.items():
         if isinstance(value, str) and "${" in value:
             raise AmplifyError(f"{file}: {key} is the reference {value}; replace it by its value")
         if key in _FLOATS:
-            found[key] = _number(file, key, value)
-    if str(found.get("hidden_act", "")).lower() == "swiglu":  # the official code ignores case
-        found["hidden_act"] = "SwiGLU"
-    if found.get("max_length") is not None:
-        return found, None
-    return found | {"max_length": MAX_LENGTH}, (
-        f"{CONFIG} gives no max_length for the model: {MAX_LENGTH} is taken, as in the official code"
+            config[key] = _number(file, key, value)
+    if str(config.get("hidden_act", "")).lower() == "swiglu":  # the official code ignores case
+        config["hidden_act"] = "SwiGLU"
+    if config.get("max_length") is not None:
+        return config, None
+    return config | {"max_length": MAX_LENGTH}, (
+        f"{CONFIG} has no max_length for the model; assumed {MAX_LENGTH}, the default of the official code"
     )
 
 
 def _number(file: Path, key: str, value: Any) -> float:
-    """YAML takes 1e-05 for text, Hydra for a number."""
+    """Return `value` as a float: YAML reads 1e-05 as text, Hydra as a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -77,7 +77,7 @@ def _number(file: Path, key: str, value: Any) -> float:
 
 
 def _check_tokens(path: Path, tokenizer: dict[str, Any]) -> None:
-    """AmplifyError if the vocabulary file lies in the folder, too, and lists other tokens than ours."""
+    """Raise AmplifyError if the folder has a vocabulary file that differs from AMPLIFY's tokens."""
     file = path / Path(str(tokenizer.get("vocab_path") or "amplify_vocab.txt")).name
     if not file.is_file():
         return
@@ -85,6 +85,6 @@ def _check_tokens(path: Path, tokenizer: dict[str, Any]) -> None:
     tokens = [token.strip() for token in tokens if token.strip()]
     if tokens != list(TOKENS):
         raise AmplifyError(
-            f"{file}: lists another vocabulary than AMPLIFY's {len(TOKENS)} tokens (amplify_ds/vocab.py): "
+            f"{file}: its vocabulary differs from AMPLIFY's {len(TOKENS)} tokens (amplify_ds/vocab.py): "
             f"{', '.join(tokens[:8])} …"
         )

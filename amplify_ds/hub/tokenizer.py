@@ -1,8 +1,8 @@
-"""The Hugging Face tokenizer: a fast tokenizer whose ids are those of vocab.encode, for every string.
+"""The Hugging Face tokenizer: a fast tokenizer that gives the same ids as vocab.encode for every string.
 
-One token per code point: white space is dropped, ASCII lower case becomes upper case, anything that is no token becomes
-<unk>, the five special tokens are understood where they are written out. A call adds <bos> and <eos>. Decoding puts
-blanks between tokens, where AMPLIFY's attribution notebook splits the text; it encodes to the same ids again.
+One token per code point: white space is dropped, ASCII lower case becomes upper case, any other character becomes
+<unk>, and the five special tokens are recognised where they are spelt out. A call adds <bos> and <eos>. Decoding puts
+spaces between tokens, at which AMPLIFY's attribution notebook splits the text; the result encodes to the same ids.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def write_tokenizer(folder: Path, max_length: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, which AutoTokenizer loads without remote code."""
+    """Write the files that AutoTokenizer loads, without remote code, to `folder`."""
     build_tokenizer().save(str(folder / "tokenizer.json"))
     names = {f"{token.strip('<>')}_token": token for token in SPECIAL}
     config = {

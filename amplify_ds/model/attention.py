@@ -1,12 +1,12 @@
-"""Attention over many proteins laid end to end: each token sees its own protein only, and nothing is padded.
+"""Attention over concatenated proteins without padding: each token attends to its own protein only.
 
-A packed batch is a row of T tokens and `cu_seqlens`, the S + 1 places where its S segments begin and the last one
-ends. On a CUDA device in half precision one kernel does all segments: flash-attn where it can be imported, else
-torch's own `varlen_attn`. Everywhere else a loop runs PyTorch's fused kernel once a segment; on the CPU it works on
-slices of the packed tensors, so that nothing is concatenated on the way forward or split on the way back.
+A packed batch has T tokens and `cu_seqlens`, the S + 1 boundaries of its S segments. On a CUDA device in half
+precision, one kernel computes all segments: flash-attn if it can be imported, otherwise torch's `varlen_attn`. In all
+other cases, a loop calls PyTorch's fused kernel once per segment; on the CPU it works on slices of the packed tensors,
+so nothing is concatenated in the forward pass or split in the backward pass.
 
 Measured on one CPU thread in float32, 10 heads of 64, 290 tokens: that kernel reaches 76 GFLOP/s forward and 66
-backward; products of matrices with a softmax between them 67 and 55; the blocks' own products 90 to 100.
+backward; two matrix products with a softmax between them, 67 and 55; the projections of a block, 90 to 100.
 
 Depends on torch only: this file is part of every exported model folder.
 Shapes: T tokens, S segments, N heads, D head size.
@@ -29,23 +29,25 @@ ROPE_BASE = 10_000.0
 
 
 def not_compiled(function):
-    """`function`, which torch.compile leaves as it is. torch.compiler.disable would do, but imports the compiler at
-    once, which takes two seconds of a processor: this marks it as torch's own optimizers mark theirs.
+    """Return `function`, excluded from torch.compile.
+
+    torch.compiler.disable would do the same, but it imports the compiler at once, which takes two seconds of processor
+    time. This is what torch's optimizers use.
     """
-    left_alone = torch._disable_dynamo(function)
+    disabled = torch._disable_dynamo(function)
 
     @functools.wraps(function)
     def call(*args):
-        return left_alone(*args) if torch.compiler.is_compiling() else function(*args)
+        return disabled(*args) if torch.compiler.is_compiling() else function(*args)
 
     return call
 
 
 class Segments:
-    """Where the proteins of a packed batch begin and end: made once a forward, used by every layer.
+    """The boundaries of the proteins in a packed batch, made once per forward pass and used by every layer.
 
-    cu_seqlens [S + 1] integers from 0 to T, on the CPU, or the host waits for them; empty segments are allowed.
-    max_seqlen: the longest segment, or a bound on it; None: computed.
+    cu_seqlens [S + 1]: integers from 0 to T, on the CPU (otherwise the host waits for the device); segments may be
+    empty. max_seqlen: the length of the longest segment or an upper bound; None: computed.
     """
 
     def __init__(self, cu_seqlens, max_seqlen=None):
@@ -53,9 +55,9 @@ class Segments:
         self.max_seqlen = max_seqlen
         self._on_device = self._ends = None
 
-    @not_compiled  # values decide
+    @not_compiled  # depends on values
     def check(self, tokens):
-        """Return self. Raises ValueError unless these are segments of `tokens` tokens."""
+        """Return self. Raises ValueError unless the segments cover `tokens` tokens."""
         ends = self.ends() if self.cu_seqlens.dim() == 1 else []
         lengths = [b - a for a, b in zip(ends, ends[1:])]
         if not lengths or ends[0] != 0 or ends[-1] != tokens or min(lengths) < 0:
@@ -72,35 +74,35 @@ class Segments:
         return self
 
     def on_device(self, device):
-        """cu_seqlens as the CUDA kernels want it: int32, on the device."""
+        """Return cu_seqlens for the CUDA kernels: int32, on the device."""
         if self._on_device is None:
             self._on_device = self.cu_seqlens.to(device, torch.int32, non_blocking=True)
         return self._on_device
 
     def ends(self):
-        """cu_seqlens as a list, for the host."""
+        """Return cu_seqlens as a list."""
         if self._ends is None:
             self._ends = self.cu_seqlens.tolist()
         return self._ends
 
     def bounds(self):
-        """(begin, end) of every segment that is not empty, for a loop on the host."""
+        """Return (begin, end) of every segment that is not empty."""
         ends = self.ends()
         return [(begin, end) for begin, end in zip(ends, ends[1:]) if end > begin]
 
     def positions(self, device):
-        """[T]: the place of each token in its segment."""
+        """Return the position of each token in its segment, [T]."""
         ends = torch.tensor(self.ends())
         starts = torch.repeat_interleave(ends[:-1], ends.diff())
         return (torch.arange(len(starts)) - starts).to(device)
 
 
 def attention(qkv, rotation, segments=None, mask=None):
-    """Bidirectional softmax(q·k / √D)·v with rotary positions, within each segment or under a mask.
+    """Return bidirectional softmax(q·k / √D)·v with rotary positions, within each segment or under a mask.
 
-    qkv […, 3, N, D]: queries, keys and values, not rotated yet; rotation: see `rotary_angles`. With `segments`, … is
-    [T] or [1, T]; without them it is [B, L] or [L], and mask a boolean that broadcasts to [B, N, L, L], True where a
-    key is seen, or None. Returns […, N, D].
+    qkv […, 3, N, D]: queries, keys and values before rotation. rotation: see `rotary_angles`. With `segments`, … is
+    [T] or [1, T]; without, it is [B, L] or [L]. mask: boolean, broadcasts to [B, N, L, L], True where a key is visible;
+    or None. Returns […, N, D].
     """
     if segments is not None and qkv.dim() == 5:
         return attention(qkv.squeeze(0), rotation.squeeze(0), segments).unsqueeze(0)
@@ -114,10 +116,10 @@ def attention(qkv, rotation, segments=None, mask=None):
 
 
 def eager_attention(qkv, rotation, segments=None, mask=None):
-    """The same as two products of matrices with a softmax in float32 between them, for its probabilities.
+    """Compute the same as `attention` without a fused kernel, with a softmax in float32; also return probabilities.
 
-    Arguments as for `attention`. Returns […, N, D], and the probabilities [B, N, L, L] ([N, L, L] where … is [L]): what
-    each token (rows) sees of each (columns), zero where the mask hides it; None of a packed batch.
+    Arguments as for `attention`. Returns […, N, D] and the probabilities [B, N, L, L] ([N, L, L] if … is [L]) with
+    which each token (rows) attends to each other (columns), zero where the mask is False; None for a packed batch.
     """
     if segments is not None and qkv.dim() == 5:
         return eager_attention(qkv.squeeze(0), rotation.squeeze(0), segments)[0].unsqueeze(0), None
@@ -130,17 +132,17 @@ def eager_attention(qkv, rotation, segments=None, mask=None):
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    if mask is not None:  # of a row that sees nothing too
+    if mask is not None:  # also in rows that are masked completely
         probabilities = probabilities.masked_fill(~mask, 0.0)
     probabilities = probabilities.to(value.dtype)
     return (probabilities @ value).transpose(-2, -3), probabilities
 
 
 def rotary_angles(position_ids, head_size):
-    """Points of the unit circle […, 1, D/2, 2] as (cos, sin): pair i of a head turns by position · base^(-2i/D)
+    """Return the rotations […, 1, D/2, 2] as (cos, sin): pair i of a head is rotated by position · base^(-2i/D)
     (Su et al. 2021, RoFormer).
 
-    Computed afresh in float32 at each forward: it costs nothing beside one layer, and no buffer can be lost when a
+    Computed in float32 in each forward pass: the cost is negligible, and there is no buffer that could be lost when a
     model is built on the meta device or cast to half precision.
     """
     pair = torch.arange(0, head_size, 2, dtype=torch.float32, device=position_ids.device)
@@ -149,32 +151,34 @@ def rotary_angles(position_ids, head_size):
 
 
 def rotate(x, rotation):
-    """Turn the pairs (2i, 2i + 1) of x […, N, D] in float32. A complex product is 10 times faster here than slices on
-    a CPU; torch.compile has no complex numbers, but makes one kernel of the slices.
+    """Return x […, N, D] with the pairs (2i, 2i + 1) rotated in float32.
+
+    On a CPU, the complex product is 10 times faster than arithmetic on slices; torch.compile does not support complex
+    numbers, but fuses the slices into one kernel.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
         (even, odd), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
-        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
     else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    return turned.flatten(-2).to(x.dtype)
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def _sdpa(query, key, value, mask=None):
-    """[B, L, N, D] each and returned."""
+    """query, key, value [B, L, N, D] -> [B, L, N, D]."""
     query, key, value = (x.transpose(-2, -3) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(-2, -3)
 
 
-@not_compiled  # segments differ from batch to batch, and their kernels are compiled already
+@not_compiled  # segments differ between batches, and the kernels are already compiled
 def _on_device(query, key, value, segments):
-    """[T, N, D] each and returned."""
+    """query, key, value [T, N, D] -> [T, N, D]."""
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         ends, longest = segments.on_device(query.device), segments.max_seqlen
         if flash_attn_varlen_func is not None:
             return flash_attn_varlen_func(query, key, value, ends, ends, longest, longest)
-        from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and newer; not needed to load a model
+        from torch.nn.attention.varlen import varlen_attn  # needs torch 2.10, loading a model does not
 
         return varlen_attn(query, key, value, ends, ends, longest, longest)
     return torch.cat([_sdpa(*(x[None, a:b] for x in (query, key, value)))[0] for a, b in segments.bounds()])
@@ -186,8 +190,9 @@ def _on_cpu(qkv, rotation, segments):
 
 
 class _SegmentedOnCPU(torch.autograd.Function):
-    """PyTorch's fused CPU kernel, once a segment, on slices of [T, 3, N, D]; queries and keys of a segment are turned
-    on the way, forward and again backward, while the cache has them.
+    """PyTorch's fused CPU kernel, called once per segment, on slices of [T, 3, N, D].
+
+    Queries and keys are rotated segment by segment, in forward and again in backward, while they are in the cache.
     """
 
     @staticmethod
@@ -208,10 +213,10 @@ class _SegmentedOnCPU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out):
         qkv, rotation, out, *logsumexps = ctx.saved_tensors
-        found = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        back = rotation * rotation.new_tensor([1.0, -1.0])  # the other way round
+        grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+        inverse = rotation * rotation.new_tensor([1.0, -1.0])
         for (a, b), logsumexp in zip(ctx.bounds, logsumexps):
-            *turned, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *grad_rotated, grad_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 _heads_first(grad_out[a:b]),
                 *_segment(qkv[a:b], rotation[a:b]),
                 _heads_first(out[a:b]),
@@ -219,14 +224,14 @@ class _SegmentedOnCPU(torch.autograd.Function):
                 0.0,
                 False,
             )
-            for i, part in enumerate(turned):
-                found[a:b, i] = rotate(part[0].transpose(0, 1), back[a:b])
-            found[a:b, 2] = of_value[0].transpose(0, 1)
-        return found, None, None
+            for i, grad in enumerate(grad_rotated):  # of queries and keys
+                grad_qkv[a:b, i] = rotate(grad[0].transpose(0, 1), inverse[a:b])
+            grad_qkv[a:b, 2] = grad_value[0].transpose(0, 1)
+        return grad_qkv, None, None
 
 
 def _segment(qkv, rotation):
-    """Turned queries, turned keys, values [1, N, L, D] each, of one segment [L, 3, N, D]."""
+    """Return rotated queries, rotated keys and values [1, N, L, D] of one segment [L, 3, N, D]."""
     query, key = rotate(qkv[:, :2], rotation[:, None]).unbind(1)
     return _heads_first(query), _heads_first(key), _heads_first(qkv[:, 2])
 

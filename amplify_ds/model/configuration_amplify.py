@@ -9,7 +9,7 @@ from .shape import FIELDS, FIXED, Shape
 
 
 class AMPLIFYConfig(Shape, PretrainedConfig):
-    """A `Shape`, and the fields that transformers gives every model; raises what `Shape` does."""
+    """A `Shape` with the fields that transformers gives every model. Raises the errors of `Shape`."""
 
     def __init__(self, *sizes, **fields):
         Shape.__init__(self, *sizes, **{name: fields.pop(name) for name in FIELDS & fields.keys()})

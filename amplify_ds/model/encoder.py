@@ -2,12 +2,12 @@
 
     tokens -> embedding -> [x + attention(norm(x)); x + SwiGLU(norm(x))] × layers -> norm -> decoder -> logits
 
-RMSNorm, rotary positions on interleaved pairs, no dropout, no biases except the decoder's; embedding and decoder are
-not tied. Parameters carry the names of the published checkpoints (`chandar-lab/AMPLIFY_*`), without prefix, so
-published weights load as they are.
+RMSNorm, rotary positions on interleaved pairs, no dropout, no biases except in the decoder; embedding and decoder are
+not tied. Parameters have the names of the published checkpoints (`chandar-lab/AMPLIFY_*`), without prefix, so
+published weights load unchanged.
 
-This is the model that trains. The one that is exported, `AMPLIFY` of modeling_amplify.py, is this class with the
-arguments and the outputs that Hugging Face users expect.
+Training uses this class. The exported model, `AMPLIFY` in modeling_amplify.py, adds the arguments and outputs that
+Hugging Face users expect.
 
 Depends on torch only: this file is part of every exported model folder.
 Shapes: T packed tokens, S segments, H hidden, M masked positions, V vocabulary; `…` stands for [B, L], [T] or [1, T].
@@ -26,7 +26,7 @@ from .layers import EncoderBlock
 
 
 class EncoderOutput(NamedTuple):
-    """logits: […, V], or [M, V] of `masked_positions`. last_hidden_state […, H]: after the final norm."""
+    """logits: […, V], or [M, V] with `masked_positions`. last_hidden_state: […, H], after the final norm."""
 
     logits: torch.Tensor
     last_hidden_state: torch.Tensor
@@ -49,7 +49,7 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = False
 
     def _init_weights(self, module):
-        """Published initialisation: uniform in ±0.02 (the padding row too), biases zero, norms one."""
+        """Initialise as published: weights uniform in ±0.02 (also the padding row), biases zero, norms one."""
         if isinstance(module, nn.Embedding):
             nn.init.uniform_(module.weight, -self.config.embedding_init_range, self.config.embedding_init_range)
         elif isinstance(module, nn.Linear):
@@ -60,11 +60,13 @@ class Encoder(nn.Module):
             nn.init.ones_(module.weight)
 
     def forward(self, input_ids, position_ids=None, cu_seqlens=None, max_seqlen=None, masked_positions=None):
-        """Packed: input_ids [T] or [1, T] with `cu_seqlens` [S + 1] and `max_seqlen` (see `Segments`). Without
-        `cu_seqlens`: proteins without padding, [B, L].
+        """Return EncoderOutput for a packed batch, or for proteins of equal length.
 
-        position_ids: […] or [L]; from 0 in each protein when left out. masked_positions [M]: logits at these places of
-        the flattened tokens alone. Raises ValueError for arguments that contradict each other.
+        Packed: input_ids [T] or [1, T] with `cu_seqlens` [S + 1] and `max_seqlen` (see `Segments`). Without
+        `cu_seqlens`: input_ids [B, L] without padding.
+
+        position_ids: […] or [L]; by default from 0 in each protein. masked_positions [M]: compute logits only at these
+        positions of the flattened tokens. Raises ValueError for arguments that contradict each other.
         """
         position_ids, segments, mask = arrange(
             input_ids.shape, input_ids.device, position_ids=position_ids, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
@@ -72,26 +74,26 @@ class Encoder(nn.Module):
         rotation = rotary_angles(position_ids, self.config.head_size)
         x = self.encoder(input_ids)
         for block in self.transformer_encoder:
-            x = self.through(block, x, rotation, segments, mask)
+            x = self.run_block(block, x, rotation, segments, mask)
         return EncoderOutput(*self.head(x, masked_positions))
 
-    def through(self, block, x, rotation, segments, mask, eager=False):
-        """What `block` returns, with its activations computed again on the way back where that is asked for."""
+    def run_block(self, block, x, rotation, segments, mask, eager=False):
+        """Call `block`, with activation checkpointing if it is enabled."""
         if self.gradient_checkpointing and self.training:
             return checkpoint(block, x, rotation, segments, mask, eager, use_reentrant=False)
         return block(x, rotation, segments, mask, eager)
 
     def head(self, x, masked_positions=None):
-        """(logits, last_hidden_state) of the last block's output […, H]."""
+        """Return (logits, last_hidden_state) for the output of the last block, […, H]."""
         x = self.layer_norm_2(x)
-        return self.decoder(x if masked_positions is None else at_places(x, masked_positions)), x
+        return self.decoder(x if masked_positions is None else select_positions(x, masked_positions)), x
 
 
-def at_places(x, masked_positions):
-    """x […, H] at places [M] of its flattened tokens -> [M, H]."""
+def select_positions(x, masked_positions):
+    """Return x […, H] at positions [M] of its flattened tokens, [M, H]."""
     if masked_positions.dim() != 1 or masked_positions.dtype == torch.bool:
         raise ValueError(
-            "masked_positions must be integers [M], places in the flattened tokens, found "
+            "masked_positions must be integers [M], positions in the flattened tokens, found "
             f"{masked_positions.dtype} {list(masked_positions.shape)}"
         )
     return x.flatten(0, -2)[masked_positions]

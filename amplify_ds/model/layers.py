@@ -1,4 +1,4 @@
-"""The block of AMPLIFY that is repeated: attention, then SwiGLU, each behind a norm and added to its input.
+"""The encoder block of AMPLIFY: attention, then SwiGLU, each after a norm and with a residual connection.
 
 Depends on torch only: this file is part of every exported model folder. Shapes: `…` stands for [B, L], [T] or [1, T],
 H hidden, N heads, L padded length.
@@ -14,7 +14,7 @@ from .elementwise import RMSNorm, swiglu
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(gate) · up), where w12 holds gate and up one above the other."""
+    """w3(silu(gate) · up), where w12 computes gate and up, concatenated."""
 
     def __init__(self, hidden_size, ffn_size):
         super().__init__()
@@ -39,24 +39,25 @@ class EncoderBlock(nn.Module):
         self.ffn_norm = RMSNorm(size, config.norm_eps)
 
     def forward(self, x, rotation, segments, mask, eager=False):
-        """x […, H]; rotation: see `rotary_angles`; `segments` of a packed batch, or `mask` of a padded one.
+        """Return […, H]; if `eager`, also the probabilities of `eager_attention`.
 
-        Returns […, H]; eager: and the probabilities of `eager_attention`.
+        x […, H]. rotation: see `rotary_angles`. segments: of a packed batch; mask: of a padded one.
         """
         qkv = self.queries_keys_values(self.attention_norm(x)).unflatten(-1, (3, -1, self.head_size))
         if eager:
-            found, probabilities = eager_attention(qkv, rotation, segments, mask)
+            attended, probabilities = eager_attention(qkv, rotation, segments, mask)
         else:
-            found = attention(qkv, rotation, segments, mask)
-        x = x + self.wo(found.flatten(-2))
+            attended = attention(qkv, rotation, segments, mask)
+        x = x + self.wo(attended.flatten(-2))
         x = x + self.ffn(self.ffn_norm(x))
         return (x, probabilities) if eager else x
 
     def queries_keys_values(self, x):
-        """x […, H] -> […, 3H], in one product where nothing stands between these modules and their weights: no hook,
-        such as ZeRO 3's and accelerate's that fetch a weight for the call, no adapter, no quantised layer or weight.
-        8,192 tokens forward and backward on one CPU thread: 58 ms in place of 71 at width 192, 638 of 658 at 640, 1,367
-        of 1,484 at 960; the block keeps the joined weights, 3·H² values, for backward.
+        """x […, H] -> […, 3H], in one product if the three modules are plain: without hooks, such as those with which
+        ZeRO 3 and accelerate fetch a weight for the call, without adapters and without quantised layers or weights.
+
+        8,192 tokens forward and backward on one CPU thread: 58 ms instead of 71 at width 192, 638 instead of 658 at
+        640, 1,367 instead of 1,484 at 960. The block keeps the concatenated weights, 3·H² values, for backward.
         """
         projections = (self.q, self.k, self.v)
         if all(is_plain(f) for f in projections) and len({(f.weight.dtype, f.weight.device) for f in projections}) == 1:
@@ -65,11 +66,11 @@ class EncoderBlock(nn.Module):
 
 
 def is_plain(module):
-    """Calling this module is the product with its weight and nothing else."""
+    """Return whether calling this module computes the product with its weight and nothing else."""
     hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
     return (
-        type(module) is nn.Linear  # another class where an adapter, a quantiser or torch's parametrize was at work
-        and type(module.weight) in (nn.Parameter, torch.Tensor)  # a subclass multiplies in its own way
+        type(module) is nn.Linear  # adapters, quantisers and torch's parametrize change the class
+        and type(module.weight) in (nn.Parameter, torch.Tensor)  # a subclass may override the product
         and module.bias is None
         and not (hooks or _has_any_global_hook() or "forward" in vars(module))
     )

@@ -1,8 +1,7 @@
 """AMPLIFY for transformers: the model of encoder.py, with the arguments and outputs that Hugging Face users expect.
 
-One class serves `AutoModel` and `AutoModelForMaskedLM`. Its forward takes two kinds of batch: padded ([B, L] with a
-mask) and packed ([T] with `cu_seqlens`, what the trainer passes: see attention.py). It depends on torch and
-transformers only.
+One class serves `AutoModel` and `AutoModelForMaskedLM`. Its forward takes padded batches ([B, L] with a mask) and
+packed ones ([T] with `cu_seqlens`, as in training; see attention.py). It depends on torch and transformers only.
 
 Shapes: B batch, L padded length, T packed tokens, H hidden, N heads, D head size (H = N·D), F SwiGLU width,
 M masked positions, V vocabulary; `…` stands for [B, L], [T] or [1, T].
@@ -14,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-# transformers before 5 copies the files that are imported here, but not those that they import in turn: name them all.
+# transformers before 5 copies the files that are imported here, but not those that they import: import them all.
 from .attention import rotary_angles
 from .configuration_amplify import AMPLIFYConfig
 from .elementwise import RMSNorm  # noqa: F401
@@ -27,12 +26,12 @@ from .shape import Shape  # noqa: F401
 
 @dataclass
 class AMPLIFYOutput(ModelOutput):
-    """What AMPLIFY returns.
+    """The output of AMPLIFY.
 
-    loss: cross-entropy over labels other than -100, when labels are given (see `masked_lm_loss`). logits […, V], or
-    [M, V] when `masked_positions` are given. last_hidden_state […, H]: after the final norm, what embeddings should be
-    taken from. hidden_states, when asked for: the embedding output, then each layer's, before the final norm.
-    attentions, when asked for: the probabilities [B, N, L, L] of each layer (see `eager_attention`).
+    loss: cross-entropy over labels other than -100, if labels are given (see `masked_lm_loss`). logits: […, V], or
+    [M, V] with `masked_positions`. last_hidden_state: […, H], after the final norm; use it for embeddings.
+    hidden_states, on request: the output of the embedding and of each layer, before the final norm. attentions, on
+    request: the probabilities [B, N, L, L] of each layer (see `eager_attention`).
     """
 
     loss: torch.Tensor | None = None
@@ -68,10 +67,10 @@ class AMPLIFY(Encoder, PreTrainedModel):
 
     @property
     def accepts_loss_kwargs(self):
-        """What Trainer asks to learn that the loss can be divided by `num_items_in_batch`."""
+        """Tell Trainer that the loss can be divided by `num_items_in_batch`."""
         return accepts_loss_kwargs(self)
 
-    def forward(  # type: ignore[override]  # the order of transformers, not that of Encoder
+    def forward(  # type: ignore[override]  # arguments in the order of transformers, not of Encoder
         self,
         input_ids=None,
         attention_mask=None,
@@ -91,15 +90,17 @@ class AMPLIFY(Encoder, PreTrainedModel):
         max_length_q=None,
         max_length_k=None,
     ):
-        """Padded: input_ids [B, L] with `attention_mask` (see `attention_bias`), or the additive `pad_mask` of the
-        official code. Packed: input_ids [T] or [1, T] with `cu_seqlens` [S + 1] and `max_seqlen` (see `Segments`), or
-        under the names of Hugging Face's collator, `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`.
+        """Return AMPLIFYOutput, or a tuple if `return_dict` is false.
 
-        position_ids: […] or [L]; from 0 in each protein when left out. Without cu_seqlens, a position that is not
-        above the one before it begins another protein. inputs_embeds […, H], in place of input_ids.
-        masked_positions [M]: logits and loss at these places of the flattened tokens alone. labels: […], or [M] with
-        `masked_positions`; -100 is ignored. num_items_in_batch: see `masked_lm_loss`. output_attentions: of padded
-        batches; computed without a fused kernel then. Returns AMPLIFYOutput, or a tuple without `return_dict`.
+        Padded: input_ids [B, L] with `attention_mask` (see `attention_bias`), or the additive `pad_mask` of the
+        official code. Packed: input_ids [T] or [1, T] with `cu_seqlens` [S + 1] and `max_seqlen` (see `Segments`), or
+        with the names of Hugging Face's collator, `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`.
+
+        position_ids: […] or [L]; by default from 0 in each protein. Without cu_seqlens, a position that is not greater
+        than the one before it starts a new protein. inputs_embeds […, H]: instead of input_ids. masked_positions [M]:
+        compute logits and loss only at these positions of the flattened tokens. labels: […], or [M] with
+        `masked_positions`; -100 is ignored. num_items_in_batch: see `masked_lm_loss`. output_attentions: for padded
+        batches only; does not use a fused kernel.
 
         Raises ValueError for arguments that contradict each other.
         """
@@ -110,7 +111,7 @@ class AMPLIFY(Encoder, PreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         tokens = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         position_ids, segments, mask = arrange(
             tokens.shape,
@@ -131,7 +132,7 @@ class AMPLIFY(Encoder, PreTrainedModel):
         x = self.encoder(input_ids) if inputs_embeds is None else inputs_embeds  # […, H]
         hidden_states, attentions = [x], []
         for block in self.transformer_encoder:
-            x = self.through(block, x, rotation, segments, mask, eager)
+            x = self.run_block(block, x, rotation, segments, mask, eager)
             if eager:
                 x, probabilities = x
             if output_attentions:
@@ -149,10 +150,10 @@ class AMPLIFY(Encoder, PreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def _is_eager(self, output_attentions, segments):
-        """Whether attention is computed without a fused kernel. ValueError for what cannot be done."""
+        """Return whether to compute attention without a fused kernel. Raises ValueError for unsupported options."""
         implementation = self.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
             raise ValueError(f'AMPLIFY supports attn_implementation "sdpa" and "eager", found {implementation!r}')
         if output_attentions and segments is not None:
-            raise ValueError("output_attentions is not supported for packed batches: pass padded ones, [B, L]")
+            raise ValueError("output_attentions is not supported for packed batches; pass a padded batch, [B, L]")
         return output_attentions or implementation == "eager"

@@ -1,12 +1,12 @@
-"""The sizes of an AMPLIFY encoder, under the field names of the published `config.json`.
+"""The sizes of an AMPLIFY encoder, with the field names of the published `config.json`.
 
-Depends on nothing: this file is part of every exported model folder, and what trains a model reads its sizes without
-transformers, whose AMPLIFYConfig (configuration_amplify.py) has these and its own.
+Depends on nothing: this file is part of every exported model folder, and training uses it without transformers.
+AMPLIFYConfig (configuration_amplify.py) adds the fields of transformers.
 """
 
 import inspect
 
-# The official code can also build these variants; no published checkpoint uses them, and neither does this model.
+# Options of the official code that have one value in all published checkpoints; this model supports no other.
 FIXED = {
     "hidden_act": "SwiGLU",
     "rms_norm": True,
@@ -23,11 +23,11 @@ FIXED = {
 class Shape:
     """Shape of an AMPLIFY encoder.
 
-    `intermediate_size` is the nominal one of the published files; `ffn_size` is the SwiGLU width that is built from
-    it. `max_length` (tokens per sequence, `<bos>` and `<eos>` included) is kept as `context_length`, because
-    transformers 5 takes a model attribute of the name `max_length` for a setting of text generation.
+    `intermediate_size` is the nominal width of the published files; `ffn_size` is the SwiGLU width derived from it.
+    `max_length` (tokens per sequence, including `<bos>` and `<eos>`) is stored as `context_length`, because
+    transformers 5 treats an attribute named `max_length` as a setting of text generation.
 
-    Raises ValueError, naming the field, for a variant that this model does not build and for sizes that do not fit.
+    Raises ValueError that names the field for an unsupported variant and for sizes that do not fit together.
     """
 
     model_type = "AMPLIFY"
@@ -56,7 +56,7 @@ class Shape:
                 raise TypeError(f"AMPLIFY configuration: there is no field {name}")
             if value != FIXED[name]:
                 raise ValueError(
-                    f"AMPLIFY configuration: {name} must be {FIXED[name]!r}; this model builds no other variant"
+                    f"AMPLIFY configuration: {name} must be {FIXED[name]!r}; no other variant is supported"
                 )
         if hidden_size % num_attention_heads or hidden_size // num_attention_heads % 2:
             raise ValueError(
@@ -84,15 +84,15 @@ class Shape:
 
     @property
     def ffn_size(self):
-        """SwiGLU width: two thirds of `intermediate_size`, rounded up to a multiple of 8 (1712 of 2560)."""
+        """SwiGLU width: two thirds of `intermediate_size`, rounded up to a multiple of 8 (1712 for 2560)."""
         return -(-int(2 * self.intermediate_size / 3) // 8) * 8
 
     def sizes(self):
-        """{field: value} of the published fields that may differ between models; `Shape(**sizes)` is the same one."""
+        """Return {field: value} of the published fields that can differ between models; `Shape(**sizes)` is a copy."""
         return {name: self.context_length if name == "max_length" else getattr(self, name) for name in SIZES}
 
 
-# The arguments of Shape, each once (`context_length` is `max_length`), and all fields that it knows.
+# The arguments of Shape without `context_length`, an alias of `max_length`; and the names of all its fields.
 SIZES = tuple(
     name
     for name, parameter in inspect.signature(Shape).parameters.items()

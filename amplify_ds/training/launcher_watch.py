@@ -19,7 +19,7 @@ import time
 
 import psutil
 
-from amplify_ds.errors import report
+from amplify_ds.errors import print_error
 from amplify_ds.network import ranks_here
 from amplify_ds.training.process_table import DEAD, command_line, look_at, ranks_below
 
@@ -105,7 +105,7 @@ class _Watch:
         left = [rank for pid, rank in self.ranks.items() if pid not in lost]
         if _met.is_set() and int(os.environ["RANK"]) == min(left, default=-1):
             gone = ", ".join(f"rank {rank} (process {pid})" for pid, rank in lost.items())
-            report(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it")
+            print_error(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it")
 
 
 def _above(launcher: int) -> list[int]:

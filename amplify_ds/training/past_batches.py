@@ -105,7 +105,7 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
         skips=state.get("skips", []),
     )
     index = batch_index(step, state)
-    places = [batches.places(index * whole + number) for number in range(whole)]
+    places = [batches.rows(index * whole + number) for number in range(whole)]
     names = [mixture.names[int(place.sources[0])] for place in places]
     chosen = []
     for number in rows or range(whole):

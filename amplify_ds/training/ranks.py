@@ -51,7 +51,7 @@ class Ranks:
     def say(self, text: str) -> None:
         """Show a line to the user, once: rank 0 does."""
         if self.leader:
-            bars.say(text)
+            bars.print_line(text)
 
 
 def is_broken_connection(error: RuntimeError) -> bool:

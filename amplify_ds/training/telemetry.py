@@ -84,7 +84,7 @@ class Telemetry:
         batch, step = self.progress.batch, self.progress.step + 1
         in_a_row, limit = self.progress.skip(), self.run.guards.skipped_in_a_row
         self._events.add_scalar("train/skipped_steps", len(self.progress.skipped), self.progress.step)
-        self._note(guards.SKIPPED, self.batches.rows_of(batch))
+        self._note(guards.SKIPPED, self.batches.global_batch(batch))
         self.ranks.say(
             f"warning: the gradient of step {step} was not finite: batch {batch} is left out, its rows are in "
             f"{self.output / guards.SKIPPED}"
@@ -174,7 +174,7 @@ class Telemetry:
         row_losses = torch.zeros(split.global_rows, dtype=torch.float64, device=self.ranks.device)
         row_losses[split.share.start : split.share.stop] = own[: len(split.share)].double() / self.batches.slots
         of_rows = self.ranks.sum(row_losses).tolist()
-        rows = self.batches.rows_of(batch)
+        rows = self.batches.global_batch(batch)
         named = [{**rows[place], "step": step, "loss": of_rows[place]} for place in guards.highest(of_rows)]
         self._note(guards.SPIKES, named)
         self.ranks.say(

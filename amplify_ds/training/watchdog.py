@@ -29,7 +29,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from amplify_ds.errors import report as report_error
+from amplify_ds.errors import print_error
 from amplify_ds.training import rank_files
 from amplify_ds.training.rank_files import FOLDER, REPORT
 from amplify_ds.training.stall_report import FINISHED, STALLED, STARTING, judge, message
@@ -146,9 +146,9 @@ class Watchdog:
         content |= {"processes": states, "records": list(after.values())}
         path = self.run / REPORT
         if rank_files.report(self.run, content):
-            report_error(message(verdict, after, states, still, self.seconds, path))
+            print_error(message(verdict, after, states, still, self.seconds, path))
         else:
-            report_error(
+            print_error(
                 f"rank {self.rank} ends with code {STALLED}: training stood still for {still:.0f} s, see {path}"
             )
         for rank in states if verdict.silent else ():

@@ -244,18 +244,18 @@ def test_numbers_too_large_for_float16_are_refused(model, tmp_path):
 
 def test_bad_models_are_refused(tmp_path, monkeypatch):
     some = ["MKV"]
-    refused(tmp_path / "absent", some, "model folder .* is here")
+    refused(tmp_path / "absent", some, "is not a checkpoint .* model folder")
     make_folder(tmp_path / "model")
     tokenizer = json.loads((tmp_path / "model/tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {"A": 6, "L": 7}
     (tmp_path / "model/tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(tmp_path / "model", some, "another vocabulary .*'L' is 7")
+    refused(tmp_path / "model", some, "vocabulary differs .*'L' is 7")
     make_folder(tmp_path / "pickled")
     (tmp_path / "pickled/model.safetensors").unlink()
     torch.save({}, tmp_path / "pickled/pytorch_model.bin")
     refused(tmp_path / "pickled", some, "pickle")
     make_folder(tmp_path / "ids", mask_token_id=9)
-    refused(tmp_path / "ids", some, "another vocabulary .*mask_token_id 9, expected 2")
+    refused(tmp_path / "ids", some, "vocabulary differs .*mask_token_id 9, expected 2")
 
 
 HUB = """
@@ -283,7 +283,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message_and_its_cache_is_used(tmp_p
     result = interpreter("-c", HUB, tmp_path, env={**os.environ, **home})
     assert result.returncode == 0, result.stderr
     message, shape = result.stdout.strip().splitlines()
-    assert message.startswith("some-lab/AMPLIFY_tiny: there is no such folder here, and")
+    assert message.startswith("some-lab/AMPLIFY_tiny: is not a local folder, and")
     assert "could not be reached" in message and "hf download some-lab/AMPLIFY_tiny" in message
     assert shape == "(1, 64)"
 

@@ -78,7 +78,7 @@ def test_a_diverged_model_and_absurd_sizes_are_one_message(esm, tmp_path):
     name = "esm.encoder.layer.1.output.dense.weight"
     weights[name][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(AmplifyError, match=f"{name} holds 1 values that are not finite"):
+    with pytest.raises(AmplifyError, match=f"1 of the .* values of {name} are not finite"):
         scorable(str(folder)).load(torch.device("cpu"))
     sizes = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(sizes | {"num_hidden_layers": 10**9}))
@@ -118,5 +118,5 @@ def test_a_model_that_reads_no_proteins_is_refused(esm, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "A"]))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    with pytest.raises(AmplifyError, match="does not read proteins letter by letter"):
+    with pytest.raises(AmplifyError, match="does not split proteins into letters"):
         scorable(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Exported folders, loaded as a stranger loads them: in another process, without amplify_ds."""
+"""Exported folders, loaded in another process without amplify_ds."""
 
 import json
 import os
@@ -23,13 +23,13 @@ def exported(four_steps, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "folder"
     result = python("-m", "amplify_ds.export", four_steps, folder)
     assert result.returncode == 0, result.stderr
-    assert "logits agree" in result.stdout
+    assert "the logits differ by at most" in result.stdout
     return folder
 
 
 @pytest.mark.parametrize("version", ["transformers5", "transformers4"])
-def test_a_stranger_s_logits_are_the_reference_s(exported, four_steps, version, tmp_path):
-    """Every kind of mask, on the meta device, with device_map, in half precision, compiled: see stranger.py."""
+def test_logits_without_this_package_agree_with_the_reference(exported, four_steps, version, tmp_path):
+    """With every kind of mask, on the meta device, with device_map, in half precision and compiled: see stranger.py."""
     environment = other_packages(version) | {"HF_HOME": str(tmp_path)}
     folder = shutil.copytree(exported, tmp_path / "folder")
     result = subprocess.run(
@@ -40,36 +40,36 @@ def test_a_stranger_s_logits_are_the_reference_s(exported, four_steps, version, 
         capture_output=True,
     )
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["version"].startswith(version[-1])
+    output = json.loads(result.stdout.splitlines()[-1])
+    assert output["version"].startswith(version[-1])
     weights = load_file(four_steps / "checkpoints/step-00000004/model.safetensors")
     reference = ReferenceAMPLIFY(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
     reference.load_state_dict(weights, strict=True)
-    ids = torch.tensor(found["ids"])
+    ids = torch.tensor(output["ids"])
     mask = ids != 0
     with torch.no_grad():
         expected = reference(ids, mask)[mask]
-    torch.testing.assert_close(torch.tensor(found["logits"])[mask], expected, atol=1e-5, rtol=1e-5)
-    assert found["shape"] == [2, len(PROTEIN) + 2, 64] and found["layers"] == 3
-    assert found["first_is_embedding"] and found["last_is_normalised"]
-    assert found["half"] == "torch.bfloat16" and found["half_error"] < 0.05
-    assert found["same_again"] and found["embeddings"] == 27 and found["length"] == 96
-    assert len(found["differences"]) == 10 and max(found["differences"].values()) < 1e-5, found["differences"]
+    torch.testing.assert_close(torch.tensor(output["logits"])[mask], expected, atol=1e-5, rtol=1e-5)
+    assert output["shape"] == [2, len(PROTEIN) + 2, 64] and output["layers"] == 3
+    assert output["first_is_embedding"] and output["last_is_normalised"]
+    assert output["half"] == "torch.bfloat16" and output["half_error"] < 0.05
+    assert output["same_again"] and output["embeddings"] == 27 and output["length"] == 96
+    assert len(output["differences"]) == 10 and max(output["differences"].values()) < 1e-5, output["differences"]
 
 
 def test_weights_are_exported_bit_for_bit_with_published_names(exported, four_steps):
-    ours = load_file(exported / "model.safetensors")
+    exported_weights = load_file(exported / "model.safetensors")
     weights = load_file(four_steps / "checkpoints/step-00000004/model.safetensors")
     assert (
-        ours.keys()
+        exported_weights.keys()
         == weights.keys()
         == ReferenceAMPLIFY(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
         .state_dict()
         .keys()
     )
-    assert all(torch.equal(ours[k], weights[k]) for k in ours)
+    assert all(torch.equal(exported_weights[k], weights[k]) for k in exported_weights)
     files = (exported / "model.safetensors", four_steps / "checkpoints/step-00000004/model.safetensors")
-    assert files[0].read_bytes() == files[1].read_bytes(), "the quick start knows its export by that"
+    assert files[0].read_bytes() == files[1].read_bytes(), "the quick start compares the files"
 
 
 def test_config_has_the_published_fields(exported):
@@ -107,17 +107,17 @@ def test_config_has_the_published_fields(exported):
     assert {key: config.get(key) for key in published} == published
 
 
-def test_card_and_provenance_say_what_the_run_was(exported, four_steps):
+def test_card_and_provenance_describe_the_run(exported, four_steps):
     card, provenance = (exported / "README.md").read_text(), json.loads((exported / "provenance.json").read_text())
     state = json.loads((four_steps / "checkpoints/step-00000004/state.json").read_text())
-    place = {"path": str(four_steps), "layout": "hf", "sha256": state["files"]["model.safetensors"]}
-    assert provenance.pop("exported_from") == [place]
+    location = {"path": str(four_steps), "layout": "hf", "sha256": state["files"]["model.safetensors"]}
+    assert provenance.pop("exported_from") == [location]
     assert provenance == {key: state[key] for key in ("step", "settings", "binding", "progress", "precision", "origin")}
     for text in (
-        "4 optimizer steps of 4,096 tokens (16,384 in all",
+        "4 optimizer steps of 4,096 tokens (16,384 in total",
         f"{state['progress']['residues']:,}\nresidues read",
         f"| train | 1 | `{state['binding']['training data'][0]['fingerprint']}` |",
-        place["sha256"],
+        location["sha256"],
         "Apache 2.0",
         "hidden_size: 64",
         *(f"| held_out | {x['protocol']} | 4 | {x['perplexity']:.3f} |" for x in state["progress"]["history"][-2:]),
@@ -141,21 +141,21 @@ def test_evaluating_checkpoint_run_and_export_gives_one_number(exported, four_st
     assert score["targets"] == last["targets"] and score["loss"] == pytest.approx(last["loss"], abs=1e-5)
 
 
-def test_what_is_refused(exported, four_steps, shards, tmp_path):
-    def refused(text, *words):
-        result = python("-m", *words)
+def test_bad_arguments_are_refused(exported, four_steps, shards, tmp_path):
+    def refused(text, *arguments):
+        result = python("-m", *arguments)
         assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr, result.stderr
 
     before = sorted(os.listdir(exported))
     refused("exists already", "amplify_ds.export", four_steps, exported)
     assert sorted(os.listdir(exported)) == before
-    refused("no checkpoint", "amplify_ds.export", tmp_path, tmp_path / "out")
-    refused("no checkpoint", "amplify_ds.evaluate", "--model", tmp_path, "--data", shards["validation"])
+    refused("is not a checkpoint", "amplify_ds.export", tmp_path, tmp_path / "out")
+    refused("is not a checkpoint", "amplify_ds.evaluate", "--model", tmp_path, "--data", shards["validation"])
     refused("there is no directory", "amplify_ds.evaluate", "--model", exported, "--data", tmp_path / "absent")
     refused("no TensorBoard events", "amplify_ds.plot", tmp_path)
 
 
-def test_a_folder_whose_weights_do_not_fit_is_refused(exported, tmp_path):
+def test_weights_that_do_not_match_the_configuration_are_refused(exported, tmp_path):
     from amplify_ds.errors import AmplifyError
 
     config = json.loads((exported / "config.json").read_text())
@@ -177,7 +177,7 @@ def test_plots_are_drawn_from_the_events(four_steps, tmp_path):
         assert min(picture.shape[:2]) > 600 and picture[..., :3].std() > 0.05, name
 
 
-def test_the_quick_start_s_stranger(exported):
+def test_try_export_of_the_quick_start(exported):
     result = python(ROOT / "launch/try_export.py", exported)
     assert result.returncode == 0, result.stderr
     assert "embeddings (1, " in result.stdout and result.stdout.count("%") == 5

@@ -1,4 +1,4 @@
-"""What is installed: every import of the product is listed, and a command that lacks an extra says which."""
+"""Every import of the package is in a requirements file, and a command names the extra that is missing."""
 
 import ast
 import re
@@ -11,46 +11,46 @@ from amplify_ds.extras import EXTRAS
 from tests.support.commands import AS_MAIN, environment, interpreter
 from tests.support.paths import EXAMPLE, ROOT
 
-NEVER_REQUIRED = {"flash_attn", "transformer_engine", "_typeshed"}  # the code goes on without; the last is for mypy
+NEVER_REQUIRED = {"flash_attn", "transformer_engine", "_typeshed"}  # optional; the last is for mypy
 
 
-def without(module, *words):
-    """A command in a process that cannot import `module`."""
+def without(module, *arguments):
+    """Run a command in a process that cannot import `module`."""
     blocked = f"import sys; sys.modules[{module!r}] = None\n"
-    return interpreter("-c", blocked + AS_MAIN, *words, env=environment(1))
+    return interpreter("-c", blocked + AS_MAIN, *arguments, env=environment(1))
 
 
 def listed(name) -> set[str]:
-    """Names of the packages in a requirements file, in lower case and with hyphens."""
+    """Return the names of the packages in a requirements file, in lower case and with hyphens."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
     return {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines if line}
 
 
 def imported() -> dict[str, str]:
-    """{module: a file that imports it} of the product, the standard library and its own modules left out."""
-    found: dict[str, str] = {}
+    """Return {module: a file that imports it}, without the standard library and this package."""
+    modules: dict[str, str] = {}
     files = [path for folder in ("amplify_ds", "data_prep", "launch") for path in (ROOT / folder).rglob("*.py")]
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
-            found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
-    return {name: file for name, file in found.items() if name not in {"amplify_ds"} | sys.stdlib_module_names}
+            modules |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    return {name: file for name, file in modules.items() if name not in {"amplify_ds"} | sys.stdlib_module_names}
 
 
-def test_every_import_is_listed_where_it_belongs():
+def test_every_import_is_in_a_requirements_file():
     distributions = packages_distributions()
-    homes = {"": listed("requirements.txt")}
-    homes |= {extra: listed(f"requirements-{extra}.txt") for extra in ("plots", "contacts")}
+    requirements = {"": listed("requirements.txt")}
+    requirements |= {extra: listed(f"requirements-{extra}.txt") for extra in ("plots", "contacts")}
     for module, file in imported().items():
         if module not in NEVER_REQUIRED:
             extra = EXTRAS[module][1] if module in EXTRAS else ""
             packages = {name.lower().replace("_", "-") for name in distributions[module]}
-            assert packages & homes[extra], f"{file} imports {module}, which {extra or 'requirements.txt'} lacks"
-    assert {EXTRAS[module] for module in EXTRAS} == {(p, e) for e in ("plots", "contacts") for p in homes[e]}
+            assert packages & requirements[extra], f"{file} imports {module}, which {extra or 'requirements.txt'} lacks"
+    assert {EXTRAS[module] for module in EXTRAS} == {(p, e) for e in ("plots", "contacts") for p in requirements[e]}
 
 
-def test_the_tools_of_the_tests_are_no_requirement_of_users():
+def test_users_need_no_test_tools():
     tools = listed("requirements-dev.txt")
     assert {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"} <= tools
     for name in ("requirements.txt", "requirements-plots.txt", "requirements-contacts.txt", "requirements-gpu.txt"):
@@ -58,7 +58,7 @@ def test_the_tools_of_the_tests_are_no_requirement_of_users():
 
 
 @pytest.mark.parametrize(
-    "module, words, purpose, install",
+    "module, arguments, purpose, install",
     [
         ("matplotlib", ("amplify_ds.plot", "RUN"), "a picture needs matplotlib", "plots"),
         (
@@ -89,11 +89,11 @@ def test_the_tools_of_the_tests_are_no_requirement_of_users():
     ],
     ids=["plot", "heatmap", "picture of contacts", "picture of shards", "fit", "structures"],
 )
-def test_a_missing_extra_is_one_message(module, words, purpose, install, shards, tmp_path):
+def test_a_missing_extra_is_one_message(module, arguments, purpose, install, shards, tmp_path):
     (tmp_path / "events").mkdir()
     out = tmp_path / "picture.png"
-    places = {"RUN": tmp_path, "OUT": out, "SHARDS": shards["train"], "FASTA": EXAMPLE / "validation.fasta.gz"}
-    result = without(module, *(places.get(word, word) for word in words))
+    paths = {"RUN": tmp_path, "OUT": out, "SHARDS": shards["train"], "FASTA": EXAMPLE / "validation.fasta.gz"}
+    result = without(module, *(paths.get(argument, argument) for argument in arguments))
     assert result.returncode == 1
     assert result.stderr == f"error: {purpose}, which is not installed: pip install 'amplify_ds[{install}]'\n"
     assert result.stdout == "" and not out.exists()

@@ -268,7 +268,7 @@ def test_files_that_somebody_else_put_there(hub, tmp_path):
     "answer, text",
     [
         ((401, {"X-Error-Code": "RepoNotFound"}), "no dataset of that name, or it is private"),
-        ((403, {"X-Error-Code": "GatedRepo"}), "to accounts with access only"),
+        ((403, {"X-Error-Code": "GatedRepo"}), "access is restricted"),
         ((503, {}), "If this machine has no network"),
     ],
 )

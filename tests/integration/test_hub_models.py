@@ -1,4 +1,4 @@
-"""Models by their names on the hub: a server on this machine answers what the real client asks."""
+"""Models by their names on the hub, with the real client and a local server."""
 
 import hashlib
 import json
@@ -30,25 +30,25 @@ def test_a_model_of_the_hub_is_read_and_its_commit_recorded(hub, tmp_path):
     result = python("-m", "amplify_ds.export", NAME, tmp_path / "out")
     assert result.returncode == 0 and "te layout" in result.stdout, result.stderr
     same(load_file(tmp_path / "out/model.safetensors"), model.state_dict())
-    place = json.loads((tmp_path / "out/provenance.json").read_text())["exported_from"][0]
+    location = json.loads((tmp_path / "out/provenance.json").read_text())["exported_from"][0]
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert place == {"path": NAME, "layout": "te", "sha256": digest, "commit": COMMIT}
+    assert location == {"path": NAME, "layout": "te", "sha256": digest, "commit": COMMIT}
     assert COMMIT in (tmp_path / "out/README.md").read_text()
     assert not list((tmp_path / "hf_home/hub").rglob("*.py")), "code of the hub was fetched"
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, message",
     [
         ("somebody/nothing", "the hub has no model of that name, or it is private"),
         (f"{NAME}@v2", "the model has no revision v2 on the hub"),
         (None, "the hub could not be reached"),
     ],
 )
-def test_a_hub_that_does_not_help_is_one_message(hub, name, words, tmp_path, monkeypatch):
+def test_a_failed_download_is_one_message(hub, name, message, tmp_path, monkeypatch):
     if name is None:
         name = NAME
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server listens there
     result = python("-m", "amplify_ds.export", name, tmp_path / "out")
-    assert result.returncode == 1 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
-    assert f"{name}: there is no such folder here" in result.stderr and not (tmp_path / "out").exists()
+    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert f"{name}: is not a local folder" in result.stderr and not (tmp_path / "out").exists()

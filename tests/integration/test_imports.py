@@ -1,6 +1,6 @@
-"""What a command imports: torch's compiler, transformers and scipy cost seconds of processor time in every process.
+"""Commands do not import torch's compiler, transformers or scipy, which cost seconds of processor time per process.
 
-Each command runs as a user runs it, in a process of its own that says at its end which of them it has loaded.
+Each command runs in a process that reports at its end which of them it has loaded.
 """
 
 import json
@@ -22,21 +22,21 @@ from tests.support.commands import AS_MAIN, environment
 from tests.support.paths import EXAMPLE, ROOT
 from tests.support.training import training_words
 
-DEAR = ("torch._dynamo", "transformers", "scipy")
+EXPENSIVE = ("torch._dynamo", "transformers", "scipy")
 SMALL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
 RUN = """
 import atexit, os, sys
-atexit.register(lambda: os.write(int(os.environ["LOADED"]), " ".join(m for m in {dear} if m in sys.modules).encode()))
+atexit.register(lambda: os.write(int(os.environ["LOADED"]), " ".join(m for m in {names} if m in sys.modules).encode()))
 """
 
 
-def loaded(*words, dear=DEAR) -> set[str]:
-    """Which of `dear` a command, a module or a file of the repository, has imported when it ends."""
+def loaded(*arguments, modules=EXPENSIVE) -> set[str]:
+    """Run a command, a module or a file of the repository; return which of `modules` it has imported."""
     reader, writer = os.pipe()
     try:
-        whole = [sys.executable, "-c", RUN.format(dear=dear) + AS_MAIN, *map(str, words)]
+        command = [sys.executable, "-c", RUN.format(names=modules) + AS_MAIN, *map(str, arguments)]
         result = subprocess.run(
-            whole,
+            command,
             cwd=ROOT,
             env=environment(1) | {"LOADED": str(writer)},
             pass_fds=[writer],
@@ -46,22 +46,22 @@ def loaded(*words, dear=DEAR) -> set[str]:
         )
     finally:
         os.close(writer)
-    with os.fdopen(reader) as told:
-        found = set(told.read().split())
+    with os.fdopen(reader) as report:
+        imported = set(report.read().split())
     assert result.returncode == 0, result.stderr
-    return found
+    return imported
 
 
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
-    """A run of one step, and what its process had loaded."""
+    """A run of one step, and what its process imported."""
     output = tmp_path_factory.mktemp("imports") / "run"
-    words = training_words(output, shards, training__steps=1, optimizer__warmup_steps=0, optimizer__decay_steps=1)
-    return output, loaded("amplify_ds.train", *words)
+    arguments = training_words(output, shards, training__steps=1, optimizer__warmup_steps=0, optimizer__decay_steps=1)
+    return output, loaded("amplify_ds.train", *arguments)
 
 
 def test_the_probe_sees_what_is_imported():
-    assert loaded("timeit", "-n1", "-r1", "import transformers, torch._dynamo, scipy") == set(DEAR)
+    assert loaded("timeit", "-n1", "-r1", "import transformers, torch._dynamo, scipy") == set(EXPENSIVE)
 
 
 def test_training(trained):
@@ -79,7 +79,7 @@ def test_training_otherwise(changes, shards, tmp_path):
 
 
 def test_attention_over_segments_is_not_compiled():
-    """The other way round: torch.compile leaves out attention over segments, and the rest computes the same."""
+    """torch.compile excludes attention over segments, and the results agree."""
     code = (
         "import sys, torch; from amplify_ds.model.encoder import Encoder; from amplify_ds.model.shape import Shape\n"
         f"model = Encoder(Shape(**{SMALL})).eval(); ids = torch.arange(5, 25)\n"
@@ -100,7 +100,7 @@ def test_readers_of_a_run(trained, shards, tmp_path):
     run = trained[0]
     fasta = tmp_path / "few.fasta"
     fasta.write_text(">a\nMKTAYIAKQRQISFVKSHFSRQ\n>b\nMALWMRLLPLLALLALWGPD\n")
-    for words in (
+    for command in (
         ("amplify_ds.evaluate", "--model", run, "--data", shards["validation"]),
         ("amplify_ds.replay", run, "--step", 1),
         ("amplify_ds.checkpoints", run),
@@ -108,12 +108,12 @@ def test_readers_of_a_run(trained, shards, tmp_path):
         ("amplify_ds.embed", "--model", run, "--input", fasta, "--output", tmp_path / "embeddings.npz"),
         ("amplify_ds.score", "--model", run, "--input", fasta, "--output", tmp_path / "scores.csv"),
     ):
-        assert loaded(*words) == set(), words
+        assert loaded(*command) == set(), command
 
 
 def test_data_preparation_needs_no_torch(tmp_path):
-    words = ("--input", EXAMPLE / "validation.fasta.gz", "--output", tmp_path / "shards")
-    assert loaded("data_prep/build_shards.py", *words, dear=(*DEAR, "torch")) == set()
+    arguments = ("--input", EXAMPLE / "validation.fasta.gz", "--output", tmp_path / "shards")
+    assert loaded("data_prep/build_shards.py", *arguments, modules=(*EXPENSIVE, "torch")) == set()
 
 
 COMMANDS = sorted(
@@ -130,7 +130,7 @@ def test_help(command):
 
 
 def test_the_model_that_trains_is_the_one_that_is_exported():
-    """Same names, same initial values for a seed, and the generator left at the same place."""
+    """The same names, the same initial values for a seed, and the same state of the generator afterwards."""
     models, after = [], []
     for build in (lambda: Encoder(Shape(**SMALL)), lambda: AMPLIFY(AMPLIFYConfig(**SMALL))):
         torch.manual_seed(5)
@@ -140,26 +140,26 @@ def test_the_model_that_trains_is_the_one_that_is_exported():
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_shapes_and_configurations_refuse_the_same():
+def test_shapes_and_configurations_raise_the_same_errors():
     for wrong in ({"hidden_size": 65}, {"rms_norm": False}):
         for build in (Shape, AMPLIFYConfig):
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 build(**wrong)
     with pytest.raises(TypeError, match="hidden_sizes"):
         Shape(hidden_sizes=64)
-    assert AMPLIFYConfig(of_another="field").of_another == "field"
+    assert AMPLIFYConfig(another="field").another == "field"
 
 
 def test_a_checkpoint_describes_the_model_as_transformers_would(trained):
-    theirs = json.loads(json.dumps(AMPLIFYConfig(**SMALL, max_length=96).to_dict()))
-    ours = json.loads(json.dumps(hub_fields(Shape(**SMALL, max_length=96))))
-    assert {name: theirs[name] for name in ours} == ours  # another version of transformers may have more
+    expected = json.loads(json.dumps(AMPLIFYConfig(**SMALL, max_length=96).to_dict()))
+    actual = json.loads(json.dumps(hub_fields(Shape(**SMALL, max_length=96))))
+    assert {name: expected[name] for name in actual} == actual  # other versions of transformers may have more
     (state,) = Path(trained[0]).glob("checkpoints/*/state.json")
-    assert json.loads(state.read_text())["model"] == ours
+    assert json.loads(state.read_text())["model"] == actual
 
 
 def test_adamw_is_torchs():
-    """Weights and moments, to the last bit, with accumulation into and setting of gradients to None."""
+    """Weights and moments agree exactly, also when gradients are set to None."""
     ends = []
     for kind in (AdamW, torch.optim.AdamW):
         torch.manual_seed(1)

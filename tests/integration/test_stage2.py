@@ -1,4 +1,4 @@
-"""Stage 2 begins with the weights of stage 1, at another length, and says so."""
+"""Stage 2 starts from the weights of stage 1, at another length, and records their origin."""
 
 import json
 
@@ -22,24 +22,24 @@ CONSTANT = {"optimizer__schedule": "constant", "optimizer__warmup_steps": 0, "op
 
 @pytest.fixture(scope="module")
 def long_shards(tmp_path_factory):
-    place = tmp_path_factory.mktemp("long")
+    path = tmp_path_factory.mktemp("long")
     for name in ("train", "validation"):
         result = python(
             "data_prep/build_shards.py",
             "--input",
             EXAMPLE / f"{name}.fasta.gz",
             "--output",
-            place / name,
+            path / name,
             "--max-length",
             256,
             "--row-tokens",
             1024,
         )
         assert result.returncode == 0, result.stderr
-    return {name: place / name for name in ("train", "validation")}
+    return {name: path / name for name in ("train", "validation")}
 
 
-def test_it_begins_with_the_weights_of_stage_1(four_steps, long_shards, tmp_path):
+def test_it_starts_from_the_weights_of_stage_1(four_steps, long_shards, tmp_path):
     output = tmp_path / "run"
     result = train(2, output, long_shards, 2, init_from=four_steps, training__steps=2, **CONSTANT)
     assert result.returncode == 0 and "beginning with the weights of" in result.stderr, result.stderr
@@ -63,12 +63,12 @@ def test_it_begins_with_the_weights_of_stage_1(four_steps, long_shards, tmp_path
 
 
 def first_loss(four_steps, long_shards) -> float:
-    """Of the first batch, by the independent model."""
-    asked = config.resolve("tiny", None, SMALL)
-    model = ReferenceAMPLIFY(**asked.model.model_dump())
+    """Return the loss of the first batch, computed by the independent model."""
+    run = config.resolve("tiny", None, SMALL)
+    model = ReferenceAMPLIFY(**run.model.model_dump())
     model.load_state_dict(load_file(four_steps / "checkpoints/step-00000004/model.safetensors"))
     mixture = Mixture([Source("train", 1, Shards(long_shards["train"]))])
-    batch = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, **asked.masking.model_dump())[0]
+    batch = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, **run.masking.model_dump())[0]
     bounds = batch.cu_seqlens.unique().tolist()
     segments = [batch.input_ids[a:b] for a, b in zip(bounds, bounds[1:])]
     ids = torch.nn.utils.rnn.pad_sequence(segments, batch_first=True)
@@ -78,7 +78,7 @@ def first_loss(four_steps, long_shards) -> float:
     return F.cross_entropy(logits, batch.labels, reduction="sum").item() / batch.targets
 
 
-def test_an_exported_folder_of_any_layout_is_a_beginning_too(four_steps, shards, tmp_path):
+def test_a_run_can_start_from_an_exported_folder_of_any_layout(four_steps, shards, tmp_path):
     assert python("-m", "amplify_ds.export", four_steps, tmp_path / "export", "--layout", "megatron").returncode == 0
     for name, source in (("a", four_steps), ("b", tmp_path / "export")):
         result = train(1, tmp_path / name, shards, init_from=source, training__steps=1)
@@ -92,15 +92,15 @@ def test_an_exported_folder_of_any_layout_is_a_beginning_too(four_steps, shards,
 
 
 @pytest.mark.parametrize(
-    "settings, words",
+    "settings, message",
     [
         ({"model__num_hidden_layers": 3}, "the weights of another model"),
-        ({"init_from": "nowhere"}, "nowhere: no checkpoint"),
+        ({"init_from": "nowhere"}, "nowhere: is not a checkpoint"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(four_steps, shards, tmp_path, settings, words):
+def test_weights_that_do_not_fit_are_refused(four_steps, shards, tmp_path, settings, message):
     result = train(1, tmp_path / "run", shards, **{"init_from": four_steps, **settings})
-    assert result.returncode != 0 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert result.returncode != 0 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("size, steps", [("120M", 25_000), ("350M", 50_000)])

@@ -1,4 +1,4 @@
-"""How commands begin and end: Ctrl-C at any moment, small limits, odd terminals, what the system refuses."""
+"""The start and end of commands: Ctrl-C at any time, low limits, unusual terminals, errors of the system."""
 
 import errno
 import os
@@ -30,11 +30,11 @@ COMMANDS = [
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("seconds", [0.15, 0.6])
 def test_ctrl_c_in_the_first_second(tmp_path, name, seconds):
-    words = [sys.executable, *name.split(), "--help"]
-    # Long enough to be met: the import of one library, as on a slow file system.
+    command = [sys.executable, *name.split(), "--help"]
+    # A slow import, as on a slow file system, so that the signal arrives during it.
     (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "IMPORTING": str(tmp_path / "importing")}
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
     deadline = time.monotonic() + 60
     while not (tmp_path / "importing").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -73,7 +73,7 @@ def test_ctrl_c_later_lets_a_command_clean_up(tmp_path):
     assert (process.returncode, stdout, stderr) == (130, "cleaned up\n", "interrupted\n")
 
 
-def test_only_commands_begin_so():
+def test_only_commands_are_set_up():
     program = "import signal, amplify_ds; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0, "importing changes nothing"
     assert start.is_command(["-m", "x"], ["python", "-u", "-m", "amplify_ds.train", "x"])
@@ -82,7 +82,7 @@ def test_only_commands_begin_so():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_a_message_that_the_terminal_has_no_letters_for(encoding):
+def test_characters_that_the_terminal_cannot_show_are_escaped(encoding):
     result = subprocess.run(
         [sys.executable, "-m", "amplify_ds.plot", b"r\xff\xc3\xbc\xe2\x82\xac"],
         cwd=ROOT,
@@ -97,29 +97,31 @@ def limited(limit: int, value: int):
     return lambda: resource.setrlimit(limit, (value, value))
 
 
-def refused(*words, **options) -> str:
-    """The message of a command that has to fail, without a traceback, with code 1."""
-    result = interpreter(*words, **options)
+def refused(*arguments, **options) -> str:
+    """Run a command that must exit with code 1 and without a traceback; return its message."""
+    result = interpreter(*arguments, **options)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     return result.stderr.splitlines()[-1]
 
 
 def test_too_few_open_files_are_one_message(tmp_path):
-    words = ["data_prep/build_shards.py", "--input", EXAMPLE / "train.fasta.gz", "--output", tmp_path / "out"]
-    said = refused(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 6))
-    assert said.startswith("error: ") and "Too many open files" in said and "The limit is 6 (ulimit -n)" in said
+    command = ["data_prep/build_shards.py", "--input", EXAMPLE / "train.fasta.gz", "--output", tmp_path / "out"]
+    message = refused(*command, preexec_fn=limited(resource.RLIMIT_NOFILE, 6))
+    assert (
+        message.startswith("error: ") and "Too many open files" in message and "The limit is 6 (ulimit -n)" in message
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_too_little_address_space_is_one_message(name):
-    said = refused(*name.split(), "--help", preexec_fn=limited(resource.RLIMIT_AS, 2**29))
-    assert said.startswith("error: memory is limited to 512 MiB (ulimit -v)")
+    message = refused(*name.split(), "--help", preexec_fn=limited(resource.RLIMIT_AS, 2**29))
+    assert message.startswith("error: memory is limited to 512 MiB (ulimit -v)")
 
 
 def test_memory_that_runs_out_later_is_one_message():
     program = "import numpy; from amplify_ds.errors import command; command(lambda: numpy.ones(2**34) and 0)"
-    said = refused("-c", program, preexec_fn=limited(resource.RLIMIT_AS, 2**32))
-    assert said.startswith("error: Unable to allocate 128. GiB") and "limited to 4.0 GiB (ulimit -v)" in said
+    message = refused("-c", program, preexec_fn=limited(resource.RLIMIT_AS, 2**32))
+    assert message.startswith("error: Unable to allocate 128. GiB") and "limited to 4.0 GiB (ulimit -v)" in message
 
 
 @pytest.mark.parametrize("words", [["-m", "amplify_ds.train"], ["-m", "amplify_ds.embed"], ["build_shards.py"]])
@@ -146,7 +148,7 @@ def test_a_deleted_working_directory_is_one_message(tmp_path, words):
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), "can't allocate memory", "room"),
         (ImportError("x.so: failed to map segment from shared object"), "x.so: failed to map", "room"),
         (MemoryError(), "out of memory", "room"),
-        # As a DataLoader's worker in a container with a /dev/shm of 1 MiB had it, with its traceback.
+        # From a DataLoader worker in a container with a /dev/shm of 1 MiB, with its traceback.
         (
             RuntimeError(
                 "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
@@ -158,11 +160,11 @@ def test_a_deleted_working_directory_is_one_message(tmp_path, words):
         ),
     ],
 )
-def test_what_the_system_refuses_has_its_own_advice(error, expected, absent):
-    said = errors.explain(error)
-    assert expected in said and absent not in said
+def test_errors_of_the_system_come_with_advice(error, expected, absent):
+    message = errors.explain(error)
+    assert expected in message and absent not in message
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No file"), RuntimeError("shape"), ValueError()])
-def test_a_bug_keeps_its_traceback(error):
+def test_other_errors_keep_their_traceback(error):
     assert errors.explain(error) is None

@@ -67,7 +67,7 @@ def test_a_killed_worker_ends_the_rank_with_its_reason(running):
     running.workers[1].kill()
     code, said = running.end()
     assert code == 1
-    assert f"of 2 (process {running.workers[1].pid}), which prepares batches, was killed by SIGKILL" in said
+    assert f"of 2 (process {running.workers[1].pid}) was killed by SIGKILL" in said
     assert "memory ran out" in said and "The same command continues" in said
     assert said.count("error:") == 1
 
@@ -98,7 +98,7 @@ def test_a_batch_that_a_killed_worker_had_left_names_it_too(shards):
     result = python("-c", LOADER + CUT_OFF, shards["train"])
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     pid = result.stdout.strip()
-    assert f"worker 1 of 2 (process {pid}), which prepares batches, was killed by SIGKILL" in result.stderr
+    assert f"worker 1 of 2 (process {pid}) was killed by SIGKILL" in result.stderr
 
 
 HUNG_UP = """

@@ -125,7 +125,7 @@ def test_everything_that_is_wrong_is_found_at_once(shards, tmp_path):
         "deepspeed 0.0.1 (elsewhere ",
         "off by 3,",
         f"{cores + 1} slots, {cores} cores",
-        f"{copy} holds no manifest.json",
+        f"{copy} contains no manifest.json",
         f"{output} is another directory there than on {first}",
         "1 MiB free, 3 MiB needed for 4 checkpoints",
         f"slots on {first}, {second}: ",

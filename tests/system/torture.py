@@ -153,7 +153,7 @@ class Torture:
         if way in ("SIGTERM", "SIGUSR1"):
             assert code in (0, SAVED), f"{way}: exit code {code}\n{self.log('tortured')}"
         elif way in ("a worker", "a full disk") and code:
-            expected = "which prepares batches" if way == "a worker" else "could not be written"
+            expected = "data worker" if way == "a worker" else "could not be written"
             assert expected in self.log("tortured") or not family["rank"], self.log("tortured")
         return code
 

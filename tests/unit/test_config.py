@@ -1,4 +1,4 @@
-"""The run configuration and DeepSpeed's file: what is merged, what is refused, and how."""
+"""The run configuration and the DeepSpeed file: merging, and errors for invalid content."""
 
 import json
 from importlib import resources
@@ -51,8 +51,10 @@ def test_flags_beat_the_file_and_the_file_beats_the_recipe(tmp_path):
 
 
 def test_flags_of_the_command_line_get_their_types():
-    words = "--recipe tiny --output o --data.train d --optimizer.betas 0.8 0.9 --training.activation_checkpointing true"
-    _, run = parse(words.split())
+    arguments = (
+        "--recipe tiny --output o --data.train d --optimizer.betas 0.8 0.9 --training.activation_checkpointing true"
+    )
+    _, run = parse(arguments.split())
     assert run.optimizer.betas == (0.8, 0.9) and run.training.activation_checkpointing is True
 
 
@@ -84,7 +86,7 @@ def test_bad_settings_are_named_with_their_source(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, text",
+    "arguments, text",
     [
         ("--recipe tiny --output o", "data.train is not set"),
         ("--recipe tiny --output o --data.train d --optimizer.lerning_rate 3", "optimizer.lerning_rate"),
@@ -93,9 +95,9 @@ def test_bad_settings_are_named_with_their_source(tmp_path):
         ("--recipe tiny", "--output"),
     ],
 )
-def test_bad_command_lines(words, text):
+def test_bad_command_lines(arguments, text):
     with pytest.raises(AmplifyError) as error:
-        parse(words.split())
+        parse(arguments.split())
     assert text in str(error.value)
 
 
@@ -109,17 +111,17 @@ def default_row_tokens():
 def test_every_recipe_and_the_default_shards_fit_on_up_to_eight_devices(recipe):
     run, row_tokens = config.resolve(recipe, None, {}), default_row_tokens()
     for world_size in range(1, 9):
-        cuts = [derived.split_batch(run, row_tokens, rank, world_size) for rank in range(world_size)]
-        assert [row for cut in cuts for row in cut.share] == list(
+        splits = [derived.split_batch(run, row_tokens, rank, world_size) for rank in range(world_size)]
+        assert [row for split in splits for row in split.share] == list(
             range(run.training.global_batch_tokens // row_tokens)
-        ), "each row is one device's"
-        for cut in cuts:
-            assert len(cut.share) and cut.micro_rows <= run.training.micro_batch_rows
-            assert cut.micro_rows * cut.accumulation >= len(cut.share)
-            assert cut.computed_rows < 1.25 * cut.global_rows or cut.global_rows < 16, "few rows of padding"
+        ), "each row belongs to one device"
+        for split in splits:
+            assert len(split.share) and split.micro_rows <= run.training.micro_batch_rows
+            assert split.micro_rows * split.accumulation >= len(split.share)
+            assert split.computed_rows < 1.25 * split.global_rows or split.global_rows < 16, "few rows of padding"
 
 
-def test_a_batch_is_shared_by_any_number_of_devices_or_one_message_says_which_would_be():
+def test_a_batch_is_shared_by_any_number_of_devices_or_an_error_advises_one():
     def cut(world_size, **flags):
         flags = {key.replace("__", "."): value for key, value in flags.items()}
         return derived.split_batch(config.resolve("120M", None, flags), 8192, 0, world_size)
@@ -131,8 +133,8 @@ def test_a_batch_is_shared_by_any_number_of_devices_or_one_message_says_which_wo
         with pytest.raises(AmplifyError, match=f"is {tokens:,}, but rows .* 8,192 tokens") as error:
             cut(world_size, training__global_batch_tokens=str(tokens))
         advised = str(error.value).rpartition(" ")[2]
-        found = cut(world_size, training__global_batch_tokens=advised)
-        assert len(found.share) * world_size == found.global_rows, "what is advised is shared evenly"
+        split = cut(world_size, training__global_batch_tokens=advised)
+        assert len(split.share) * world_size == split.global_rows, "the advised number is shared evenly"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_a_batch_is_shared_by_any_number_of_devices_or_one_message_says_which_wo
         ({"zero_optimization": {"stage": True}}, "must be 0, 1, 2 or 3"),
     ],
 )
-def test_deepspeed_files_that_are_refused(tmp_path, content, text):
+def test_bad_deepspeed_files_are_refused(tmp_path, content, text):
     file = tmp_path / "ds.json"
     file.write_text(json.dumps(content))
     with pytest.raises(AmplifyError) as error:
@@ -156,16 +158,16 @@ def test_deepspeed_files_that_are_refused(tmp_path, content, text):
     assert text in str(error.value) and str(file) in str(error.value)
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
+def test_a_repeated_key_is_refused(tmp_path):
     file = tmp_path / "ds.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}')
     with pytest.raises(AmplifyError, match="zero_optimization appears twice"):
         ds_config.read(str(file))
 
 
-def test_a_flag_given_twice_adds_up():
-    words = "--recipe tiny --output o --data.train d --data.validation a --data.validation b c".split()
-    assert parse(words)[1].data.validation == ["a", "b", "c"]
+def test_repeated_flags_add_up():
+    arguments = "--recipe tiny --output o --data.train d --data.validation a --data.validation b c".split()
+    assert parse(arguments)[1].data.validation == ["a", "b", "c"]
 
 
 def test_the_repository_s_deepspeed_files_are_read():

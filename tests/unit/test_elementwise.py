@@ -1,11 +1,11 @@
-"""RMSNorm, SwiGLU and rotary attention, which have a backward of their own, against autograd of plain formulas."""
+"""RMSNorm, SwiGLU and rotary attention, which define their own backward, against autograd of plain formulas."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from amplify_ds.data.loader import pack
+from amplify_ds.data.loader import collate
 from amplify_ds.model import elementwise
 from amplify_ds.model.attention import Segments, attention, rotary_angles
 from amplify_ds.model.configuration_amplify import AMPLIFYConfig
@@ -27,8 +27,8 @@ def plain_swiglu(gate_up):
 
 
 def plain_attention(qkv):
-    """Each segment alone; a point (x, y) of a pair turned by its angle, softmax written out. Returns [T, N, D]."""
-    found = []
+    """Return [T, N, D], computed for each segment alone, with rotation and softmax as plain formulas."""
+    parts = []
     for part in qkv.split(LENGTHS):
         angle = torch.arange(len(part))[:, None, None] * 10_000.0 ** (-torch.arange(0, 64, 2) / 64)
         q, k, v = part.unbind(1)
@@ -44,14 +44,14 @@ def plain_attention(qkv):
             .to(qkv.dtype)
             for z in (q, k)
         )
-        found.append(torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) / 8).softmax(-1), v))
-    return torch.cat(found)
+        parts.append(torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) / 8).softmax(-1), v))
+    return torch.cat(parts)
 
 
 def packed_attention(qkv):
     ends = torch.tensor([0, *LENGTHS]).cumsum(0)
-    places = torch.cat([torch.arange(n) for n in LENGTHS])
-    return attention(qkv, rotary_angles(places.to(qkv.device), 64), Segments(ends, max(LENGTHS)))
+    position_ids = torch.cat([torch.arange(n) for n in LENGTHS])
+    return attention(qkv, rotary_angles(position_ids.to(qkv.device), 64), Segments(ends, max(LENGTHS)))
 
 
 def gradients(function, inputs, grad):
@@ -60,38 +60,38 @@ def gradients(function, inputs, grad):
     return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
 
 
-def ours_norm(x, weight):
+def custom_norm(x, weight):
     return elementwise.rms_norm(x, weight, EPS)
 
 
 CASES = {
-    "rms_norm": (ours_norm, plain_norm, [(sum(LENGTHS), SIZE), (SIZE,)], (sum(LENGTHS), SIZE)),
+    "rms_norm": (custom_norm, plain_norm, [(sum(LENGTHS), SIZE), (SIZE,)], (sum(LENGTHS), SIZE)),
     "swiglu": (elementwise.swiglu, plain_swiglu, [(3, 50, 2 * SIZE)], (3, 50, SIZE)),
     "attention": (packed_attention, plain_attention, [(sum(LENGTHS), 3, HEADS, 64)], (sum(LENGTHS), HEADS, 64)),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("piece", [1, 2**17])  # row by row, and all in one piece
-def test_values_and_gradients_are_those_of_the_plain_formula(name, piece, monkeypatch):
-    monkeypatch.setattr(elementwise, "PIECE", piece)
-    ours, plain, shapes, shape = CASES[name]
+@pytest.mark.parametrize("block", [1, 2**17])  # row by row, and all rows in one block
+def test_values_and_gradients_are_those_of_the_plain_formula(name, block, monkeypatch):
+    monkeypatch.setattr(elementwise, "BLOCK", block)
+    custom, plain, shapes, shape = CASES[name]
     torch.manual_seed(0)
     inputs, grad = [torch.randn(s) for s in shapes], torch.randn(shape)
-    for found, expected in zip(gradients(ours, inputs, grad), gradients(plain, inputs, grad)):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for actual, expected in zip(gradients(custom, inputs, grad), gradients(plain, inputs, grad)):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_bfloat16_no_less_exact_than_autograd(name):
-    """Distance to float32, beside that of autograd in bfloat16; some slack, as both are rounding."""
-    ours, plain, shapes, shape = CASES[name]
+def test_bfloat16_is_as_accurate_as_autograd(name):
+    """The distance to float32 is at most 1.2 times that of autograd in bfloat16."""
+    custom, plain, shapes, shape = CASES[name]
     torch.manual_seed(0)
     inputs, grad = [torch.randn(s).bfloat16() for s in shapes], torch.randn(shape).bfloat16()
     exact = gradients(plain, [x.float() for x in inputs], grad)
-    for truth, found, usual in zip(exact, gradients(ours, inputs, grad), gradients(plain, inputs, grad)):
-        assert found.dtype == torch.bfloat16
-        assert (found - truth).norm() < 1.2 * (usual - truth).norm()
+    for expected, actual, autograd in zip(exact, gradients(custom, inputs, grad), gradients(plain, inputs, grad)):
+        assert actual.dtype == torch.bfloat16
+        assert (actual - expected).norm() < 1.2 * (autograd - expected).norm()
 
 
 @pytest.mark.gpu
@@ -99,43 +99,43 @@ def test_in_bfloat16_no_less_exact_than_autograd(name):
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_on_a_gpu(name, dtype, limit):
-    ours, plain, shapes, shape = CASES[name]
+    custom, plain, shapes, shape = CASES[name]
     torch.manual_seed(0)
     inputs, grad = [torch.randn(s).to(dtype) for s in shapes], torch.randn(shape).to(dtype)
     exact = gradients(plain, [x.float() for x in inputs], grad)
-    for truth, found in zip(exact, gradients(ours, [x.cuda() for x in inputs], grad.cuda())):
-        assert (found.float().cpu() - truth).norm() < limit * truth.norm()
+    for expected, actual in zip(exact, gradients(custom, [x.cuda() for x in inputs], grad.cuda())):
+        assert (actual.float().cpu() - expected).norm() < limit * expected.norm()
 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_batch_is_pinned_whole():
+def test_all_tensors_of_a_batch_are_pinned():
     tokens = np.full(64, 7, np.uint8)
-    batch = pack([(tokens, np.array([40, 24]))], [(tokens, np.array([1, 2]), np.array([7, 7]))], 64).pin_memory()
+    batch = collate([(tokens, np.array([40, 24]))], [(tokens, np.array([1, 2]), np.array([7, 7]))], 64).pin_memory()
     tensors = [x for x in vars(batch).values() if torch.is_tensor(x)]
     assert len(tensors) == 5 and all(x.is_pinned() for x in tensors)
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
 def test_gradients_are_those_of_finite_differences(name):
-    ours, _, shapes, _ = CASES[name]
+    custom, _, shapes, _ = CASES[name]
     torch.manual_seed(0)
     inputs = [torch.randn(*(min(n, 6) for n in s), dtype=torch.float64, requires_grad=True) for s in shapes]
-    assert torch.autograd.gradcheck(ours, inputs)
+    assert torch.autograd.gradcheck(custom, inputs)
 
 
 def block_and_input(dtype=torch.float32):
     torch.manual_seed(0)
     config = AMPLIFYConfig(hidden_size=SIZE, num_attention_heads=HEADS, intermediate_size=4 * SIZE)
     block = EncoderBlock(config).to(dtype)
-    ends, places = torch.tensor([0, *LENGTHS]).cumsum(0), torch.cat([torch.arange(n) for n in LENGTHS])
+    ends, position_ids = torch.tensor([0, *LENGTHS]).cumsum(0), torch.cat([torch.arange(n) for n in LENGTHS])
     x = torch.randn(sum(LENGTHS), SIZE, dtype=dtype, requires_grad=True)
-    return block, config, (x, rotary_angles(places, 64), Segments(ends, max(LENGTHS)), None)
+    return block, config, (x, rotary_angles(position_ids, 64), Segments(ends, max(LENGTHS)), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_block_keeps_for_backward(dtype):
-    """derived.memory_per_device counts on 8·H + 3·F values a token."""
+def test_memory_that_a_block_keeps_for_backward(dtype):
+    """derived.memory_per_device assumes 8·H + 3·F values per token."""
     block, config, inputs = block_and_input(dtype)
     kept = {}
 
@@ -149,16 +149,16 @@ def test_what_a_block_keeps_for_backward(dtype):
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     tokens, wide = sum(LENGTHS), torch.finfo(dtype).bits // 8
     counted = tokens * wide * (8 * SIZE + 3 * config.ffn_size)
-    small = 3 * SIZE**2 * wide + 4 * tokens * (64 + HEADS + 2) + 4 * 16  # joined weights, angles, statistics
+    small = 3 * SIZE**2 * wide + 4 * tokens * (64 + HEADS + 2) + 4 * 16  # concatenated weights, angles, statistics
     assert counted <= sum(kept.values()) <= counted + small
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu"])
 def test_transforms_of_torch_func(name):
-    """Gradients of each sample at once, forward mode and second derivatives, beside those of the plain formula."""
+    """Per-sample gradients, forward mode and second derivatives against those of the plain formula."""
     from torch.func import grad, hessian, jvp, vmap
 
-    ours, plain, shapes, _ = CASES[name]
+    custom, plain, shapes, _ = CASES[name]
     torch.manual_seed(0)
     inputs = [torch.randn(*(min(n, 6) for n in s), dtype=torch.float64) for s in shapes]
     if name == "rms_norm":
@@ -166,19 +166,19 @@ def test_transforms_of_torch_func(name):
         def plain(x, weight):
             return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight
 
-    places = tuple(range(len(inputs)))
+    argnums = tuple(range(len(inputs)))
 
     def loss(function):
-        return lambda *given: function(*given).sin().sum()
+        return lambda *arguments: function(*arguments).sin().sum()
 
     in_dims = (0, *[None] * (len(inputs) - 1))
     for transformed in (
-        lambda f: grad(loss(f), argnums=places)(*inputs),
-        lambda f: vmap(grad(loss(f), argnums=places), in_dims=in_dims)(*inputs),
+        lambda f: grad(loss(f), argnums=argnums)(*inputs),
+        lambda f: vmap(grad(loss(f), argnums=argnums), in_dims=in_dims)(*inputs),
         lambda f: jvp(f, tuple(inputs), tuple(x.cos() for x in inputs)),
         lambda f: hessian(loss(f))(*inputs),
     ):
-        torch.testing.assert_close(transformed(ours), transformed(plain))
+        torch.testing.assert_close(transformed(custom), transformed(plain))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -196,11 +196,11 @@ def test_gradients_of_each_protein_of_a_batch_by_torch_func(packed):
         row = row if packed else row[None]
         return functional_call(model, weights, (row,), {"labels": row, **more}).loss
 
-    found = vmap(grad(loss), in_dims=(None, 0))(weights, ids)
+    gradients = vmap(grad(loss), in_dims=(None, 0))(weights, ids)
     for i, row in enumerate(ids):
         row = row if packed else row[None]
         expected = torch.autograd.grad(model(row, labels=row, **more).loss, list(model.parameters()))
-        for (name, of_all), one in zip(found.items(), expected):
+        for (name, per_protein), gradient in zip(gradients.items(), expected):
             torch.testing.assert_close(
-                of_all[i], one, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+                per_protein[i], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )

@@ -1,4 +1,4 @@
-"""What is told of errors that libraries raise."""
+"""Messages for errors that libraries raise."""
 
 import pytest
 
@@ -8,5 +8,5 @@ from amplify_ds.errors import first_line
 @pytest.mark.parametrize(
     ("error", "line"), [(OSError("\n no route\nin frame 7"), "no route"), (TimeoutError(), "TimeoutError")]
 )
-def test_a_line_of_it_or_its_name(error, line):
+def test_first_line_or_class_name(error, line):
     assert first_line(error) == line

@@ -1,4 +1,4 @@
-"""A file that is written is complete, or as it was before; a lock is one process's until that ends."""
+"""Atomic writes, and locks that one process holds until it ends."""
 
 import errno
 import fcntl
@@ -18,16 +18,16 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_what_is_written_counts_at_the_end_only(tmp_path, before):
+def test_a_file_is_replaced_only_at_the_end(tmp_path, before):
     file = tmp_path / "file"
     if before:
         file.write_text(before)
-    there = {file.name} if before else set()
+    expected = {file.name} if before else set()
     with pytest.raises(KeyboardInterrupt), replacing(file) as partial:
         partial.write_text("ha")
         assert not before or file.read_text() == before
         raise KeyboardInterrupt
-    assert {path.name for path in tmp_path.iterdir()} == there and (not before or file.read_text() == before)
+    assert {path.name for path in tmp_path.iterdir()} == expected and (not before or file.read_text() == before)
     with replacing(file) as partial:
         partial.write_text("new")
     assert {path.name for path in tmp_path.iterdir()} == {file.name} and file.read_text() == "new"
@@ -43,10 +43,10 @@ time.sleep(600)
 """
 
 
-def test_a_lock_is_for_one_process_until_that_is_killed(tmp_path):
+def test_one_process_holds_a_lock_until_it_is_killed(tmp_path):
     path = tmp_path / "lock"
-    words = [sys.executable, "-c", HOLD, path]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+    command = [sys.executable, "-c", HOLD, path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "True\n"
         assert lock(path) is None
         began = time.monotonic()
@@ -54,24 +54,26 @@ def test_a_lock_is_for_one_process_until_that_is_killed(tmp_path):
         threading.Timer(0.5, other.send_signal, [signal.SIGKILL]).start()
         with lock(path, 60) as held:
             assert not held.closed
-    with lock(path):  # free again when it was closed
+    with lock(path):  # free again after it was closed
         assert lock(path) is None
 
 
-def test_a_lock_that_was_removed_is_nobodys(tmp_path, monkeypatch):
-    """Its owner removes it at the end: one who had opened it before then locks a file that no other will meet."""
-    path, take = tmp_path / "lock", files._take
+def test_a_removed_lock_file_is_not_locked(tmp_path, monkeypatch):
+    """Its owner removes it at the end; locking a file that was opened before would protect nothing."""
+    path, acquire = tmp_path / "lock", files._acquire
     assert lock(tmp_path / "gone/lock") is None
-    monkeypatch.setattr(files, "_take", lambda file, deadline: (path.unlink(), take(file, deadline)))
+    monkeypatch.setattr(files, "_acquire", lambda file, deadline: (path.unlink(), acquire(file, deadline)))
     assert lock(path) is None
-    monkeypatch.setattr(files, "_take", lambda file, deadline: (path.unlink(), path.touch(), take(file, deadline)))
+    monkeypatch.setattr(
+        files, "_acquire", lambda file, deadline: (path.unlink(), path.touch(), acquire(file, deadline))
+    )
     assert lock(path) is None
 
 
-def test_a_file_that_cannot_be_locked_is_no_lock_of_another(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_locked_is_an_error(tmp_path, monkeypatch):
     tries = []
 
-    def refuse(file, how):
+    def refuse(file, operation):
         tries.append(Path(file.name))
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -1,4 +1,4 @@
-"""Import and export of every layout, against checkpoints that plain_layouts.py makes on its own."""
+"""Import and export of every layout, against checkpoints from the independent code in plain_layouts.py."""
 
 import copy
 import errno
@@ -37,24 +37,24 @@ def plain(model, layout, shape=SMALL):
 
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory):
-    """{layout: a folder that independent code made}"""
-    place = tmp_path_factory.mktemp("layouts")
-    return {layout: write(place / layout, plain(model, layout)) for layout in PLAIN}
+    """{layout: a folder written by independent code}"""
+    path = tmp_path_factory.mktemp("layouts")
+    return {layout: write(path / layout, plain(model, layout)) for layout in PLAIN}
 
 
 @pytest.mark.parametrize("layout", PLAIN)
-def test_import_is_bitwise_and_gives_the_reference_s_logits(model, folders, layout):
-    found = read_source(folders[layout])
-    assert found.layout == layout and found.notes == [] and found.config.context_length == 512
-    same(found.weights, model.state_dict())
+def test_import_is_exact_and_logits_agree_with_the_reference(model, folders, layout):
+    source = read_source(folders[layout])
+    assert source.layout == layout and source.notes == [] and source.config.context_length == 512
+    same(source.weights, model.state_dict())
     ids = torch.randint(5, 26, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(load_model(folders[layout])(ids).logits, model(ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", PLAIN)
-def test_export_is_bitwise_what_independent_code_makes(model, folders, layout, tmp_path):
-    """From every layout into every one, and so there and back."""
+def test_export_agrees_exactly_with_independent_code(model, folders, layout, tmp_path):
+    """From every layout to every layout, and so back again."""
     for source, folder in folders.items():
         _, difference = export(folder, tmp_path / source, layout)
         same(load_file(tmp_path / source / "model.safetensors"), plain(model, layout))
@@ -63,27 +63,27 @@ def test_export_is_bitwise_what_independent_code_makes(model, folders, layout, t
         assert config.items() >= SMALL.items() and config["vocab_size"] == 27 and config["max_length"] == 512
         assert config.get("padded_vocab_size") == (None if layout == "hf" else 32)
         card = (tmp_path / source / "README.md").read_text()
-        assert str(folder) in card and "Not known" in card and "license:" not in card
+        assert str(folder) in card and "Unknown" in card and "license:" not in card
         assert (tmp_path / source / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("layout", PLAIN)
-def test_half_precision_stays_as_it_is(model, layout, tmp_path):
+def test_half_precision_is_kept(model, layout, tmp_path):
     weights = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
-    made = {name: tensor.bfloat16() for name, tensor in PLAIN[layout](weights, 3, 2).items()}
+    expected = {name: tensor.bfloat16() for name, tensor in PLAIN[layout](weights, 3, 2).items()}
     if layout == "te":
-        made["decoder.bias"][27:] = torch.finfo(torch.bfloat16).min
-    source = write(tmp_path / "source", made)
+        expected["decoder.bias"][27:] = torch.finfo(torch.bfloat16).min
+    source = write(tmp_path / "source", expected)
     export(source, tmp_path / "hf")
     export(tmp_path / "hf", tmp_path / "again", layout)
     same(load_file(tmp_path / "hf/model.safetensors"), weights)
-    same(load_file(tmp_path / "again/model.safetensors"), made)
+    same(load_file(tmp_path / "again/model.safetensors"), expected)
     assert json.loads((tmp_path / "again/config.json").read_text())["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize("size", ["120M", pytest.param("350M", marks=pytest.mark.slow)])
-def test_published_shapes_there_and_back(size):
-    """Rows that carry their own number instead of random ones: what is misplaced is seen, and it is quick."""
+def test_published_shapes_are_converted_and_back(size):
+    """Each row has its number as values, which shows misplaced rows and is faster than random values."""
     shape = PUBLISHED[size]
     with torch.device("meta"):
         names = ReferenceAMPLIFY(**shape).state_dict()
@@ -100,40 +100,44 @@ def test_published_shapes_there_and_back(size):
         shapes = conversion.expected_shapes(config, layouts.LAYOUTS[layout])
         assert shapes == {name: tuple(tensor.shape) for name, tensor in expected.items()}
         assert conversion.recognise(expected, "here").name == layout
-        found, notes = conversion.to_ours(expected, config, layouts.LAYOUTS[layout], "here")
+        converted, notes = conversion.to_published(expected, config, layouts.LAYOUTS[layout], "here")
         assert notes == []
-        same(found, weights)
-        del found
-        same(conversion.from_ours(weights, config, layouts.LAYOUTS[layout]), expected)
+        same(converted, weights)
+        del converted
+        same(conversion.from_published(weights, config, layouts.LAYOUTS[layout]), expected)
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
 @pytest.mark.parametrize("layout", PLAIN)
-def test_without_a_configuration_the_shapes_give_it(size, layout):
+def test_a_configuration_is_inferred_from_the_shapes(size, layout):
     config = AMPLIFYConfig(**PUBLISHED[size])
     shapes = conversion.expected_shapes(config, layouts.LAYOUTS[layout])
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    found, note = conversion.config_from_shapes(tensors, layouts.LAYOUTS[layout], "here")
-    assert {key: getattr(found, key) for key in PUBLISHED[size]} == PUBLISHED[size]
+    inferred, note = conversion.config_from_shapes(tensors, layouts.LAYOUTS[layout], "here")
+    assert {key: getattr(inferred, key) for key in PUBLISHED[size]} == PUBLISHED[size]
     assert "heads of 64" in note
 
 
-def test_a_folder_without_config_says_what_it_assumes(model, tmp_path, capfd):
+def test_a_folder_without_config_prints_its_assumptions(model, tmp_path, capfd):
     source = write(tmp_path / "source", plain(model, "megatron"), config=None)
     weights, origin = initial_weights(source)
-    assert "no config.json: the shapes give 3 layers" in capfd.readouterr().err
+    assert "no config.json: inferred 3 layers" in capfd.readouterr().err
     same(weights, model.state_dict())
     assert origin["layout"] == "megatron" and origin["path"] == str(source)
 
 
-def test_states_of_others_and_padding_that_was_trained_are_named(model, tmp_path):
+def test_ignored_entries_and_trained_padding_are_named(model, tmp_path):
     tensors = plain(model, "te")
-    beside = "amplify.transformer_encoder.0.self_attention.layernorm_qkv._extra_state"
-    tensors |= {beside: torch.zeros(3, dtype=torch.uint8), "amplify.rotary_embeddings.inv_freq": torch.zeros(32)}
+    extra_state = "amplify.transformer_encoder.0.self_attention.layernorm_qkv._extra_state"
+    tensors |= {extra_state: torch.zeros(3, dtype=torch.uint8), "amplify.rotary_embeddings.inv_freq": torch.zeros(32)}
     tensors["decoder.weight"][30] += 1
-    found = read_source(write(tmp_path / "source", tensors))
-    assert len(found.notes) == 2 and beside in found.notes[0] and "decoder.weight: its padding rows" in found.notes[1]
-    same(found.weights, model.state_dict())
+    source = read_source(write(tmp_path / "source", tensors))
+    assert (
+        len(source.notes) == 2
+        and extra_state in source.notes[0]
+        and "decoder.weight: its padding rows" in source.notes[1]
+    )
+    same(source.weights, model.state_dict())
 
 
 def test_shards_are_read(model, folders, tmp_path):
@@ -141,31 +145,31 @@ def test_shards_are_read(model, folders, tmp_path):
     names = sorted(tensors)
     folder = write(tmp_path / "source", {})
     (folder / "model.safetensors").unlink()
-    places = {name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(names)}
-    for file in set(places.values()):
-        save_file({name: tensors[name].contiguous() for name in names if places[name] == file}, folder / file)
+    weight_map = {name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        save_file({name: tensors[name].contiguous() for name in names if weight_map[name] == file}, folder / file)
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     same(read_source(folder).weights, model.state_dict())
-    index.write_text(json.dumps({"weight_map": {name: places[name] for name in names[1:]}}))
-    with pytest.raises(AmplifyError, match="holds other tensors than .* lists: " + names[0]):
+    index.write_text(json.dumps({"weight_map": {name: weight_map[name] for name in names[1:]}}))
+    with pytest.raises(AmplifyError, match="its tensors differ from those that .* lists: " + names[0]):
         read_source(folder)
-    index.write_text(json.dumps({"weight_map": {name: "../source/" + places[name] for name in names}}))
-    with pytest.raises(AmplifyError, match="names of files beside it"):
+    index.write_text(json.dumps({"weight_map": {name: "../source/" + weight_map[name] for name in names}}))
+    with pytest.raises(AmplifyError, match="names of files in the same folder"):
         read_source(folder)
-    index.write_text(json.dumps({"weight_map": places}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(AmplifyError, match="model-00002-of-00002.safetensors: cannot be read"):
         read_source(folder)
 
 
-def spoilt(tensors, what):
+def break_tensor(tensors, problem):
     key = next(name for name in tensors if "1" in name and tensors[name].dim() == 2)
-    if what == "missing":
+    if problem == "missing":
         del tensors[key]
-    elif what == "extra":
+    elif problem == "extra":
         tensors[key := key + ".further"] = torch.zeros(1)
-    elif what == "shape":
+    elif problem == "shape":
         tensors[key] = tensors[key][:-1]
     else:
         tensors[key] = tensors[key].to(torch.int8)
@@ -174,38 +178,38 @@ def spoilt(tensors, what):
 
 @pytest.mark.parametrize("layout", PLAIN)
 @pytest.mark.parametrize(
-    "what, words",
+    "problem, message",
     [
         ("missing", "1 missing: "),
-        ("extra", "1 not of this layout: "),
-        ("shape", "1 of another shape: "),
-        ("type", "1 no floating-point numbers: "),
+        ("extra", "1 not in this layout: "),
+        ("shape", "1 with the wrong shape: "),
+        ("type", "1 not floating-point: "),
     ],
 )
-def test_keys_and_shapes_that_do_not_fit_are_named(model, layout, what, words, tmp_path):
+def test_wrong_keys_and_shapes_are_named(model, layout, problem, message, tmp_path):
     tensors = dict(plain(model, layout))
-    key = spoilt(tensors, what)
+    key = break_tensor(tensors, problem)
     source = write(tmp_path / "source", tensors)
     with pytest.raises(AmplifyError) as error:
         export(source, tmp_path / "out")
-    assert words + key in str(error.value) and [p.name for p in tmp_path.iterdir()] == ["source"]
+    assert message + key in str(error.value) and [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize(
-    "config, words",
+    "config, message",
     [
-        ({"vocab_size": 33}, "another vocabulary.*vocab_size 33"),
-        ({"mask_token_id": 32}, "another vocabulary.*mask_token_id 32, expected 2"),
+        ({"vocab_size": 33}, "vocabulary differs.*vocab_size 33"),
+        ({"mask_token_id": 32}, "vocabulary differs.*mask_token_id 32, expected 2"),
         ({"rms_norm": False}, "rms_norm must be True"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0, expected a whole number from 1 to 1,048,576"),
         ({"num_hidden_layers": "three"}, "num_hidden_layers is 'three'"),
         ([], "expected a JSON object"),
     ],
 )
-def test_a_configuration_that_is_not_amplify_s_is_refused(model, config, words, tmp_path):
+def test_a_configuration_that_is_not_amplify_s_is_refused(model, config, message, tmp_path):
     source = write(tmp_path / "source", model.state_dict())
     (source / "config.json").write_text(json.dumps({**SMALL, **config} if config else config))
-    with pytest.raises(AmplifyError, match=words):
+    with pytest.raises(AmplifyError, match=message):
         read_source(source)
 
 
@@ -233,7 +237,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(model, layout, dtype, v
     weights = {key: tensor.to(getattr(torch, dtype)) for key, tensor in plain(broken, layout).items()}
     folder = write(tmp_path / "m", weights)
     for read in (read_source, load_model, initial_weights, lambda path: export(path, tmp_path / "out")):
-        with pytest.raises(AmplifyError, match=f"m: {name} holds 2 values that are not finite, of 16,384"):
+        with pytest.raises(AmplifyError, match=f"m: 2 of the 16,384 values of {name} are not finite"):
             read(folder)
     assert [x.name for x in tmp_path.iterdir()] == ["m"]
 
@@ -252,7 +256,7 @@ def test_another_vocabulary_is_refused(model, folders, tmp_path):
     tokens = {token: i for i, token in enumerate("<pad> <unk> <mask> <bos> <eos> | A L".split())}
     other = write(tmp_path / "order", model.state_dict())
     (other / "tokenizer.json").write_text(json.dumps({"model": {"vocab": tokens}, "added_tokens": []}))
-    with pytest.raises(AmplifyError, match="another vocabulary.*tokenizer.json: 'A' is 6"):
+    with pytest.raises(AmplifyError, match="vocabulary differs.*tokenizer.json: 'A' is 6"):
         read_source(other)
 
 
@@ -261,7 +265,7 @@ def test_other_models_and_pickle_are_refused(tmp_path):
         read_source(write(tmp_path / "other", {"lm_head.bias": torch.zeros(3)}))
     (tmp_path / "pickle").mkdir()
     torch.save({}, tmp_path / "pickle/pytorch_model.bin")
-    with pytest.raises(AmplifyError, match="pytorch_model.bin: is pickle.*save_file"):
+    with pytest.raises(AmplifyError, match="pytorch_model.bin: is a pickle file.*save_file"):
         read_source(tmp_path / "pickle")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/__0_0.distcp").touch()
@@ -274,8 +278,8 @@ def test_other_models_and_pickle_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("layout", OTHERS)
-def test_the_check_before_success_sees_heads_that_changed_places(folders, layout, tmp_path, monkeypatch):
-    """A table that is wrong both ways gives back what it was given; the logits on the disk do not."""
+def test_the_check_of_an_export_detects_swapped_heads(folders, layout, tmp_path, monkeypatch):
+    """A table that is wrong in both directions is its own inverse, but the logits of the folder differ."""
     split, join = layouts.ByHead.split, layouts.ByHead.join
     changed = {
         "split": lambda self, whole, heads: (
@@ -285,19 +289,19 @@ def test_the_check_before_success_sees_heads_that_changed_places(folders, layout
     }
     for name, function in changed.items():
         monkeypatch.setattr(layouts.ByHead, name, function)
-    with pytest.raises(AmplifyError, match="logits differ by"):
+    with pytest.raises(AmplifyError, match="logits of the exported model differ by"):
         export(folders["hf"], tmp_path / "wrong", layout)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_may_not_be_read_is_not_called_missing(folders, monkeypatch):
-    """Root may read everything, so the system's answer is imitated."""
-    may_open = open
+def test_a_model_without_read_permission_is_not_reported_as_missing(folders, monkeypatch):
+    """The error is simulated, because root may read everything."""
+    real_open = open
 
     def refusing(name, *rest, **options):
         if str(name).endswith(".safetensors"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
-        return may_open(name, *rest, **options)
+        return real_open(name, *rest, **options)
 
     monkeypatch.setattr("builtins.open", refusing)
     with pytest.raises(AmplifyError, match="model.safetensors: Permission denied. User .* lacks the permission"):

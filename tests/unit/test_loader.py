@@ -1,4 +1,4 @@
-"""The batch of a step is the same for every number of ranks, micro batches and workers."""
+"""The batch of a step is the same for any number of ranks, micro batches and workers."""
 
 from itertools import islice
 
@@ -33,9 +33,9 @@ def mixed(shards, opened):
 
 
 def global_batch(mixture, step, world_size, micro_rows, skips=()):
-    """All that the ranks read at a step, in stream order: (input_ids, labels by place in the batch).
+    """Return what all ranks read at a step, in stream order: (input_ids, labels by position in the batch).
 
-    What follows a rank's rows is padding, and asserted to be: no token, no target.
+    Asserts that the rows after those of a rank are padding, without tokens or targets.
     """
     accumulation = -(-GLOBAL_ROWS // (world_size * micro_rows))
     tokens, labels = [], []
@@ -44,29 +44,29 @@ def global_batch(mixture, step, world_size, micro_rows, skips=()):
         batches = TrainingBatches(mixture, split, 7, *SHARES, skips)
         for part in range(accumulation):
             batch = batches[step * accumulation + part]
-            there = torch.full_like(batch.input_ids, IGNORED)
+            labels_here = torch.full_like(batch.input_ids, IGNORED)
             used = batch.labels != IGNORED
-            there[batch.masked_positions[used]] = batch.labels[used]
+            labels_here[batch.masked_positions[used]] = batch.labels[used]
             end = min(micro_rows, max(0, len(split.share) - part * micro_rows)) * mixture.row_tokens
-            assert not batch.input_ids[end:].any() and (there[end:] == IGNORED).all()
-            assert batch.tokens == (torch.where(there == IGNORED, batch.input_ids, there) != PAD).sum()
+            assert not batch.input_ids[end:].any() and (labels_here[end:] == IGNORED).all()
+            assert batch.tokens == (torch.where(labels_here == IGNORED, batch.input_ids, labels_here) != PAD).sum()
             tokens.append(batch.input_ids[:end])
-            labels.append(there[:end])
+            labels.append(labels_here[:end])
     return torch.cat(tokens), torch.cat(labels)
 
 
 def rows_of(batch):
-    """Rows of a global batch as they are on disk: bytes without masks."""
+    """Return the rows of a global batch as on disk: bytes without masks."""
     tokens, labels = batch
     return [row.to(torch.uint8).numpy().tobytes() for row in torch.where(labels == IGNORED, tokens, labels).chunk(8)]
 
 
 @pytest.mark.parametrize("kind", ["alone", "mixed", "skipped"])
 @pytest.mark.parametrize("step", [0, 5, 1000])
-def test_the_global_batch_does_not_depend_on_how_it_is_cut(request, kind, step):
+def test_the_global_batch_does_not_depend_on_how_it_is_split(request, kind, step):
     mixture = request.getfixturevalue("alone" if kind == "alone" else "mixed")
     skips = []
-    if kind == "skipped":  # two rows of this very batch
+    if kind == "skipped":  # two rows of this batch
         found = mixture.at(step * GLOBAL_ROWS + np.arange(GLOBAL_ROWS), 7)
         skips = [
             {"source": mixture.names[found.sources[i]], "row": int(found.rows[i]), "from": step - i} for i in (0, 3)
@@ -83,26 +83,26 @@ def test_the_global_batch_does_not_depend_on_how_it_is_cut(request, kind, step):
             assert plain[i] not in rows_of(expected)
 
 
-def test_the_rows_are_those_that_the_mixture_names(mixed):
+def test_the_rows_are_those_of_the_mixture(mixed):
     for step in (0, 5, 1000):
         found = mixed.at(step * GLOBAL_ROWS + np.arange(GLOBAL_ROWS), 7)
         named = [mixed.sources[s].shards.row(int(r))[0].tobytes() for s, r in zip(found.sources, found.rows)]
         assert rows_of(global_batch(mixed, step, 2, 2)) == named
 
 
-def test_equal_rows_of_two_sources_have_masks_of_their_own(opened):
-    """The same shards twice: the same row of the same epoch is masked in another way."""
-    twice = Mixture([Source("a", 1, opened), Source("b", 1, opened)])
-    batches = TrainingBatches(twice, BatchSplit(1, 1, 1, 0, 1), 7, *SHARES)
+def test_equal_rows_of_two_sources_have_different_masks(opened):
+    """The same row of the same epoch is masked differently in two sources with the same shards."""
+    mixture = Mixture([Source("a", 1, opened), Source("b", 1, opened)])
+    batches = TrainingBatches(mixture, BatchSplit(1, 1, 1, 0, 1), 7, *SHARES)
     masks = {}
     for index in range(2 * opened.num_rows):
-        source, row = int(batches.places(index).sources[0]), int(batches.places(index).rows[0])
+        source, row = int(batches.rows(index).sources[0]), int(batches.rows(index).rows[0])
         masks[source, row] = batches[index].masked_positions
     assert len(masks) == 2 * opened.num_rows
     assert not any(torch.equal(masks[0, row], masks[1, row]) for row in range(opened.num_rows))
 
 
-def test_an_epoch_reads_every_row_once_and_the_next_masks_it_anew(opened, alone):
+def test_an_epoch_reads_every_row_once_and_the_next_has_new_masks(opened, alone):
     batches = TrainingBatches(alone, BatchSplit(1, 1, 1, 0, 1), 7, *SHARES)
     epochs = []
     for epoch in range(2):

@@ -32,7 +32,7 @@ def is_eligible(tokens: np.ndarray) -> np.ndarray:
 
 
 def philox_by_definition(key: int):
-    """Philox4x64-10 (Salmon and others, 2011), four numbers a block, the counter starting at 1 as numpy's does."""
+    """Philox4x64-10 (Salmon and others, 2011), four numbers per block; as in NumPy, the counter starts at 1."""
     word = 2**64 - 1
     counter = 0
     while True:
@@ -47,18 +47,18 @@ def philox_by_definition(key: int):
 
 def mask_by_definition(tokens: list[int], key: bytes, count: int, mask_share: float, random_share: float):
     draws = philox_by_definition(int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "little"))
-    eligible = [place for place, token in enumerate(tokens) if token not in (0, 3, 4)]
+    eligible = [position for position, token in enumerate(tokens) if token not in (0, 3, 4)]
     tickets = b"".join(next(draws).to_bytes(8, "little") for _ in range(-(-len(tokens) // 8)))
-    last = sorted(tickets[place] for place in eligible)[count - 1]
-    second = {place: next(draws) for place in eligible if tickets[place] == last}
-    chosen = sorted(sorted(eligible, key=lambda place: (tickets[place], second.get(place, 0)))[:count])
+    last = sorted(tickets[position] for position in eligible)[count - 1]
+    second = {position: next(draws) for position in eligible if tickets[position] == last}
+    chosen = sorted(sorted(eligible, key=lambda position: (tickets[position], second.get(position, 0)))[:count])
     masked = list(tokens)
-    for place in chosen:
+    for position in chosen:
         upper, lower = divmod(next(draws), 2**32)
         if upper / 2**32 < mask_share:
-            masked[place] = 2
+            masked[position] = 2
         elif upper / 2**32 < mask_share + random_share:
-            masked[place] = lower * 27 // 2**32
+            masked[position] = lower * 27 // 2**32
     return masked, chosen
 
 
@@ -69,7 +69,7 @@ def test_training_mask_agrees_with_its_definition(key):
     input_ids, positions, labels = mask_row(tokens, key, 300, 0.15)
     masked, chosen = mask_by_definition(tokens.tolist(), ",".join(map(str, key)).encode(), 300, 0.8, 0.1)
     assert input_ids.tolist() == masked and positions.tolist() == chosen
-    assert labels.tolist() == [tokens[place] for place in chosen]
+    assert labels.tolist() == [tokens[position] for position in chosen]
     assert (input_ids.dtype, positions.dtype, labels.dtype) == (np.uint8, np.int64, np.int64)
     assert np.array_equal(tokens, before)
 
@@ -78,7 +78,7 @@ def test_training_mask_agrees_with_its_definition(key):
 def test_evaluation_mask_agrees_with_its_definition(protocol, shares):
     tokens, lengths = make_row(6, filled=1900)
     input_ids, positions, labels = mask_windows(tokens, lengths, 0.15, protocol)
-    expected, places = tokens.tolist(), []
+    expected, expected_positions = tokens.tolist(), []
     start = 0
     for length in lengths.tolist():
         window = tokens[start : start + length]
@@ -86,30 +86,30 @@ def test_evaluation_mask_agrees_with_its_definition(protocol, shares):
         count = max(1, round(0.15 * eligible)) if eligible else 0
         masked, chosen = mask_by_definition(window.tolist(), window.tobytes(), count, *shares)
         expected[start : start + length] = masked
-        places += [start + place for place in chosen]
+        expected_positions += [start + position for position in chosen]
         start += length
-    assert input_ids.tolist() == expected and positions.tolist() == places
-    assert labels.tolist() == tokens[places].tolist()
+    assert input_ids.tolist() == expected and positions.tolist() == expected_positions
+    assert labels.tolist() == tokens[expected_positions].tolist()
 
 
-def test_every_row_at_least_91_percent_as_full_as_the_mean_carries_k():
+def test_every_row_at_least_91_percent_as_full_as_the_mean_has_k_targets():
     rows = [make_row(seed, filled)[0] for seed, filled in enumerate([2048, 2040, 2048, 1000])]
     counts = sum(np.bincount(row, minlength=27) for row in rows)
     counts[PAD] = 0
     eligible = [int(is_eligible(row).sum()) for row in rows]
     slots = masked_per_row([{"token_counts": counts.tolist(), "counts": {"rows": 4}}], [1], 0.15)
     assert slots == round(0.15 * sum(eligible) / 4)
-    for row, held in zip(rows, eligible):
+    for row, total in zip(rows, eligible):
         _, positions, labels = mask_row(row, (0, 0, 0), slots, 0.15)
-        used = slots if held >= 0.91 * sum(eligible) / 4 else round(1.1 * 0.15 * held)
+        used = slots if total >= 0.91 * sum(eligible) / 4 else round(1.1 * 0.15 * total)
         assert len(positions) == len(labels) == slots
         assert is_eligible(row)[positions[:used]].all() and (np.diff(positions[:used]) > 0).all()
         assert (labels[:used] >= 0).all()
         assert (positions[used:] == 0).all() and (labels[used:] == -100).all()
-    assert eligible[3] < 0.91 * sum(eligible) / 4  # the case of unused slots did occur
+    assert eligible[3] < 0.91 * sum(eligible) / 4  # so unused slots were tested
 
 
-def test_k_of_several_sources_is_that_of_the_rows_that_are_read():
+def test_k_of_several_sources_is_weighted_as_they_are_mixed():
     def manifest(residues, rows):
         return {"token_counts": [7, 0, 0, 5, 5, *[0] * 21, residues], "counts": {"rows": rows}}
 
@@ -136,21 +136,21 @@ def test_the_mask_changes_with_each_part_of_the_key():
 
 
 def test_shares_and_choice_are_those_of_the_recipe():
-    """400 masks of one row of a single residue: 80 % <mask>, 10 % spread over 27 tokens, the rest as it was."""
+    """400 masks of one row of a single residue: 80 % <mask>, 10 % spread over 27 tokens, the rest unchanged."""
     tokens = np.full(ROW_TOKENS, 6, dtype=np.uint8)
     slots, repeats = 307, 400
-    chosen, became = np.zeros(ROW_TOKENS), np.zeros(27)
+    chosen, replacements = np.zeros(ROW_TOKENS), np.zeros(27)
     for epoch in range(repeats):
         input_ids, positions, _ = mask_row(tokens, (0, epoch, 0), slots, 0.15)
         chosen[positions] += 1
-        became += np.bincount(input_ids[positions], minlength=27)
+        replacements += np.bincount(input_ids[positions], minlength=27)
         assert (np.delete(input_ids, positions) == 6).all()
 
     expected = np.full(27, 0.1 / 27)
     expected[MASK] += 0.8
     expected[6] += 0.1
     total = slots * repeats
-    deviations = (became - total * expected) / np.sqrt(total * expected * (1 - expected))
+    deviations = (replacements - total * expected) / np.sqrt(total * expected * (1 - expected))
     assert np.abs(deviations).max() < 5
 
     share = slots / ROW_TOKENS
@@ -159,7 +159,7 @@ def test_shares_and_choice_are_those_of_the_recipe():
     assert 0.8 < (deviations**2).mean() < 1.2
 
 
-def test_evaluation_masks_a_protein_alike_in_every_packing_and_protocol():
+def test_evaluation_masks_a_protein_equally_in_every_packing_and_protocol():
     tokens, lengths = make_row(8)
     windows = np.split(tokens, np.cumsum(lengths))[:-1]
     order = np.random.RandomState(0).permutation(len(windows))
@@ -174,8 +174,8 @@ def test_evaluation_masks_a_protein_alike_in_every_packing_and_protocol():
             masked[positions] = True
             per_packing.append(list(zip(np.split(input_ids, cuts), np.split(masked, cuts))))
         first, second = per_packing
-        for place, window in enumerate(order):
-            assert all(np.array_equal(a, b) for a, b in zip(first[window], second[place]))
+        for index, window in enumerate(order):
+            assert all(np.array_equal(a, b) for a, b in zip(first[window], second[index]))
         results[protocol] = first
     for (_, masked), (input_ids, also_masked) in zip(results["published"], results["mask_only"]):
         assert np.array_equal(masked, also_masked)

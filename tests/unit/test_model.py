@@ -1,4 +1,4 @@
-"""The model against the independent AMPLIFY of amplify_ds.benchmarks.padded_model: padded, dense mask."""
+"""The model against the independent AMPLIFY of amplify_ds.benchmarks.padded_model, which uses padding and masks."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: 
 
 @pytest.fixture
 def pair():
-    """The reference and our model with the same weights, ten times the usual size so that attention is not flat."""
+    """The reference and our model with the same weights, larger than usual so that attention is not flat."""
     torch.manual_seed(0)
     reference = ReferenceAMPLIFY(**SHAPE)
     with torch.no_grad():
@@ -55,10 +55,10 @@ def packed(proteins):
 @pytest.mark.parametrize("count", PUBLISHED)
 def test_parameter_counts_and_names_are_the_published_ones(count):
     with torch.device("meta"):
-        ours = AMPLIFY(AMPLIFYConfig(**PUBLISHED[count])).state_dict()
+        weights = AMPLIFY(AMPLIFYConfig(**PUBLISHED[count])).state_dict()
         reference = ReferenceAMPLIFY(**PUBLISHED[count]).state_dict()
-    assert sum(x.numel() for x in ours.values()) == count
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in reference.items()}
+    assert sum(x.numel() for x in weights.values()) == count
+    assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in reference.items()}
 
 
 def test_packed_logits_and_gradients_are_those_of_the_padded_reference(pair, proteins):
@@ -66,31 +66,31 @@ def test_packed_logits_and_gradients_are_those_of_the_padded_reference(pair, pro
     ids, mask = padded(proteins)
     labels = torch.randint(0, 27, mask.shape)
     expected = reference(ids, mask)[mask]
-    found = model(**packed(proteins)).logits
+    logits = model(**packed(proteins)).logits
     assert expected.std() > 0.1
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
     F.cross_entropy(expected, labels[mask]).backward()
-    F.cross_entropy(found, labels[mask]).backward()
-    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters()):
+    F.cross_entropy(logits, labels[mask]).backward()
+    for (name, actual), expected in zip(model.named_parameters(), reference.parameters()):
         torch.testing.assert_close(
-            ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            actual.grad, expected.grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
 @pytest.mark.parametrize("kind", ["boolean", "integer", "float", "additive", "additive finite", "dense boolean"])
-def test_padded_logits_are_the_reference_s_for_every_kind_of_mask(pair, proteins, kind):
+def test_padded_logits_agree_with_the_reference_for_every_kind_of_mask(pair, proteins, kind):
     reference, model = pair
     ids, mask = padded(proteins)
-    given = {
+    masks = {
         "boolean": mask,
         "integer": mask.long(),
         "float": mask.float(),
         "additive": torch.zeros(mask.shape).masked_fill(~mask, float("-inf")),
         "additive finite": torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None],
         "dense boolean": mask[:, None, None].expand(-1, 1, ids.shape[1], -1),
-    }[kind]
-    torch.testing.assert_close(model(ids, given).logits[mask], reference(ids, mask)[mask], atol=1e-5, rtol=1e-5)
+    }
+    torch.testing.assert_close(model(ids, masks[kind]).logits[mask], reference(ids, mask)[mask], atol=1e-5, rtol=1e-5)
 
 
 def test_additive_mask_of_zeros_hides_nothing(pair, proteins):
@@ -101,11 +101,11 @@ def test_additive_mask_of_zeros_hides_nothing(pair, proteins):
 
 def test_logits_at_masked_positions_and_loss(pair, proteins):
     _, model = pair
-    places, labels = torch.tensor([0, 40, 41, 200]), torch.tensor([7, -100, 9, 12])
+    positions, labels = torch.tensor([0, 40, 41, 200]), torch.tensor([7, -100, 9, 12])
     everything = model(**packed(proteins)).logits
-    out = model(**packed(proteins), masked_positions=places, labels=labels)
-    torch.testing.assert_close(out.logits, everything[places])
-    torch.testing.assert_close(out.loss, F.cross_entropy(everything[places], labels, ignore_index=-100))
+    out = model(**packed(proteins), masked_positions=positions, labels=labels)
+    torch.testing.assert_close(out.logits, everything[positions])
+    torch.testing.assert_close(out.loss, F.cross_entropy(everything[positions], labels, ignore_index=-100))
 
 
 def test_hidden_states_begin_with_the_embedding_and_end_before_the_norm(pair, proteins):
@@ -137,13 +137,13 @@ def test_initial_weights_are_uniform_in_the_published_range():
             assert parameter.std().item() == pytest.approx(0.02 / 3**0.5, rel=0.05), name
         else:
             assert torch.equal(parameter, torch.full_like(parameter, 0.0 if name == "decoder.bias" else 1.0)), name
-    assert model.encoder.weight[0].abs().max() > 0.01  # the padding row is drawn like the rest
+    assert model.encoder.weight[0].abs().max() > 0.01  # the padding row is initialised too
 
 
 @pytest.mark.parametrize(
     "field, value", [("hidden_act", "gelu"), ("att_bias", True), ("rms_norm", False), ("bias", True)]
 )
-def test_a_variant_that_is_not_built_is_refused_by_name(field, value):
+def test_an_unsupported_variant_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         AMPLIFYConfig(**SHAPE, **{field: value})
 
@@ -156,6 +156,6 @@ def test_packed_attention_on_a_gpu(pair, proteins, dtype):
     ids, mask = padded(proteins)
     expected = reference(ids, mask)[mask]
     inputs = {k: v.cuda() if torch.is_tensor(v) and k != "cu_seqlens" else v for k, v in packed(proteins).items()}
-    found = model.to("cuda", dtype)(**inputs).logits.float().cpu()
+    logits = model.to("cuda", dtype)(**inputs).logits.float().cpu()
     limit = 1e-3 if dtype == torch.float32 else 0.05
-    assert (found - expected).norm() / expected.norm() < limit
+    assert (logits - expected).norm() / expected.norm() < limit

@@ -1,4 +1,4 @@
-"""The training order: every epoch is a permutation, different keys give different ones, all about equally likely."""
+"""The training order: every epoch is a permutation; different keys give different, about equally likely ones."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_one_key_for_each_index_is_the_same_as_one_at_a_time():
     assert together.tolist() == [permute(np.array([i % 11]), 11, (5, epochs[i]))[0] for i in range(40)]
 
 
-def test_every_epoch_reads_every_row_once_in_another_order():
+def test_every_epoch_reads_every_row_once_in_its_own_order():
     epochs, rows = rows_at(np.arange(1000, 4000), 1000, seed=3)
     assert epochs.tolist() == [1] * 1000 + [2] * 1000 + [3] * 1000
     orders = rows.reshape(3, 1000)
@@ -45,8 +45,8 @@ def test_seeds_and_key_order_matter():
     assert max(agreeing) < 12
 
 
-def test_where_two_rows_go_is_uniform():
-    """Over 12,000 keys, the images of 0 and 1 among 4 places: 12 pairs, 1,000 each (standard deviation 30)."""
+def test_the_images_of_two_rows_are_uniform():
+    """Over 12,000 keys, the images of 0 and 1 among 4 values: 12 pairs, 1,000 each (standard deviation 30)."""
     keys = np.arange(12_000)
     first = permute(np.zeros_like(keys), 4, (1, keys))
     second = permute(np.ones_like(keys), 4, (1, keys))
@@ -55,7 +55,7 @@ def test_where_two_rows_go_is_uniform():
     assert np.abs(counts[~np.eye(4, dtype=bool)] - 1000).max() < 150
 
 
-def test_neighbours_go_to_unrelated_places():
+def test_images_of_neighbours_are_uncorrelated():
     image = permute(np.arange(100_000), 100_000, (0, 0)).astype(float)
     assert abs(np.corrcoef(image, np.arange(100_000))[0, 1]) < 0.02
     assert abs(np.corrcoef(image[1:], image[:-1])[0, 1]) < 0.02

@@ -1,4 +1,4 @@
-"""Windows and rows against their definitions, and how full rows are on lengths like those of real proteins."""
+"""Windows and rows against their definitions, and the packing efficiency on lengths like those of real proteins."""
 
 import random
 
@@ -24,7 +24,7 @@ def test_windows_tile_every_sequence_in_nearly_equal_parts(lengths, max_length):
 
 
 def pack_by_definition(lengths, row_tokens, lookahead):
-    """The docstring of `packing`, word for word, with a search through all that wait."""
+    """The docstring of `packing` as code, with a search through all waiting windows."""
     arriving, waiting, rows = list(range(len(lengths))), [], []
     while arriving or waiting:
         row, room = [], row_tokens
@@ -71,14 +71,14 @@ def test_rows_are_over_99_percent_full(row_tokens):
     draw.shuffle(windows)
     rows = list(pack(windows, row_tokens))
     assert sum(windows) / (len(rows) * row_tokens) > 0.99
-    assert sum(windows) > 0.995 * (len(rows) - 1) * row_tokens  # all but the last row, which takes what is left
+    assert sum(windows) > 0.995 * (len(rows) - 1) * row_tokens  # all but the last row
 
 
-def test_long_windows_are_not_put_off():
-    """No length waits for long: a choice among 1,024, of which a row takes some 5, is through after some 200 rows."""
+def test_no_window_waits_for_long():
+    """A row takes about 5 of 1,024 waiting windows, so these are used up after about 200 rows."""
     draw = random.Random(2)
     lengths = [draw.randint(20, 512) for _ in range(20_000)]
     order = [window for row in pack(lengths, 8192) for window in row]
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    assert np.abs(place - np.arange(len(order))).max() < 8 * packing.LOOKAHEAD
+    positions = np.empty(len(order), dtype=np.int64)
+    positions[order] = np.arange(len(order))
+    assert np.abs(positions - np.arange(len(order))).max() < 8 * packing.LOOKAHEAD

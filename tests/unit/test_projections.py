@@ -1,4 +1,4 @@
-"""Queries, keys and values are one product only where nothing stands between three layers and their weights."""
+"""Queries, keys and values are one matrix product only if the three layers are plain (see layers.py)."""
 
 import json
 import os
@@ -31,27 +31,27 @@ def x():
 
 
 def products(block):
-    """How many matrix products `queries_keys_values` makes: what `linear` is called with."""
-    made = []
+    """Return the number of matrix products in `queries_keys_values`, the calls of `linear`."""
+    calls = []
 
     class Counted(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             if function is F.linear:
-                made.append(args[1].shape)
+                calls.append(args[1].shape)
             return function(*args, **(kwargs or {}))
 
     with Counted():
         block.queries_keys_values(torch.randn(3, SIZE))
-    return len(made)
+    return len(calls)
 
 
-def apart(block, x):
+def separate_products(block, x):
     return torch.cat([block.q(x), block.k(x), block.v(x)], -1)
 
 
 def test_plain_layers_are_one_product(block, x):
     assert products(block) == 1
-    torch.testing.assert_close(block.queries_keys_values(x), apart(block, x))
+    torch.testing.assert_close(block.queries_keys_values(x), separate_products(block, x))
 
 
 def test_a_bias_that_was_set_is_added(block, x):
@@ -62,7 +62,7 @@ def test_a_bias_that_was_set_is_added(block, x):
 
 
 class Halves(torch.Tensor):
-    """A weight that multiplies in its own way, as quantised ones do, and cannot be joined with others."""
+    """A weight with its own product, like quantised ones, that cannot be concatenated."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -70,12 +70,12 @@ class Halves(torch.Tensor):
             x, weight = args[:2]
             return F.linear(x, weight.as_subclass(torch.Tensor)) / 2
         if function is torch.cat:
-            raise NotImplementedError("this weight cannot be joined")
+            raise NotImplementedError("this weight cannot be concatenated")
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
 @pytest.mark.parametrize("names", ["q", "qkv"])
-def test_a_weight_of_another_kind_multiplies_in_its_own_way(names, block, x):
+def test_a_weight_subclass_uses_its_own_product(names, block, x):
     expected = [f.weight.detach() / (2 if name in names else 1) for name, f in zip("qkv", (block.q, block.k, block.v))]
     for name in names:
         layer = getattr(block, name)
@@ -84,7 +84,7 @@ def test_a_weight_of_another_kind_multiplies_in_its_own_way(names, block, x):
     torch.testing.assert_close(block.queries_keys_values(x), torch.cat([x @ w.T for w in expected], -1))
 
 
-def test_a_weight_that_is_computed_is_asked_for(block, x):
+def test_a_parametrized_weight_is_computed(block, x):
     class Doubled(nn.Module):
         def forward(self, weight):
             return 2 * weight
@@ -95,7 +95,7 @@ def test_a_weight_that_is_computed_is_asked_for(block, x):
 
 
 def test_weights_of_other_types_are_not_promoted(block, x):
-    """Joining would promote all three to float32; apart, torch refuses the product of float32 and bfloat16."""
+    """Concatenation would promote all three to float32; torch refuses the product of float32 and bfloat16."""
     block.k.bfloat16()
     with pytest.raises(RuntimeError, match="dtype"):
         block.queries_keys_values(x)
@@ -122,8 +122,8 @@ def test_a_hook_is_called(kind, everywhere, block, x):
     assert products(block) == 1
 
 
-def test_a_layer_in_the_place_of_a_projection_is_called(block, x):
-    """As adapters do: a module that has the weight of the one it stands for, and adds to its product."""
+def test_a_layer_that_replaces_a_projection_is_called(block, x):
+    """As with adapters: a module with the weight of the one it replaces, which adds to its product."""
 
     class Adapted(nn.Linear):
         def forward(self, x):
@@ -152,8 +152,8 @@ def test_adapters_and_quantised_weights_of_others(tmp_path):
         [sys.executable, ROOT / "tests/support/adapters.py", tmp_path], env=environment, text=True, capture_output=True
     )
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
+    result = json.loads(result.stdout.splitlines()[-1])
     for kind in ("weight only", "dynamic"):
-        assert 0 < found[kind] < 0.1, found  # int8 is near, and not what it was made from
-    assert found["lora changes"] > 0.01 and found["lora merged"] < 1e-5 and found["lora reloaded"] < 1e-5, found
-    assert found["lora trains"] == ["k", "q", "v"] and found["prompt"] < 1e-5 and found["prompt trains"], found
+        assert 0 < result[kind] < 0.1, result  # int8 is near the original, but not equal
+    assert result["lora changes"] > 0.01 and result["lora merged"] < 1e-5 and result["lora reloaded"] < 1e-5, result
+    assert result["lora trains"] == ["k", "q", "v"] and result["prompt"] < 1e-5 and result["prompt trains"], result

@@ -1,4 +1,4 @@
-"""The learning rate against the formulas of the official code, written out again here."""
+"""The learning rate against the formulas of the official code."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The format on disk: what was written is read back, and everything that is not as it should be is refused by name."""
+"""The shard format: rows are read back as they were written, and damaged or foreign files are errors that name them."""
 
 import hashlib
 import json
@@ -100,11 +100,11 @@ def test_few_shards_stay_open(directory, monkeypatch):
     assert len(shards._open) == 1
 
 
-def test_reading_everywhere_keeps_few_files_open_and_no_memory(directory, tmp_path):
-    """240 shards, one of their files 64 MB long, sparse: a row of each is read, and memory stays what it was."""
-    place = tmp_path / "many"
-    place.mkdir()
-    make_sparse_shards(place, 240, 8000, np.arange(240) * 8001)
+def test_reading_many_shards_keeps_few_files_open_and_no_memory(directory, tmp_path):
+    """Reads one row of each of 240 shards with sparse files of 64 MB; memory must not grow."""
+    path = tmp_path / "many"
+    path.mkdir()
+    make_sparse_shards(path, 240, 8000, np.arange(240) * 8001)
     program = (
         "import os, sys, numpy as np; from amplify_ds.data.shards import Shards\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')\n"
@@ -115,19 +115,19 @@ def test_reading_everywhere_keeps_few_files_open_and_no_memory(directory, tmp_pa
         "        assert lengths.tolist() == [512] * 16 and tokens.all()\n"
         "print(len(os.listdir('/proc/self/fd')) - files, rss() - before)\n"
     )
-    result = interpreter("-c", program, place)
+    result = interpreter("-c", program, path)
     assert result.returncode == 0, result.stderr
     opened, grown = map(int, result.stdout.split())
     assert opened == 3 * module._MAX_OPEN and grown < 2e6, (opened, grown)
 
 
-def test_a_file_cut_short_while_it_is_read_is_a_message(directory):
+def test_a_file_truncated_after_opening_is_an_error(directory):
     shards = Shards(directory)
     for kind in ("tokens", "lengths", "row_starts"):
         path = directory / f"shard-00000.{kind}.npy"
         content = path.read_bytes()
         path.write_bytes(content[:-9])
-        with pytest.raises(AmplifyError, match="row 1 of shard 0 of .* is not what the format says"):
+        with pytest.raises(AmplifyError, match="row 1 of shard 0 of .* is invalid"):
             shards.row(1)
         path.write_bytes(content)
     assert_rows(shards)
@@ -150,7 +150,7 @@ def test_survives_pickling_and_forking(directory):
     shards = Shards(directory)
     fresh = len(pickle.dumps(shards))
     shards.row(0)
-    assert len(pickle.dumps(shards)) == fresh  # open files are not copied along
+    assert len(pickle.dumps(shards)) == fresh  # without the open files
     assert_rows(pickle.loads(pickle.dumps(shards)))
     worker = multiprocessing.get_context("fork").Process(target=assert_rows, args=(shards,))
     worker.start()
@@ -165,7 +165,7 @@ def test_window_starts_count_the_windows_of_the_rows_before(directory):
         assert shards.window_starts(rows).tolist() == [sum(windows[:row]) for row in range(rows + 1)]
 
 
-def test_fingerprint_tells_contents_apart(directory, tmp_path):
+def test_fingerprint_depends_on_the_content(directory, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(directory, copy)
     assert Shards(copy).fingerprint == Shards(directory).fingerprint
@@ -176,14 +176,14 @@ def test_fingerprint_tells_contents_apart(directory, tmp_path):
     assert Shards(copy).fingerprint != Shards(directory).fingerprint
 
 
-def refused(directory, *words):
+def refused(directory, *texts):
     with pytest.raises(AmplifyError) as refusal:
         Shards(directory)
-    for word in words:
-        assert word in str(refusal.value)
+    for text in texts:
+        assert text in str(refusal.value)
 
 
-def test_refuses_what_is_no_directory_of_shards(tmp_path):
+def test_refuses_other_directories(tmp_path):
     refused(tmp_path / "nowhere", "nowhere", "build_shards.py")
     refused(tmp_path, "manifest.json", "build_shards.py")
     (tmp_path / "manifest.json").write_text('{"format": ')
@@ -193,16 +193,16 @@ def test_refuses_what_is_no_directory_of_shards(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, texts",
     [
         ({"format": "other"}, ["format"]),
         ({"format_version": 2}, ["version 2", "version 1"]),
         ({"vocabulary_sha256": "0" * 64}, ["vocabulary", VOCABULARY_SHA256]),
     ],
 )
-def test_refuses_another_format_or_vocabulary(directory, change, words):
+def test_refuses_another_format_or_vocabulary(directory, change, texts):
     rewrite_manifest(directory, **change)
-    refused(directory, *words)
+    refused(directory, *texts)
 
 
 def test_refuses_a_manifest_that_was_edited(directory):
@@ -213,16 +213,16 @@ def test_refuses_a_manifest_that_was_edited(directory):
 
 
 @pytest.mark.parametrize("key", ["max_length", "row_tokens", "counts", "packing_efficiency", "token_counts", "shards"])
-def test_names_what_a_manifest_lacks(directory, key):
-    """Its checksum is right: another program, or a hand, has written it."""
+def test_names_a_missing_key_of_a_manifest(directory, key):
+    """With a valid checksum, as if another program had written the manifest."""
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest[key]
     write_manifest(directory, manifest)
-    refused(directory, f"manifest.json is not a manifest: {key}: Field required", "build_shards.py")
+    refused(directory, f"manifest.json is not a valid manifest: {key}: Field required", "build_shards.py")
 
 
 @pytest.mark.parametrize(
-    "place, value",
+    "key, value",
     [
         ("row_tokens", "12"),
         ("max_length", 0),
@@ -239,17 +239,17 @@ def test_names_what_a_manifest_lacks(directory, key):
         ("shards.0.files.shard-00000.lengths.npy.sha256", 1),
     ],
 )
-def test_names_what_is_wrong_in_a_manifest(directory, place, value):
+def test_names_an_invalid_value_of_a_manifest(directory, key, value):
     manifest = json.loads((directory / "manifest.json").read_text())
-    inner, (*path, last) = manifest, re.findall(r"shard-[^.]*\.[^.]*\.npy|[^.]+", place)
-    for key in path:
-        inner = inner[int(key) if isinstance(inner, list) else key]
+    inner, (*path, last) = manifest, re.findall(r"shard-[^.]*\.[^.]*\.npy|[^.]+", key)
+    for part in path:
+        inner = inner[int(part) if isinstance(inner, list) else part]
     inner[int(last) if isinstance(inner, list) else last] = value
     write_manifest(directory, manifest)
-    refused(directory, f"manifest.json is not a manifest: {place}: ", "build_shards.py")
+    refused(directory, f"manifest.json is not a valid manifest: {key}: ", "build_shards.py")
 
 
-def test_what_has_no_description_is_not_inspected(directory, capsys):
+def test_a_manifest_without_a_histogram_is_not_inspected(directory, capsys):
     with pytest.raises(AmplifyError, match="manifest.json lacks 'length_histogram'"):
         inspect_shards.main([str(directory)])
     assert not capsys.readouterr().out
@@ -264,11 +264,11 @@ def test_what_has_no_description_is_not_inspected(directory, capsys):
         ("lengths", lambda x: np.full_like(x, 500)),
     ],
 )
-def test_a_row_that_would_mislead_training_is_refused_without_checksums(directory, array, change):
+def test_an_invalid_row_is_refused_without_checksums(directory, array, change):
     path = directory / f"shard-00000.{array}.npy"
     np.save(path, change(np.load(path)))
     opened = Shards(directory)
-    with pytest.raises(AmplifyError, match="not what the format says"):
+    with pytest.raises(AmplifyError, match="is invalid: the files were altered"):
         for row in range(opened.num_rows):
             opened.row(row)
 
@@ -298,11 +298,11 @@ def test_verify_accepts_what_was_written_and_reports_every_byte(directory):
 
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("array", ["tokens", "lengths", "row_starts"])
-@pytest.mark.parametrize("place", [10, -1])
-def test_verify_names_the_file_of_an_altered_byte(directory, number, array, place):
+@pytest.mark.parametrize("offset", [10, -1])
+def test_verify_names_the_file_with_an_altered_byte(directory, number, array, offset):
     path = directory / f"shard-{number:05d}.{array}.npy"
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
     with pytest.raises(AmplifyError, match=path.name):
         verify(directory)
@@ -313,8 +313,8 @@ def test_verify_names_the_file_of_an_altered_byte(directory, number, array, plac
     [
         ("tokens", lambda x: x[:, ::-1], "tokens.npy, row 0"),  # <pad> first
         ("tokens", lambda x: np.where(x == 0, 6, x), "tokens.npy, row 0"),  # no <pad> where windows end
-        ("tokens", lambda x: np.where(x == 7, 27, x), "no token"),
-        ("tokens", lambda x: np.where(x == 7, 8, x), "manifest.json"),  # other tokens than were counted
+        ("tokens", lambda x: np.where(x == 7, 27, x), "not in the vocabulary"),
+        ("tokens", lambda x: np.where(x == 7, 8, x), "manifest.json"),  # tokens differ from the counts
         ("lengths", lambda x: x + 1, "1 to 10"),
         ("lengths", lambda x: np.where(x == 10, 9, x), "row 1"),
         ("row_starts", lambda x: x[::-1], "row_starts.npy"),
@@ -322,7 +322,7 @@ def test_verify_names_the_file_of_an_altered_byte(directory, number, array, plac
         ("row_starts", lambda x: np.where(x == 3, 2, x), "row 0"),
     ],
 )
-def test_verify_checks_contents_that_fit_their_checksums(directory, array, change, complaint):
+def test_verify_checks_content_with_valid_checksums(directory, array, change, complaint):
     path = directory / f"shard-00000.{array}.npy"
     content = np.load(path)
     np.save(path, np.ascontiguousarray(change(content), dtype=content.dtype))
@@ -362,16 +362,16 @@ def test_a_build_takes_an_empty_directory_but_never_a_full_one(tmp_path):
     assert (target / "file").read_text() == "1"
 
 
-def test_a_directory_filled_meanwhile_is_left_alone(tmp_path):
+def test_a_directory_filled_during_the_build_is_left_alone(tmp_path):
     target = tmp_path / "target"
     with pytest.raises(AmplifyError, match="target"), building(target):
         target.mkdir()
-        (target / "file").write_text("theirs")
+        (target / "file").write_text("other")
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
-    assert (target / "file").read_text() == "theirs"
+    assert (target / "file").read_text() == "other"
 
 
-def test_what_a_build_completed_is_there_for_the_next(tmp_path):
+def test_the_next_build_reuses_completed_work(tmp_path):
     target = tmp_path / "target"
     with pytest.raises(KeyboardInterrupt), building(target) as partial:
         (partial.work / "run.tokens").write_text("1")

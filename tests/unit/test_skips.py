@@ -1,4 +1,4 @@
-"""Rows left out: what replaces them, that nothing else changes, and the list that names them."""
+"""Skipped rows: their replacements, the rest of the stream, and the files that list them."""
 
 import json
 
@@ -25,37 +25,37 @@ def skip(source, row, first):
     return {"source": source, "row": row, "from": first}
 
 
-def test_without_skips_the_stream_is_as_it_was():
+def test_without_skips_the_stream_does_not_change():
     assert stream() is PLAIN
 
 
 def test_a_row_is_replaced_from_its_batch_on_and_nothing_else_changes():
-    found = stream(skip("a", 5, 30), skip("b", 0, 0), skip("b", 1, 0), skip("b", 6, 50))
+    skipped = stream(skip("a", 5, 30), skip("b", 0, 0), skip("b", 1, 0), skip("b", 6, 50))
     batches = POSITIONS // BATCH
     out = (PLAIN.sources == 0) & (PLAIN.rows == 5) & (batches >= 30)
     out |= (PLAIN.sources == 1) & ((PLAIN.rows <= 1) | (PLAIN.rows == 6) & (batches >= 50))
-    assert np.array_equal(found.rows != PLAIN.rows, out) and 50 < out.sum() < 200
-    assert (found.sources, found.places, found.epochs) == (PLAIN.sources, PLAIN.places, PLAIN.epochs)
+    assert np.array_equal(skipped.rows != PLAIN.rows, out) and 50 < out.sum() < 200
+    assert (skipped.sources, skipped.indices, skipped.epochs) == (PLAIN.sources, PLAIN.indices, PLAIN.epochs)
     for source, row, first in ((0, 5, 30), (1, 0, 0), (1, 1, 0), (1, 6, 50)):
-        assert not ((found.sources == source) & (found.rows == row) & (batches >= first)).any()
+        assert not ((skipped.sources == source) & (skipped.rows == row) & (batches >= first)).any()
     before = (PLAIN.sources == 0) & (PLAIN.rows == 5) & (batches < 30)
-    assert before.any() and (found.rows[before] == 5).all()
-    assert set(found.rows[out & (PLAIN.sources == 1)]) >= {2, 3, 4, 5}, "replacements are spread over the source"
-    assert (found.rows[PLAIN.sources == 1] < 7).all()
+    assert before.any() and (skipped.rows[before] == 5).all()
+    assert set(skipped.rows[out & (PLAIN.sources == 1)]) >= {2, 3, 4, 5}, "replacements are spread over the source"
+    assert (skipped.rows[PLAIN.sources == 1] < 7).all()
 
 
-def test_a_replacement_is_that_of_another_order_of_its_source():
-    found = stream(skip("b", 3, 0), skip("b", 4, 0))
+def test_a_replacement_comes_from_another_order_of_its_source():
+    skipped = stream(skip("b", 3, 0), skip("b", 4, 0))
     several = 0
-    for i in np.flatnonzero(found.rows != PLAIN.rows):
-        epoch, place = divmod(int(PLAIN.places[i]), 7)
-        drawn = [int(permute(np.array([place]), 7, (4, epoch, 1, 2**33 + k))[0]) for k in range(50)]
-        assert found.rows[i] == next(row for row in drawn if row not in (3, 4))
+    for i in np.flatnonzero(skipped.rows != PLAIN.rows):
+        epoch, index = divmod(int(PLAIN.indices[i]), 7)
+        drawn = [int(permute(np.array([index]), 7, (4, epoch, 1, 2**33 + k))[0]) for k in range(50)]
+        assert skipped.rows[i] == next(row for row in drawn if row not in (3, 4))
         several += drawn[0] in (3, 4)
     assert several > 3
 
 
-def test_a_part_of_the_batch_says_the_same_as_the_whole():
+def test_parts_of_a_batch_agree_with_the_whole():
     skips = Skips(MIXTURE, [skip("a", 5, 3), skip("b", 0, 0)])
     whole = skips.replace(PLAIN, POSITIONS // BATCH, 4).rows
     for positions in np.split(POSITIONS, 250):
@@ -68,7 +68,7 @@ def test_the_earliest_of_two_counts_and_new_ones_are_added_once():
     assert kept == [skip("a", 5, 3), skip("b", 5, 40)] and json.loads(json.dumps(kept)) == kept
 
 
-def test_the_list_is_read(tmp_path):
+def test_a_list_is_read(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"source": "a", "row": 19, "step": 7, "loss": 9.5}\n\n{"row": 0, "source": "b"}\n')
     assert read_skip_rows(file, MIXTURE) == [{"source": "a", "row": 19}, {"source": "b", "row": 0}]
@@ -83,11 +83,11 @@ def test_the_list_is_read(tmp_path):
         ('{"source": "a", "row": "5"}', "line 2: expected an object such as"),
         ('{"source": "a", "row": true}', "line 2: expected an object such as"),
         ('{"source": "c", "row": 5}', "line 2: there is no source c; this run has a, b"),
-        ('{"source": "a", "row": 20}', "line 2: a has no row 20, it has the rows 0 to 19"),
+        ('{"source": "a", "row": 20}', "line 2: a has no row 20; it has rows 0 to 19"),
         ('{"source": "a", "row": -1}', "line 2: a has no row -1"),
     ],
 )
-def test_bad_lines_are_named(tmp_path, line, text):
+def test_bad_lines_are_errors(tmp_path, line, text):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"source": "a", "row": 1}\n' + line + "\n")
     with pytest.raises(AmplifyError) as error:
@@ -98,6 +98,6 @@ def test_bad_lines_are_named(tmp_path, line, text):
 def test_a_list_that_is_absent_and_a_source_without_rows(tmp_path):
     with pytest.raises(AmplifyError, match="the list of rows to skip cannot be read"):
         read_skip_rows(tmp_path / "absent", MIXTURE)
-    with pytest.raises(AmplifyError, match="all 7 rows of b are left out"):
+    with pytest.raises(AmplifyError, match="all 7 rows of b are skipped"):
         Skips(MIXTURE, [skip("b", row, 0) for row in range(7)])
     Skips(MIXTURE, [skip("b", row, 0) for row in range(6)])

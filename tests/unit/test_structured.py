@@ -1,4 +1,4 @@
-"""JSON and YAML that may hold anything: the content as the standard parsers read it, or one message within a second."""
+"""Untrusted JSON and YAML: the content that the standard parsers return, or one message within a second."""
 
 import json
 import math
@@ -21,7 +21,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 10)}]\n" for i in range(12)
 )
 BAD_JSON = {
-    "twice": ('{"a": {"b": 1, "c": 2, "b": 3}}', "b appears twice"),
+    "repeated": ('{"a": {"b": 1, "c": 2, "b": 3}}', "b appears twice"),
     "beyond 64 bits": (f'{{"a": {2**64}}}', f"{2**64} is an integer beyond 64 bits"),
     "below 64 bits": (f'{{"a": {-(2**63) - 1}}}', "is an integer beyond 64 bits"),
     "huge": (f'{{"a": {HUGE}}}', "… is an integer beyond 64 bits"),
@@ -32,8 +32,8 @@ BAD_JSON = {
     "large": (" " * (2**26 + 1), "larger than"),
 }
 BAD_YAML = {
-    "twice": ("a: {b: 1, c: 2, b: 3}", "line 1: b appears twice"),
-    "twice at the top": ("a: 1\nb: 2\na: 1\n", "line 3: a appears twice"),
+    "repeated": ("a: {b: 1, c: 2, b: 3}", "line 1: b appears twice"),
+    "repeated at the top": ("a: 1\nb: 2\na: 1\n", "line 3: a appears twice"),
     "bomb": (BOMB, "anchors and aliases"),
     "cycle": ("a: &a [*a]", "anchors and aliases"),
     "beyond 64 bits": (f"a: {2**64}", "is an integer beyond 64 bits"),
@@ -50,13 +50,13 @@ BAD_YAML = {
 }
 
 
-def refused(read, path, text, shown):
+def refused(read, path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     began = time.process_time()
     with pytest.raises(AmplifyError) as error:
         read(path)
     assert time.process_time() - began < 1
-    assert shown in str(error.value) and str(path) in str(error.value) and len(str(error.value)) < 600, error.value
+    assert message in str(error.value) and str(path) in str(error.value) and len(str(error.value)) < 600, error.value
     return str(error.value)
 
 
@@ -82,7 +82,7 @@ def test_yaml_is_refused_in_one_message(tmp_path, kind):
     refused(lambda path: config.resolve("tiny", str(path), {}), tmp_path / "x.yaml", *BAD_YAML[kind])
 
 
-def test_a_device_without_an_end_is_refused():
+def test_an_endless_device_is_refused():
     with pytest.raises(AmplifyError, match="/dev/zero: cannot be read as YAML: it is larger than"):
         config.resolve("tiny", "/dev/zero", {})
     with pytest.raises(AmplifyError, match="/dev/zero: cannot be read as JSON: it is larger than"):
@@ -93,8 +93,8 @@ def test_a_setting_that_appears_as_a_section_and_with_a_dot_is_refused(tmp_path)
     for text in ("training: {steps: 5}\ntraining.steps: 6\n", "training.steps: 6\ntraining: {steps: 5}\n"):
         refused(lambda path: config.resolve("tiny", str(path), {}), tmp_path / "x.yaml", text, "steps appears twice")
     (tmp_path / "x.yaml").write_text("training.steps: 6\ntraining: {seed: 5}\n")
-    found = config.resolve("tiny", str(tmp_path / "x.yaml"), {}).training
-    assert (found.steps, found.seed) == (6, 5)
+    training = config.resolve("tiny", str(tmp_path / "x.yaml"), {}).training
+    assert (training.steps, training.seed) == (6, 5)
 
 
 @pytest.mark.parametrize("name", ["training.steps", "checkpoint.every", "data.workers", "training.global_batch_tokens"])
@@ -114,7 +114,7 @@ def test_sizes_of_a_model_have_a_limit(name):
 @pytest.mark.parametrize(
     "name, most", [("training.steps", 2**30), ("training.global_batch_tokens", 2**32), ("data.workers", 1024)]
 )
-def test_numbers_with_which_nothing_can_start_are_refused(name, most):
+def test_settings_above_their_limits_are_refused(name, most):
     assert config.resolve("tiny", None, {name: str(most)})
     with pytest.raises(AmplifyError, match=f"{name} .*less than or equal to {most}"):
         config.resolve("tiny", None, {name: str(most + 1)})
@@ -128,13 +128,13 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_sound_is_read_as_the_standard_parsers_do(value):
+def test_valid_content_agrees_with_the_standard_parsers(value):
     text = json.dumps(value)
     assert structured.parse_json(text) == json.loads(text)
     text = yaml.safe_dump(value)
     assert structured.parse_yaml(text) == yaml.safe_load(text)
 
 
-def test_numbers_that_json_lacks_are_read_as_python_writes_them():
+def test_infinity_and_nan_are_read_as_python_writes_them():
     assert structured.parse_json("[Infinity, -Infinity]") == [math.inf, -math.inf]
     assert math.isnan(structured.parse_json("NaN"))

@@ -34,11 +34,11 @@ def test_decoded_text_encodes_to_the_same_ids(text):
     assert TOKENIZER.encode(decoded, add_special_tokens=False).ids == ids
 
 
-def test_offsets_are_places_in_the_text_as_it_was_given():
+def test_offsets_refer_to_the_original_text():
     text = " M k\n<mask>\u3000X L"
-    found = TOKENIZER.encode(text, add_special_tokens=False)
-    assert found.ids == encode("MK<mask>XL").tolist()
-    assert [text[a:b] for a, b in found.offsets] == ["M", "k", "<mask>", "X", "L"]
+    encoding = TOKENIZER.encode(text, add_special_tokens=False)
+    assert encoding.ids == encode("MK<mask>XL").tolist()
+    assert [text[a:b] for a, b in encoding.offsets] == ["M", "k", "<mask>", "X", "L"]
 
 
 def test_the_published_example_through_autotokenizer(tmp_path):
@@ -49,5 +49,5 @@ def test_the_published_example_through_autotokenizer(tmp_path):
     assert tokenizer(["KAI", "K"], padding=True)["input_ids"] == [[3, 17, 7, 14, 4], [3, 17, 4, 0, 0]]
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (2, 0, 1)
     assert len(tokenizer) == 27 and tokenizer.model_max_length == 512
-    assert tokenizer.decode([17, 7, 2]) == "K A <mask>"  # AMPLIFY's attribution notebook splits at blanks
+    assert tokenizer.decode([17, 7, 2]) == "K A <mask>"  # AMPLIFY's attribution notebook splits at spaces
     assert tokenizer("K A\n<mask> ", add_special_tokens=False)["input_ids"] == [17, 7, 2]

@@ -1,4 +1,4 @@
-"""The vocabulary against the facts in the AMPLIFY repository, and `encode` against a loop over characters."""
+"""The vocabulary against that of the AMPLIFY repository, and `encode` against a loop over characters."""
 
 import hashlib
 import re
@@ -45,11 +45,11 @@ PIECES = [
 
 
 def encode_by_loop(text: str) -> list[int]:
-    ids, place = [], 0
-    while place < len(text):
-        special = next((token for token in PUBLISHED[:5] if text.startswith(token, place)), None)
-        character = special or text[place]
-        place += len(character)
+    ids, position = [], 0
+    while position < len(text):
+        special = next((token for token in PUBLISHED[:5] if text.startswith(token, position)), None)
+        character = special or text[position]
+        position += len(character)
         if character.isspace():
             continue
         if "a" <= character <= "z":
@@ -77,7 +77,7 @@ def test_encode_agrees_with_a_loop_over_characters(text):
     assert ids.tolist() == encode_by_loop(text)
 
 
-def test_white_space_is_what_python_takes_for_it():
+def test_white_space_agrees_with_isspace():
     one = re.compile(f"[{vocab.WHITE_SPACE}]")
     characters = [chr(i) for i in range(sys.maxunicode + 1)]
     assert [c for c in characters if one.match(c)] == [c for c in characters if c.isspace()]
@@ -90,5 +90,5 @@ def test_encode_bytes_agrees_with_encode_but_for_white_space(text):
 
 
 @given(st.lists(st.integers(0, 26)))
-def test_decode_is_undone_by_encode(ids):
+def test_encode_inverts_decode(ids):
     assert vocab.encode(vocab.decode(ids)).tolist() == ids
