@@ -11,19 +11,20 @@ from amplify_ds.extras import require
 from amplify_ds.inference.shared_options import add_arguments, prepare
 
 DESCRIPTION = """\
-Score proteins, or mutations of them, with a masked language model.
+Score proteins, or mutations of proteins, with a masked language model.
 
-Without --mutations: the pseudo-perplexity of every protein, each position masked in turn (n copies of n residues).
---one-pass reads each protein once, unmasked: a quick approximation that has seen the answer, in a column of another
-name (one_pass_perplexity), not comparable with pseudo_perplexity.
+Without --mutations, write the pseudo-perplexity of every protein, masking one position at a time (n forward passes for
+n residues). --one-pass reads each protein once, unmasked: a fast approximation in which the model sees the residue that
+it predicts. It is written to another column (one_pass_perplexity) and is not comparable with pseudo_perplexity.
 
-With --mutations: a CSV or TSV table with a column `mutant` (A23V or p.Ala23Val, several at once A23V:G45D, WT for the
-wild type) or `mutated_sequence` and, for an input of several proteins, a column `name`. Substitutions only. Written are
-its rows with their effects, log p(new) - log p(wild type), above 0 where the model likes the new residue better:
-masked_marginal, or wild_type_marginal with --one-pass. ProteinGym's tables of substitutions are read as they are; where
-there is a column DMS_score, its rank correlation (Spearman) with the effects is printed.
+With --mutations, score the rows of a CSV or TSV table with a column `mutant` (A23V or p.Ala23Val, several as A23V:G45D,
+WT for the wild type) or `mutated_sequence` and, if the input has several proteins, a column `name`. Only substitutions
+are supported. The output is the table with one more column: the effect log p(new) - log p(wild type), positive where
+the model prefers the new residue. The column is masked_marginal, or wild_type_marginal with --one-pass. ProteinGym's
+substitution tables work as they are. If the table has a column DMS_score, Spearman's rank correlation with the effects
+is printed.
 
---heatmap draws every single mutation of one protein. Interrupted or killed, the same command continues.
+--heatmap plots every single mutation of one protein. If the command is interrupted, run it again to continue.
 
   python -m amplify_ds.score --model exported/first --input proteins.fasta --output perplexities.csv
   python -m amplify_ds.score --model exported/first --input protein.fasta --mutations dms.csv --output effects.csv
@@ -36,25 +37,29 @@ def main() -> int:
         prog="amplify_ds.score", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    parser.add_argument("--output", type=Path, metavar="CSV", help="to write; it must not exist")
-    parser.add_argument("--one-pass", action="store_true", help="read each protein once, without masks: quick, rougher")
-    parser.add_argument("--mutations", type=Path, metavar="TABLE", help="CSV or TSV with a column `mutant`")
+    parser.add_argument("--output", type=Path, metavar="CSV", help="file to write; it must not exist")
+    parser.add_argument(
+        "--one-pass", action="store_true", help="read each protein once, without masks: faster, less accurate"
+    )
+    parser.add_argument(
+        "--mutations", type=Path, metavar="TABLE", help="CSV or TSV with a column `mutant` or `mutated_sequence`"
+    )
     parser.add_argument(
         "--offset",
         type=int,
         default=0,
         metavar="N",
-        help="the table's positions are N above those of the input's sequence (default: 0)",
+        help="subtract N from the positions in the table to get positions in the input (default: 0)",
     )
-    parser.add_argument("--heatmap", type=Path, metavar="PNG", help="to draw; it must not exist")
-    parser.add_argument("--protein", metavar="NAME", help="to draw, where the input holds several")
+    parser.add_argument("--heatmap", type=Path, metavar="PNG", help="heat map to write; it must not exist")
+    parser.add_argument("--protein", metavar="NAME", help="protein to plot, if the input has several")
     arguments = parser.parse_args()
     if (arguments.output is None) == (arguments.heatmap is None) or (arguments.mutations and arguments.heatmap):
-        parser.error("give --output (perplexities, or effects with --mutations) or --heatmap, one of the two")
+        parser.error("give either --output (perplexities, or effects with --mutations) or --heatmap")
     if arguments.offset and not arguments.mutations:
-        parser.error("--offset is that of the positions of --mutations")
+        parser.error("--offset needs --mutations")
     if arguments.protein and not arguments.heatmap:
-        parser.error("--protein names the protein that --heatmap draws")
+        parser.error("--protein needs --heatmap")
 
     if arguments.heatmap:
         require("matplotlib", "--heatmap")
@@ -62,29 +67,29 @@ def main() -> int:
     from amplify_ds.inference.mutation_tables import read_table
 
     table = read_table(arguments.mutations) if arguments.mutations else None
-    reader, records, contents = prepare(arguments, arguments.output or arguments.heatmap)
-    work = _heatmap if arguments.heatmap else _perplexities if table is None else _effects
+    reader, records, stats = prepare(arguments, arguments.output or arguments.heatmap)
+    write = _heatmap if arguments.heatmap else _perplexities if table is None else _effects
     with bars.bar(unit=" positions", unit_scale=True) as bar:
-        lines = work(arguments, reader, records, contents, table, bar)
+        lines = write(arguments, reader, records, stats, table, bar)
     print("\n".join(lines))
     return 0
 
 
-def _perplexities(arguments, reader, records, contents, table, bar) -> list[str]:
+def _perplexities(arguments, reader, records, stats, table, bar) -> list[str]:
     import numpy as np
 
     from amplify_ds.inference.pipelines import score_file
 
-    bar.reset(contents.residues - contents.unknown.total())
-    found = score_file(reader, records, contents, arguments.output, arguments.one_pass, bar.update)
+    bar.reset(stats.residues - stats.unknown.total())
+    values = score_file(reader, records, stats, arguments.output, arguments.one_pass, bar.update)
     kind = "one-pass perplexity (an approximation)" if arguments.one_pass else "pseudo-perplexity"
     return [
-        f"wrote {arguments.output}: {kind} of {contents.proteins:,} proteins, median {np.nanmedian(found):.3f}",
-        "next: sort it; the lowest are the proteins that the model finds likeliest",
+        f"wrote {arguments.output}: {kind} of {stats.proteins:,} proteins, median {np.nanmedian(values):.3f}",
+        "next: sort the table; the model finds the proteins with the lowest perplexity likeliest",
     ]
 
 
-def _effects(arguments, reader, records, contents, table, bar) -> list[str]:
+def _effects(arguments, reader, records, stats, table, bar) -> list[str]:
     import numpy as np
 
     from amplify_ds.inference.mutation_tables import NAME
@@ -92,34 +97,34 @@ def _effects(arguments, reader, records, contents, table, bar) -> list[str]:
     from amplify_ds.inference.pipelines import effects_file
     from amplify_ds.inference.reading import proteins
 
-    named = None if table.column(NAME) is None else set(table.column(NAME))
-    wild_types = {p.name: p.tokens for p in proteins(records) if named is None or p.name in named}
+    in_table = None if table.column(NAME) is None else set(table.column(NAME))
+    wild_types = {p.name: p.tokens for p in proteins(records) if in_table is None or p.name in in_table}
     names, effects, wild = effects_file(
-        reader, wild_types, contents, table, arguments.output, arguments.one_pass, bar.update, arguments.offset
+        reader, wild_types, stats, table, arguments.output, arguments.one_pass, bar.update, arguments.offset
     )
     method = "wild-type-marginal (one pass)" if arguments.one_pass else "masked-marginal"
     lines = [f"wrote {arguments.output}: {method} effects of {len(effects):,} mutations"]
     if wild.any():
-        lines.append(f"note: {wild.sum():,} of them are the wild type: effect 0, not part of a correlation")
+        lines.append(f"note: {wild.sum():,} rows are the wild type: effect 0, not counted in the correlation")
     measured = table.measured()
     for name in dict.fromkeys(names) if measured is not None else ():
         used = np.array([n == name for n in names]) & np.isfinite(measured) & ~wild
         correlation = spearman(effects[used], measured[used])
         lines.append(f"{name}: Spearman correlation with DMS_score {correlation:.4f} over {used.sum():,} mutations")
-    return [*lines, "next: effects above 0 are those that the model likes better than the wild type"]
+    return [*lines, "next: a positive effect means that the model prefers the mutation to the wild type"]
 
 
-def _heatmap(arguments, reader, records, contents, table, bar) -> list[str]:
+def _heatmap(arguments, reader, records, stats, table, bar) -> list[str]:
     from amplify_ds.inference.pipelines import heatmap_file
     from amplify_ds.inference.reading import proteins
 
-    if arguments.protein is None and contents.proteins > 1:
-        raise AmplifyError(f"{records}: holds {contents.proteins:,} proteins; name one with --protein")
+    if arguments.protein is None and stats.proteins > 1:
+        raise AmplifyError(f"{records}: contains {stats.proteins:,} proteins; choose one with --protein")
     protein = next((p for p in proteins(records) if arguments.protein in (None, p.name)), None)
     if protein is None:
         raise AmplifyError(f"{records}: no protein is named {arguments.protein!r}")
     bar.reset(len(protein.tokens))
-    heatmap_file(reader, protein, contents, arguments.heatmap, arguments.one_pass, bar.update)
+    heatmap_file(reader, protein, stats, arguments.heatmap, arguments.one_pass, bar.update)
     return [f"wrote {arguments.heatmap}: every single mutation of {protein.name}, {len(protein.tokens):,} positions"]
 
 

@@ -1,4 +1,4 @@
-"""The calls for Python: `amplify_ds.embed`, `score`, `mutation_effects`, `contacts`. All is in memory."""
+"""The Python interface: `amplify_ds.embed`, `score`, `mutation_effects`, `contacts`. Results are kept in memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference import model, mutations, reading, scores
-from amplify_ds.inference.contacts import fitting as contact_jobs
+from amplify_ds.inference.contacts import fitting
 from amplify_ds.inference.contacts.head import read as read_head
-from amplify_ds.inference.contacts.targets import Target, fitting
+from amplify_ds.inference.contacts.targets import Target, limit_length
 from amplify_ds.inference.embeddings import Settings, embed_proteins
 from amplify_ds.inference.pipelines import protein_chunks
 from amplify_ds.inference.records import Sequences, records_of
@@ -21,7 +21,7 @@ from amplify_ds.inference.records import Sequences, records_of
 
 @dataclass(frozen=True)
 class Embeddings:
-    """names and lengths of the proteins; those asked for of mean, bos, max [P, H]; residues: [length, H] of each."""
+    """Embeddings of P proteins. mean, bos, max: [P, H]. residues: one [length, H] per protein. None: not requested."""
 
     names: list[str]
     lengths: np.ndarray
@@ -41,26 +41,27 @@ def embed(
     strict: bool = False,
     **loading,
 ) -> Embeddings:
-    """Embed proteins: a file in any form that the command reads, {name: sequence} or plain sequences.
+    """Return the embeddings of proteins.
 
-    model_name: a checkpoint, run, Hugging Face folder or hub name, or what `amplify_ds.load` made of one. include: of
-    "mean", "bos", "max", "residues". layer: 0 (the embedding) to the last, which is the default; the final norm follows
-    unless raw. strict: refuse what is no token instead of reading it as <unk>. loading: device, precision, max_length,
-    row_tokens, see `amplify_ds.load`. Raises AmplifyError for what cannot be embedded.
+    model_name: a checkpoint, run, Hugging Face folder or hub name, or the result of `amplify_ds.load`. sequences: a
+    file in any format that the command reads, {name: sequence}, or a list of sequences. include: any of "mean", "bos",
+    "max", "residues". layer: 0 (the embedding) to the last (default). raw: skip the final norm. strict: refuse
+    characters that are no token instead of reading them as <unk>. loading: device, precision, max_length, row_tokens,
+    see `amplify_ds.load`. Raises AmplifyError for invalid sequences, models and settings.
     """
     records = records_of(sequences)
     reading.check(records, strict)
     reader = model.load(model_name, **loading)
     settings = Settings(tuple(include), layer, raw, dtype).resolved(reader.layers)
     names, lengths, parts = [], [], []
-    for some in protein_chunks(records):
-        names += [protein.name for protein in some]
-        lengths += [len(protein.tokens) for protein in some]
-        parts.append(embed_proteins(reader, some, settings))
-    found: dict[str, Any] = {kind: np.concatenate([part[kind] for part in parts]) for kind in settings.include}
-    if "residues" in found:
-        found["residues"] = np.split(found["residues"], np.cumsum(lengths)[:-1])
-    return Embeddings(names, np.array(lengths), **found)
+    for chunk in protein_chunks(records):
+        names += [protein.name for protein in chunk]
+        lengths += [len(protein.tokens) for protein in chunk]
+        parts.append(embed_proteins(reader, chunk, settings))
+    arrays: dict[str, Any] = {kind: np.concatenate([part[kind] for part in parts]) for kind in settings.include}
+    if "residues" in arrays:
+        arrays["residues"] = np.split(arrays["residues"], np.cumsum(lengths)[:-1])
+    return Embeddings(names, np.array(lengths), **arrays)
 
 
 def score(
@@ -70,23 +71,27 @@ def score(
     strict: bool = False,
     **loading,
 ) -> dict[str, float]:
-    """{name: pseudo-perplexity}, every position masked in turn; one_pass: the quick approximation of scores.py, not
-    comparable with it. Arguments as for `embed`.
+    """Return {name: pseudo-perplexity}, masking one position at a time.
+
+    one_pass: read each protein once, unmasked (see scores.py); the values are not comparable with pseudo-perplexities.
+    Other arguments are those of `embed`.
     """
     records = records_of(sequences)
-    contents = reading.check(records, strict)
+    stats = reading.check(records, strict)
     reader = model.load(model_name, **loading)
     sites = scores.known_sites(reading.proteins(records))
     chunks = scores.chunked(sites, one_pass, reader.max_length)
-    found = scores.perplexities((scores.of_residues(reader, chunk, one_pass) for chunk in chunks), contents.proteins)
-    return {name: float(value) for (name, _), value in zip(records, found)}
+    values = scores.perplexities((scores.of_residues(reader, chunk, one_pass) for chunk in chunks), stats.proteins)
+    return {name: float(value) for (name, _), value in zip(records, values)}
 
 
 def mutation_effects(
     model_name: str | Path | model.Reader, sequence: str, mutants: Sequence[str], one_pass: bool = False, **loading
 ) -> np.ndarray:
-    """float64 [mutants]: effects of mutations such as "A23V" or "A23V:G45D" of one protein, as mutations.py says:
-    masked-marginal, or wild-type-marginal with one_pass. Raises AmplifyError for one that does not fit the protein.
+    """Return float64 [mutants]: the effects of mutations such as "A23V" or "A23V:G45D" of one protein (mutations.py).
+
+    The effect is masked-marginal, or wild-type-marginal with one_pass. Raises AmplifyError for a mutation that does not
+    fit the protein.
     """
     records = Sequences([("the protein", sequence)])
     reading.check(records)
@@ -100,9 +105,9 @@ def mutation_effects(
     log_p = np.full((len(tokens), reader.model.config.vocab_size), np.nan, np.float32)
     begin = 0
     for chunk in scores.chunked([scores.Sites(0, tokens, positions)], one_pass, reader.max_length):
-        found = scores.log_probabilities(reader, chunk, one_pass)
-        log_p[positions[begin : begin + len(found)]] = found
-        begin += len(found)
+        rows = scores.log_probabilities(reader, chunk, one_pass)
+        log_p[positions[begin : begin + len(rows)]] = rows
+        begin += len(rows)
     return np.array([mutations.effect(changes, log_p) for changes in parsed])
 
 
@@ -113,16 +118,17 @@ def contacts(
     strict: bool = False,
     device: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """{name: float32 [n, n]}: the probability of contact of each pair of residues, from a head that
-    `python -m amplify_ds.contacts fit` made of this model. Other arguments as for `embed`; computed in float32.
+    """Return {name: float32 [n, n]}: the contact probability of each pair of residues.
 
-    Raises AmplifyError for a head of another model, and for a protein longer than the model's limit.
+    head: a file that `python -m amplify_ds.contacts fit` wrote for this model. Other arguments are those of `embed`;
+    the computation is in float32. Raises AmplifyError for a head that was fitted to another model, and for a protein
+    longer than the model's limit.
     """
     records = records_of(sequences)
     reading.check(records, strict)
-    found = read_head(Path(head))
+    fitted_head = read_head(Path(head))
     reader = model_name if isinstance(model_name, model.Reader) else model.load(model_name, device, "fp32")
-    found.check_model(reader, str(head))
+    fitted_head.check_model(reader, str(head))
     targets = [Target(*protein) for protein in reading.proteins(records)]
-    fitting(targets, reader.max_length, skip_long=False)
-    return {target.name: contact_jobs.predict(reader, found, target.tokens) for target in targets}
+    limit_length(targets, reader.max_length, skip_long=False)
+    return {target.name: fitting.predict(reader, fitted_head, target.tokens) for target in targets}

@@ -1,4 +1,4 @@
-"""A picture of what every substitution in a protein would do, as a model sees it: position × residue."""
+"""Plot the effects of all substitutions in a protein as a heat map: position × residue."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from amplify_ds.files import replacing
 from amplify_ds.vocab import TOKENS, UNK
 
 ORDER = "GAVLIMFWPSTCYNQDEKRH"  # hydrophobic, polar, negative, positive: neighbours are alike
-_MOST_ACROSS = 120  # positions in a line of the picture; lines are of equal length
+_MAX_PER_LINE = 120  # positions; all lines have the same length
 LONGEST = 10_000  # positions: matplotlib draws at most 65,536 pixels in a direction
 
 
 def effects(tokens: np.ndarray, log_p: np.ndarray) -> np.ndarray:
-    """float32 [20, n]: log p(residue) − log p(wild type), residues as in ORDER; nan where <unk> or `|` stands."""
-    found = log_p[:, [TOKENS.index(residue) for residue in ORDER]].T - log_p[np.arange(len(tokens)), tokens]
-    found[:, (tokens == UNK) | (tokens == TOKENS.index("|"))] = np.nan
-    return found
+    """Return float32 [20, n]: log p(residue) − log p(wild type), residues as in ORDER; nan at <unk> and `|`."""
+    values = log_p[:, [TOKENS.index(residue) for residue in ORDER]].T - log_p[np.arange(len(tokens)), tokens]
+    values[:, (tokens == UNK) | (tokens == TOKENS.index("|"))] = np.nan
+    return values
 
 
 def draw(path: Path, name: str, tokens: np.ndarray, log_p: np.ndarray, one_pass: bool) -> None:
-    """Write the PNG: log_p [n, V], see scores.py. Wild-type residues are marked by dots."""
+    """Write the PNG. log_p: [n, V], see scores.py. Dots mark the wild-type residues."""
     plt = pyplot()
     values = effects(tokens, log_p)
     limit = float(np.nanquantile(np.abs(values), 0.99)) if np.isfinite(values).any() else 1.0
     count = len(tokens)
-    lines = -(-count // _MOST_ACROSS)
+    lines = -(-count // _MAX_PER_LINE)
     across = -(-count // lines)
     method = "wild-type-marginal, one pass" if one_pass else "masked-marginal"
     with plt.rc_context({"font.size": 9, "savefig.dpi": 150, "text.parse_math": False}):

@@ -1,6 +1,6 @@
-"""A model that reads windows of proteins: loaded by folder or hub name, fed without padding.
+"""Load a model from a folder or the hub, and run it on windows of proteins without padding.
 
-The weights go into our own model class, so no code of a model folder is ever run.
+The weights are loaded into this package's model class, so no code from a model folder is executed.
 """
 
 from __future__ import annotations
@@ -23,22 +23,24 @@ ROW_TOKENS = 8192
 
 
 class Reader:
-    """An AMPLIFY on a device, in evaluation mode.
+    """An AMPLIFY model on a device, in evaluation mode.
 
-    max_length: tokens a window may have, <bos> and <eos> counted. row_tokens: tokens computed at once; more of them
-    are faster on a GPU and need more of its memory.
+    max_length: tokens per window, including <bos> and <eos>. row_tokens: tokens per forward pass; a larger value is
+    faster on a GPU and needs more memory.
     """
 
     def __init__(self, model: Encoder, max_length: int | None = None, row_tokens: int = ROW_TOKENS) -> None:
         self.model = model
         self.max_length = max_length or model.config.context_length
         self.row_tokens = row_tokens
-        trained_with = model.config.context_length
-        if not SHORTEST_LIMIT <= self.max_length <= trained_with or row_tokens < 1:
+        longest = model.config.context_length
+        if not SHORTEST_LIMIT <= self.max_length <= longest:
             raise AmplifyError(
-                f"a window must have {SHORTEST_LIMIT} to {trained_with} tokens (what the model was trained with) and a "
-                f"row at least 1, found {self.max_length} and {row_tokens}"
+                f"max_length must be {SHORTEST_LIMIT} to {longest} tokens (the model's context length), found "
+                f"{self.max_length}"
             )
+        if row_tokens < 1:
+            raise AmplifyError(f"row_tokens must be at least 1, found {row_tokens}")
 
     @property
     def layers(self) -> int:
@@ -53,7 +55,7 @@ class Reader:
         return self.model.encoder.weight.dtype
 
     def fingerprint(self) -> str:
-        """Of the weights as they are computed with: equal for equal values in equal precision."""
+        """Return a hash of the weights as loaded; it depends on their values and the precision."""
         digest = xxhash.xxh3_128()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -62,9 +64,9 @@ class Reader:
 
     @torch.inference_mode()
     def hidden(self, windows: Sequence[np.ndarray], layer: int, norm: bool) -> torch.Tensor:
-        """[T, H], on the device: the output of `layer` (0: the embedding) for windows laid end to end, T tokens in all.
+        """Return [T, H] on the device: the output of `layer` (0: the embedding) for concatenated windows of T tokens.
 
-        norm: followed by the model's final norm, whatever the layer. Layers above are not computed.
+        norm: apply the model's final norm, whatever the layer. Layers above `layer` are not computed.
         """
         lengths = [len(window) for window in windows]
         ids = torch.from_numpy(np.concatenate(windows).astype(np.int64)).to(self.device)
@@ -77,9 +79,9 @@ class Reader:
         return self.model.layer_norm_2(x) if norm else x
 
     @torch.inference_mode()
-    def log_probabilities(self, windows: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
-        """float32 [M, V]: log p of each token at `places` [M] of the windows laid end to end."""
-        x = self.hidden(windows, self.layers, norm=True)[torch.from_numpy(places).to(self.device)]
+    def log_probabilities(self, windows: Sequence[np.ndarray], indices: np.ndarray) -> np.ndarray:
+        """Return float32 [M, V]: log p of each token at `indices` [M] into the concatenated windows."""
+        x = self.hidden(windows, self.layers, norm=True)[torch.from_numpy(indices).to(self.device)]
         return self.model.decoder(x).float().log_softmax(-1).cpu().numpy()
 
 
@@ -90,15 +92,18 @@ def load(
     max_length: int | None = None,
     row_tokens: int = ROW_TOKENS,
 ) -> Reader:
-    """A model, ready to read proteins. name: a checkpoint, run, model folder in any layout or hub name
-    (hub/folder.read_source).
+    """Load a model and return it ready to read proteins.
 
-    precision auto: bf16 on GPUs, fp32 on CPUs. Raises AmplifyError where there is no such model, where its weights are
-    pickled, where its vocabulary is not AMPLIFY's, and for a device that is not there.
+    name: a checkpoint, run, model folder in any layout, or hub name (see `read_source` in hub/folder.py). precision:
+    "fp32", "bf16", or "auto" (bf16 on GPUs, fp32 on CPUs). max_length and row_tokens: see `Reader`. Raises AmplifyError
+    if there is no such model, if its weights are pickled, if its vocabulary is not AMPLIFY's, or if the device is not
+    available.
     """
     if isinstance(name, Reader):
         if (device, precision, max_length, row_tokens) != (None, "auto", None, ROW_TOKENS):
-            raise AmplifyError("a model that is loaded keeps its device, precision and lengths: give them to load")
+            raise AmplifyError(
+                "the model is already loaded: give device, precision, max_length and row_tokens to amplify_ds.load"
+            )
         return name
     if precision not in PRECISIONS:
         raise AmplifyError(f"precision must be one of {', '.join(PRECISIONS)}, found {precision!r}")
@@ -106,9 +111,9 @@ def load(
     try:
         if device == "meta":
             raise RuntimeError("the meta device computes nothing")
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        half = precision == "bf16" or (precision == "auto" and place.type == "cuda")
-        model.to(place, torch.bfloat16 if half else torch.float32)
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        half = precision == "bf16" or (precision == "auto" and target.type == "cuda")
+        model.to(target, torch.bfloat16 if half else torch.float32)
     except (RuntimeError, AssertionError) as error:
         raise AmplifyError(f"device {device}: {first_line(error)}") from None
     return Reader(model, max_length, row_tokens)

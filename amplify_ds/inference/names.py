@@ -1,7 +1,7 @@
-"""Names of proteins as names of files: in an archive that someone unpacks, and of files that are read.
+"""Turn protein names into safe file names, for the entries of an archive and for contact files.
 
-A protein may be called anything. As the name of a file that could lead out of the folder (`../../x`, `/etc/x`), or be
-one that no file system takes.
+A protein can have any name. Used as a file name, it could point out of the folder (`../../x`, `/etc/x`) or be invalid
+on a file system.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import re
 from collections.abc import Sequence
 
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # UniProt's | and the : of 1abc:A are safe
-LONGEST = 250  # bytes; a file system takes 255, a suffix included
+LONGEST = 250  # bytes; file systems allow 255, including the suffix
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Return distinct names without a folder in them: each name itself if it is one, else one made of it.
+    """Return distinct, safe file names in the order of `names`, which must be distinct. A safe name is not changed.
 
-    Unsafe characters and a dot in front become `_`, what is too long is cut, and what another protein is called already
-    has a number behind it. The names themselves must be distinct.
+    Unsafe characters and a leading dot become `_`, a name that is too long is cut, and a number is appended to a name
+    that is already taken.
     """
-    safe = [_safe(name) for name in names]
-    taken = {name for name, found in zip(names, safe) if name == found}
-    for index, (name, found) in enumerate(zip(names, safe)):
-        if name == found:
+    results = [_safe(name) for name in names]
+    taken = {name for name, safe in zip(names, results) if name == safe}
+    for index, (name, safe) in enumerate(zip(names, results)):
+        if name == safe:
             continue
-        number, chosen = 1, found
-        while chosen in taken:
+        number, unique = 1, safe
+        while unique in taken:
             number += 1
-            chosen = f"{_cut(found, LONGEST - 8)}-{number}"
-        taken.add(chosen)
-        safe[index] = chosen
-    return safe
+            unique = f"{_cut(safe, LONGEST - 8)}-{number}"
+        taken.add(unique)
+        results[index] = unique
+    return results
 
 
 def _safe(name: str) -> str:
@@ -38,5 +38,5 @@ def _safe(name: str) -> str:
     return _cut("_" + name[1:] if name.startswith(".") else name or "_", LONGEST)
 
 
-def _cut(name: str, most: int) -> str:
-    return name.encode()[:most].decode(errors="ignore")
+def _cut(name: str, max_bytes: int) -> str:
+    return name.encode()[:max_bytes].decode(errors="ignore")

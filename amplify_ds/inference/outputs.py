@@ -1,10 +1,10 @@
-"""Embeddings on disk: HDF5, Parquet or NumPy's .npz, by the name's suffix. Memory holds one chunk at a time.
+"""Write embeddings as HDF5, Parquet or NumPy's .npz, by the suffix of the output. One chunk is in memory at a time.
 
-.h5 and .npz hold the same arrays, P proteins in the order of the input, R residues in all, H hidden:
-    names [P] · lengths [P] · settings (JSON) · those asked for of mean, bos, max [P, H]
+.h5 and .npz contain the same arrays, for P proteins in input order with R residues in all, hidden size H:
+    names [P], lengths [P], settings (JSON), and the requested ones of mean, bos, max [P, H]
     with residues: residues [R, H] and offsets [P + 1]; protein i has the rows offsets[i] to offsets[i + 1]
-.parquet has a row for each protein: name, length, mean, bos, max (H numbers each), residues (a list of those), and
-the settings in the schema's metadata.
+.parquet has one row per protein: name, length, mean, bos, max (H numbers each), residues (a list of vectors). The
+settings are in the metadata of the schema.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.embeddings import Settings
-from amplify_ds.inference.name_arrays import as_arrays, unpacked
+from amplify_ds.inference.name_arrays import as_arrays, decode_names
 from amplify_ds.inference.resumable import Chunks
 
 FORMATS = (".h5", ".parquet", ".npz")
@@ -28,7 +28,7 @@ FORMATS = (".h5", ".parquet", ".npz")
 
 @dataclass(frozen=True)
 class Shape:
-    """How large the output will be, and what stands in it."""
+    """The sizes of the output, its settings, and the description that is stored in it. longest_name: characters."""
 
     proteins: int
     residues: int
@@ -38,23 +38,23 @@ class Shape:
     description: dict
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """{name: (shape, dtype)}"""
-        found: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+        """Return {name: (shape, dtype)} of the arrays in an .h5 or .npz output."""
+        arrays: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
             "names": ((self.proteins,), np.dtype(f"U{self.longest_name}")),
             "lengths": ((self.proteins,), "int32"),
         }
         for kind in self.settings.include:
             rows = self.residues if kind == "residues" else self.proteins
-            found[kind] = ((rows, self.hidden_size), self.settings.dtype)
+            arrays[kind] = ((rows, self.hidden_size), self.settings.dtype)
         if "residues" in self.settings.include:
-            found["offsets"] = ((self.proteins + 1,), "int64")
-        return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in found.items()}
+            arrays["offsets"] = ((self.proteins + 1,), "int64")
+        return {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in arrays.items()}
 
 
 def check_format(output: Path) -> None:
-    """Raises AmplifyError unless the output's suffix is known and what writes it is installed."""
+    """Raises AmplifyError if the suffix of the output is unknown, or if the package that writes it is missing."""
     if output.suffix not in FORMATS:
-        raise AmplifyError(f"{output}: the name must end in {', '.join(FORMATS)}; it says which format is written")
+        raise AmplifyError(f"{output}: the name must end in {', '.join(FORMATS)}; the suffix sets the format")
     if output.suffix == ".h5":
         try:
             import h5py  # noqa: F401
@@ -76,7 +76,7 @@ def _write_hdf5(path: Path, chunks: Chunks, shape: Shape) -> None:
         for name, (size, dtype) in shape.arrays().items():
             data = file.create_dataset(name, size, h5py.string_dtype() if dtype.kind == "U" else dtype)
             begin = 0
-            for part in map(unpacked, chunks.read()) if name == "names" else _parts(chunks, name):
+            for part in map(decode_names, chunks.read()) if name == "names" else _parts(chunks, name):
                 data[begin : begin + len(part)] = part
                 begin += len(part)
 
@@ -87,7 +87,7 @@ def _write_npz(path: Path, chunks: Chunks, shape: Shape) -> None:
             with archive.open(_entry(name), "w", force_zip64=True) as file:
                 header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": size}
                 np.lib.format.write_array_header_1_0(file, header)
-                names = as_arrays(map(unpacked, chunks.read()), dtype)
+                names = as_arrays(map(decode_names, chunks.read()), dtype)
                 for part in names if name == "names" else _parts(chunks, name):
                     file.write(np.ascontiguousarray(part, dtype).tobytes())
         with archive.open(_entry("settings"), "w") as file:
@@ -95,14 +95,14 @@ def _write_npz(path: Path, chunks: Chunks, shape: Shape) -> None:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """With a fixed date, so that the same embeddings are the same bytes. Names are compressed, see name_arrays.py."""
+    """Return an entry with a fixed date, so that equal embeddings give equal files. Only names are compressed."""
     entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
     entry.compress_type = zipfile.ZIP_DEFLATED if name == "names" else zipfile.ZIP_STORED
     return entry
 
 
 def _parts(chunks: Chunks, name: str) -> Iterator[np.ndarray]:
-    """The array of each chunk in turn; `offsets` are counted from the lengths."""
+    """Yield the array `name` of each chunk; `offsets` are computed from the lengths."""
     if name != "offsets":
         yield from (arrays[name] for arrays in chunks.read())
         return
@@ -124,7 +124,7 @@ def _write_parquet(path: Path, chunks: Chunks, shape: Shape) -> None:
     schema = pa.schema(fields, metadata={"settings": json.dumps(shape.description)})
     with parquet.ParquetWriter(path, schema) as writer:
         for arrays in chunks.read():
-            columns = [pa.array(unpacked(arrays), pa.string()), pa.array(arrays["lengths"], pa.int32())]
+            columns = [pa.array(decode_names(arrays), pa.string()), pa.array(arrays["lengths"], pa.int32())]
             for kind in shape.settings.include:
                 vectors = pa.FixedSizeListArray.from_arrays(pa.array(arrays[kind].reshape(-1)), type=vector)
                 if kind == "residues":

@@ -1,7 +1,7 @@
-"""Records (name, sequence) of an input in any form that amplify_ds/prepare reads, or of sequences in memory.
+"""Read records (name, sequence) from any input that amplify_ds/prepare reads, or from sequences in memory.
 
-A name is the first word of a FASTA header, or what a table's column of names says; of a table without one, the number
-of the row, from 0. To skip or number duplicates, all names are kept in memory.
+A name is the first word of a FASTA header or the value in the name column of a table. In a table without such a column
+it is the number of the row, from 0. To skip or number duplicates, all names are kept in memory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ NAMES, DUPLICATES = ("id", "header"), ("refuse", "skip", "number")
 
 
 class Records:
-    """(name, sequence) of each record of an input (a file, a pattern, a folder … see prepare/sources.py, in any form);
-    can be iterated over again. names: "id" or "header", all of it. duplicates, of names: "refuse" (see `check`), "skip"
-    all but the first, "number" them. notes: of the last time, what was left out or changed."""
+    """Iterable over the (name, sequence) pairs of an input (a file, pattern, folder …, see prepare/sources.py).
+
+    It can be iterated over several times. names: "id" (the first word of the header) or "header" (all of it).
+    duplicates: what to do with duplicate names: "refuse" (see `reading.check`), "skip" all but the first, or "number"
+    them. notes: how many records the last iteration left out or changed, by reason.
+    """
 
     def __init__(
         self,
@@ -36,14 +39,14 @@ class Records:
         reading: Reading = Reading(),
         names: str = "id",
         duplicates: str = "refuse",
-        tell: Callable[[str], object] = lambda note: None,
+        on_note: Callable[[str], object] = lambda note: None,
     ) -> None:
         for option, value, known in (("names", names, NAMES), ("duplicates", duplicates, DUPLICATES)):
             if value not in known:
-                raise AmplifyError(f"--{option} is {value!r}, expected {', '.join(known)}")
+                raise AmplifyError(f"--{option} must be one of {', '.join(known)}, found {value!r}")
         self.address, self.reading, self.names, self.duplicates = str(address), reading, names, duplicates
         self.notes: Counter[str] = Counter()
-        self._tell = tell
+        self._on_note = on_note
         self._spooled: tempfile._TemporaryFileWrapper | None = None
 
     def __str__(self) -> str:
@@ -60,22 +63,22 @@ class Records:
             for given, sequence in zip(names, batch.sequences):
                 name = given if batch.named else str(number)
                 number += 1
-                told = name if self.duplicates == "refuse" else self._told_apart(name, seen)
-                if told is not None:
-                    yield told, sequence.decode(errors="replace")
+                unique = name if self.duplicates == "refuse" else self._unique(name, seen)
+                if unique is not None:
+                    yield unique, sequence.decode(errors="replace")
 
-    def _told_apart(self, name: str, seen: dict[str, int]) -> str | None:
-        """The name, numbered if it was seen before; None to skip it."""
-        first, wanted = name not in seen, name
+    def _unique(self, name: str, seen: dict[str, int]) -> str | None:
+        """Return the name, with a number if it was seen before, or None to skip the record."""
+        first, unique = name not in seen, name
         if not first and self.duplicates == "skip":
             self.notes["skipped: the name appeared before"] += 1
             return None
-        while wanted in seen:
+        while unique in seen:
             seen[name] += 1
-            wanted = f"{name}_{seen[name]}"
+            unique = f"{name}_{seen[name]}"
         self.notes["numbered: the name appeared before"] += not first
-        seen[wanted] = 1
-        return wanted
+        seen[unique] = 1
+        return unique
 
     def _batches(self) -> Iterator[Batch]:
         if self.address == "-" or self.address.startswith(("http://", "https://")):
@@ -83,12 +86,12 @@ class Records:
             return
         if not Path(self.address).exists() and not has_magic(self.address) and ":" not in self.address:
             raise AmplifyError(f"{self.address}: there is no such file or folder; expected proteins")
-        tell, self._tell = self._tell, lambda note: None  # once
-        for source in find_sources([self.address], self.reading, tell):
+        on_note, self._on_note = self._on_note, lambda note: None  # the same notes would come with every iteration
+        for source in find_sources([self.address], self.reading, on_note):
             yield from source.read()
 
     def _spool(self) -> str:
-        """What passes once, as a file that is removed with this object: it is read more than once."""
+        """Copy standard input or a download to a temporary file, so that it can be read again; return its name."""
         if self._spooled is None:
             self._spooled = tempfile.NamedTemporaryFile(suffix=PurePath(self.address).suffix)
             shutil.copyfileobj(sys.stdin.buffer if self.address == "-" else Http(self.address), self._spooled)
@@ -97,14 +100,14 @@ class Records:
 
 
 class Sequences(list):
-    """(name, sequence) pairs that are in memory already."""
+    """A list of (name, sequence) pairs."""
 
     def __str__(self) -> str:
         return "the sequences"
 
 
 def records_of(sequences: str | Path | Mapping[str, str] | Iterable[str]) -> Records | Sequences:
-    """A file by its path, {name: sequence}, or plain sequences, which are named 0, 1, …"""
+    """Return the records of a path, of {name: sequence}, or of a list of sequences, which are named 0, 1, …"""
     if isinstance(sequences, (str, Path)):
         return Records(sequences)
     if isinstance(sequences, Mapping):

@@ -1,11 +1,11 @@
-"""Work that a kill cannot undo: chunks beside the output, each complete or absent, then the output in one rename.
+"""Resumable work: results are kept in chunks next to the output until the output is complete.
 
-    OUTPUT.partial/job.json           what is being computed, of what, by which model
+    OUTPUT.partial/job.json           what is computed, from which sequences, with which model
     OUTPUT.partial/chunk-00000000.npz
 
-The same command finds the folder, computes the chunks that are missing, writes the output inside the folder, renames it
-to OUTPUT and removes the folder. A chunk depends on job.json alone, so the result is that of an undisturbed run (device
-and --row-tokens may change on the way: they alter the rounding, nothing else).
+A chunk is complete or absent. The same command, run again, computes the missing chunks, writes the output inside the
+folder, renames it to OUTPUT and removes the folder. A chunk depends on job.json alone, so the result is that of an
+uninterrupted run. The device and --row-tokens may change in between: they affect rounding only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Chunks:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # none is called allow_pickle
 
     def read(self) -> Iterator[Any]:
-        """Each chunk in order, as numpy opens it: an array is read when it is asked for."""
+        """Yield the chunks in order, each as an open .npz file that reads an array when it is accessed."""
         for path in sorted(self.folder.glob("chunk-*.npz")):
             with np.load(path, allow_pickle=False) as arrays:
                 yield arrays
@@ -49,26 +49,29 @@ class Chunks:
 
 def refuse_existing(output: Path) -> None:
     if output.exists():
-        raise AmplifyError(f"{output}: exists already; choose another name, or remove it first")
+        raise AmplifyError(f"{output}: already exists; choose another name, or remove it first")
 
 
 @contextmanager
 def resumable(output: Path, job: dict[str, Any]) -> Iterator[Chunks]:
-    """The chunks of `job`, new or continued. Raises AmplifyError when `output` exists or something else was begun."""
+    """Return the chunks of `job`, new or continued.
+
+    Raises AmplifyError if `output` exists, if the folder has chunks of another job, or if another process writes them.
+    """
     refuse_existing(output)
     folder = output.with_name(f"{output.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    if (held := lock(folder / "lock")) is None:
-        raise AmplifyError(f"{folder}: another process is at work on {output}; wait for it, or end it")
-    with held:
-        _same_job(folder, job)
+    if (folder_lock := lock(folder / "lock")) is None:
+        raise AmplifyError(f"{folder}: another process is writing {output}; wait until it ends, or stop it")
+    with folder_lock:
+        _check_job(folder, job)
         yield Chunks(folder)
     with suppress(OSError):
-        folder.rmdir()  # empty after `finish`, but on NFS the open lock has kept it
+        folder.rmdir()  # on NFS the open lock kept the folder that `finish` has emptied
 
 
 def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> None:
-    """Let `write` make the output inside the chunks' folder, give it its name, remove the folder."""
+    """Write the output inside the folder of the chunks, rename it to `output` and remove the folder."""
     partial = chunks.folder / f"output{output.suffix}"
     partial.unlink(missing_ok=True)
     write(partial)
@@ -76,20 +79,21 @@ def finish(output: Path, chunks: Chunks, write: Callable[[Path], object]) -> Non
     refuse_existing(output)
     partial.rename(output)
     sync(output.parent)
-    shutil.rmtree(chunks.folder, ignore_errors=True)  # the output is there; on NFS the open lock stays
+    shutil.rmtree(chunks.folder, ignore_errors=True)  # on NFS the open lock stays
 
 
-def _same_job(folder: Path, job: dict[str, Any]) -> None:
+def _check_job(folder: Path, job: dict[str, Any]) -> None:
+    """Write job.json if there is none. Raises AmplifyError if it describes another job."""
     path = folder / "job.json"
     job = json.loads(json.dumps(job))
     try:
-        begun = read_json(path, f". Remove {folder} to begin anew")
+        previous = read_json(path, f". Remove {folder} to start over")
     except FileNotFoundError:
         write_json(path, job)
         return
-    if differing := sorted(key for key in begun.keys() | job.keys() if begun.get(key) != job.get(key)):
-        changes = ", ".join(f"{key} (was {begun.get(key)}, now {job.get(key)})" for key in differing)
+    if differing := sorted(key for key in previous.keys() | job.keys() if previous.get(key) != job.get(key)):
+        changes = ", ".join(f"{key} (was {previous.get(key)}, now {job.get(key)})" for key in differing)
         raise AmplifyError(
-            f"{folder}: was begun with something else: {changes}. Give the same again to continue, choose another "
-            "output, or remove this folder to begin anew"
+            f"{folder}: was started with different settings: {changes}. Use the same settings to continue, choose "
+            "another output, or remove this folder to start over"
         )

@@ -1,12 +1,12 @@
-"""How likely a model finds residues where they stand, in two ways that are not comparable with each other.
+"""Compute the probabilities of residues at positions of a protein, by one of two methods that are not comparable.
 
 masked     each position is replaced by <mask>, one at a time: n copies of a protein of n residues. log p(x_i | rest).
-one pass   the protein is read once as it is. log p(x_i | all of x): a quick approximation that has seen the answer, so
-           its perplexities are lower and its ranking of mutations differs.
+one pass   the protein is read once, unmasked. log p(x_i | all of x): a fast approximation in which the model sees the
+           residue it predicts, so perplexities are lower and the ranking of mutations differs.
 
 Pseudo-perplexity (Salazar et al. 2020) of a protein: exp(− mean over its residues of log p). Probabilities are over all
-tokens. A position that holds <unk> or <mask> is read, not scored. Of a protein longer than the limit, each position is
-scored in the window that windows.py names for it, so a masked copy is never longer than the limit.
+tokens. Positions with <unk> or <mask> are read but not scored. In a protein longer than the limit, each position is
+scored in its window (windows.py), so a masked copy is never longer than the limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ CHUNK_TOKENS = 2**19
 
 
 class Sites(NamedTuple):
-    """Positions (int64, from 0, ascending) of the protein with this number (from 0) in the input."""
+    """Positions to score in one protein. number: of the protein in the input, from 0. tokens: uint8 [n]. positions:
+    int64, from 0, ascending."""
 
     number: int
     tokens: np.ndarray
@@ -34,7 +35,7 @@ class Sites(NamedTuple):
 
 
 def known_sites(proteins: Iterable[Protein]) -> Iterator[Sites]:
-    """Every position of every protein that holds neither <unk> nor <mask>."""
+    """Yield, for every protein, the positions that are neither <unk> nor <mask>."""
     for number, protein in enumerate(proteins):
         yield Sites(number, protein.tokens, np.flatnonzero((protein.tokens != UNK) & (protein.tokens != MASK)))
 
@@ -42,15 +43,15 @@ def known_sites(proteins: Iterable[Protein]) -> Iterator[Sites]:
 def chunked(
     sites: Iterable[Sites], one_pass: bool, max_length: int, limit: int = CHUNK_TOKENS
 ) -> Iterator[list[Sites]]:
-    """Lists of about `limit` tokens to compute. With masks a long protein is divided among several."""
+    """Yield lists of sites of about `limit` tokens to compute. With masks, a long protein is split over several."""
     chunk: list[Sites] = []
     used = 0
     for number, tokens, positions in sites:
-        copy = min(len(tokens) + 2, max_length)
-        at_once = max(1, len(positions)) if one_pass else max(1, limit // copy)
-        for begin in range(0, len(positions), at_once):
-            part = positions[begin : begin + at_once]
-            cost = len(tokens) + 2 if one_pass else len(part) * copy
+        copy_tokens = min(len(tokens) + 2, max_length)
+        step = max(1, len(positions)) if one_pass else max(1, limit // copy_tokens)
+        for begin in range(0, len(positions), step):
+            part = positions[begin : begin + step]
+            cost = len(tokens) + 2 if one_pass else len(part) * copy_tokens
             if chunk and used + cost > limit:
                 yield chunk
                 chunk, used = [], 0
@@ -61,9 +62,9 @@ def chunked(
 
 
 def log_probabilities(reader: Reader, chunk: list[Sites], one_pass: bool) -> np.ndarray:
-    """float32 [all positions of the chunk, V]: log p of every token at each position, in order."""
-    pieces = []  # (sequence, start, stop, positions in the sequence, the first one's place in the result)
-    place = 0
+    """Return float32 [all positions of the chunk, V]: log p of every token at each position, in order."""
+    all_windows = []  # (sequence, start, stop, positions in the sequence, index of the first position in the result)
+    count = 0
     for _, tokens, positions in chunk:
         sequence = framed(tokens)
         starts, borders, length = windows(len(sequence), reader.max_length)
@@ -72,33 +73,33 @@ def log_probabilities(reader: Reader, chunk: list[Sites], one_pass: bool) -> np.
             inside = positions[owners == window] + 1
             groups = [inside] if one_pass else inside[:, None]
             for group in groups:
-                pieces.append((sequence, starts[window], starts[window] + length, group, place))
-                place += len(group)
-    result = np.empty((place, reader.model.config.vocab_size), np.float32)
-    for row in rows([stop - start for _, start, stop, *_ in pieces], reader.row_tokens):
-        read, places, targets, begin = [], [], [], 0
-        for sequence, start, stop, group, first in (pieces[i] for i in row):
-            window = sequence[start:stop].copy()
+                all_windows.append((sequence, starts[window], starts[window] + length, group, count))
+                count += len(group)
+    result = np.empty((count, reader.model.config.vocab_size), np.float32)
+    for row in rows([stop - start for _, start, stop, *_ in all_windows], reader.row_tokens):
+        inputs, input_indices, result_indices, offset = [], [], [], 0
+        for sequence, start, stop, group, first in (all_windows[i] for i in row):
+            tokens = sequence[start:stop].copy()
             if not one_pass:
-                window[group - start] = MASK
-            read.append(window)
-            places.append(begin + group - start)
-            targets.append(first + np.arange(len(group)))
-            begin += stop - start
-        result[np.concatenate(targets)] = reader.log_probabilities(read, np.concatenate(places))
+                tokens[group - start] = MASK
+            inputs.append(tokens)
+            input_indices.append(offset + group - start)
+            result_indices.append(first + np.arange(len(group)))
+            offset += stop - start
+        result[np.concatenate(result_indices)] = reader.log_probabilities(inputs, np.concatenate(input_indices))
     return result
 
 
 def of_residues(reader: Reader, chunk: list[Sites], one_pass: bool) -> dict[str, np.ndarray]:
-    """Log p of the residue that stands at each position, and the number of its protein."""
-    found = log_probabilities(reader, chunk, one_pass)
-    standing = np.concatenate([tokens[positions] for _, tokens, positions in chunk])
+    """Return, for each position of the chunk, the number of its protein and log p of its residue."""
+    log_p = log_probabilities(reader, chunk, one_pass)
+    residues = np.concatenate([tokens[positions] for _, tokens, positions in chunk])
     numbers = np.repeat([sites.number for sites in chunk], [len(sites.positions) for sites in chunk])
-    return {"protein": numbers, "log_probability": found[np.arange(len(found)), standing]}
+    return {"protein": numbers, "log_probability": log_p[np.arange(len(log_p)), residues]}
 
 
 def perplexities(parts: Iterable[dict[str, np.ndarray]], count: int) -> np.ndarray:
-    """float64 [count]: exp(− mean log p) of each protein; nan where every residue is <unk>."""
+    """Return float64 [count]: exp(− mean log p) of each protein; nan if every residue is <unk>."""
     total, scored = np.zeros(count), np.zeros(count)
     for part in parts:
         numbers = part["protein"]

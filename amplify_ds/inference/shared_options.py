@@ -1,4 +1,4 @@
-"""The flags that embed and score share, and what both do before they compute."""
+"""The flags that embed, score and contacts share, and the checks that embed and score do before computing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from amplify_ds import bars
 from amplify_ds.prepare import reading_options
 
 INPUT = (
-    "proteins: FASTA, CSV, TSV, JSON lines, Parquet, Arrow; plain, compressed, in a zip or tar archive; a folder or "
-    "pattern of such files; - for standard input"
+    "proteins: FASTA, CSV, TSV, JSON lines, Parquet or Arrow; plain, compressed, or in a zip or tar archive; a folder "
+    "or pattern of such files; - for standard input"
 )
+
+
+STRICT = "refuse letters that are no token (default: read them as <unk>)"
+DEVICE = "cpu, cuda, cuda:1 … (default: a GPU if available)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,18 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="FOLDER_OR_HUB",
-        help="a checkpoint, a run (its newest), a model folder, or a model of the hub (owner/name[@revision])",
+        help="a checkpoint, a run (its newest checkpoint), a model folder, or a model on the hub "
+        "(owner/name[@revision])",
     )
     parser.add_argument("--input", required=True, metavar="INPUT", help=INPUT)
-    parser.add_argument("--strict", action="store_true", help="refuse letters that are no token (default: <unk>)")
+    parser.add_argument("--strict", action="store_true", help=STRICT)
     parser.add_argument(
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens per window, <bos> and <eos> counted; longer proteins are read in overlapping windows (default: "
-        "the model's own limit)",
+        help="tokens per window, including <bos> and <eos>; longer proteins are read in overlapping windows (default: "
+        "the model's limit)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
+    parser.add_argument("--device", help=DEVICE)
     parser.add_argument(
         "--precision", default="auto", metavar="auto|fp32|bf16", help="auto: bf16 on GPUs, fp32 on CPUs"
     )
@@ -40,41 +45,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8192,
         metavar="N",
-        help="tokens computed at once (default: 8192); fewer need less memory",
+        help="tokens per forward pass (default: 8192); a smaller value needs less memory",
     )
     add_reading(parser)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """How proteins are read; see prepare/reading_options.py."""
+    """Add the flags for names and duplicates, and those of prepare/reading_options.py."""
     parser.add_argument(
         "--names",
         default="id",
         metavar="id|header",
-        help="of the proteins: the first word of a header, or all of it (default: id)",
+        help="protein names: the first word of the header, or the whole header (default: id)",
     )
     parser.add_argument(
         "--duplicates",
         default="refuse",
         metavar="refuse|skip|number",
-        help="what to do with a name that appeared before (default: refuse)",
+        help="what to do if a name appears again (default: refuse)",
     )
     reading_options.add_arguments(parser)
 
 
 def records_from(arguments: argparse.Namespace):
-    """The proteins that the arguments name. Raises AmplifyError for arguments that make no sense."""
+    """Return the Records of --input. Raises AmplifyError for invalid arguments."""
     from amplify_ds.inference.records import Records
 
-    return Records(arguments.input, reading_options.reading_of(arguments), arguments.names, arguments.duplicates, _tell)
+    reading = reading_options.reading_of(arguments)
+    return Records(arguments.input, reading, arguments.names, arguments.duplicates, _print_note)
 
 
-def _tell(note: str) -> None:
+def _print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
 def prepare(arguments: argparse.Namespace, *outputs: Path | None):
-    """(reader, records, contents): refuse outputs that exist, check the input, load the model; says what is <unk>."""
+    """Refuse existing outputs, check the input and load the model. Return (reader, records, stats).
+
+    Prints how many characters are read as <unk>, and how many records were left out or changed.
+    """
     from amplify_ds.inference.resumable import refuse_existing
 
     for output in filter(None, outputs):
@@ -84,8 +93,8 @@ def prepare(arguments: argparse.Namespace, *outputs: Path | None):
 
     records = records_from(arguments)
     with bars.bar(unit=" proteins", desc="checking", leave=False) as bar:
-        contents = check(records, arguments.strict, bar.update)
-    if note := describe_unknown(contents):
+        stats = check(records, arguments.strict, bar.update)
+    if note := describe_unknown(stats):
         print(f"{records}: {note}", file=sys.stderr)
     reader = load(arguments.model, arguments.device, arguments.precision, arguments.max_length, arguments.row_tokens)
-    return reader, records, contents
+    return reader, records, stats

@@ -1,6 +1,6 @@
-"""examples/using_amplify.ipynb: its code, run from top to bottom in a new Python, against the independent AMPLIFY.
+"""Run examples/using_amplify.ipynb from top to bottom and compare its results with the independent AMPLIFY.
 
-The code has no magics, so the cells run without Jupyter and tests need none of its packages (nbclient, ipykernel).
+The notebook has no magics, so its cells run in plain Python and the test does not need Jupyter (nbclient, ipykernel).
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.support.small_model import LETTERS, ids_of
 NOTEBOOK = ROOT / "examples/using_amplify.ipynb"
 ORDER = "GAVLIMFWPSTCYNQDEKRH"
 
-# Runs the code cells in one namespace, in the notebook's folder, with another model; then tells what was drawn.
+# Runs the code cells in one namespace, in the notebook's folder, with another model; then prints the figures' contents.
 RUN = """
 import json, os, sys
 notebook, model = sys.argv[1:]
@@ -46,12 +46,12 @@ for number in pyplot.get_fignums():
         "marks": [line.get_xydata().tolist() for line in axes.lines],
         "points": [[x.get_label(), x.get_offsets().tolist()] for x in axes.collections if isinstance(x, Points)],
     })
-print("FOUND", json.dumps({"protein": names["PROTEIN"], "pictures": pictures}))
+print("FIGURES", json.dumps({"protein": names["PROTEIN"], "pictures": pictures}))
 """
 
 
 def name_of(token: int) -> str:
-    """What the tokenizer calls it."""
+    """Return the name of a token in the tokenizer."""
     return ["<pad>", "<unk>", "<mask>", "<bos>", "<eos>", "|", *LETTERS][token]
 
 
@@ -62,32 +62,32 @@ def model():
 
 @pytest.fixture(scope="module")
 def ran(model, tmp_path_factory):
-    """(what the notebook printed, what it made) with an exported model of random weights."""
-    place = tmp_path_factory.mktemp("notebook")
-    export(write(place / "source", model.state_dict()), place / "exported")
-    variables = {"HF_HOME": str(place / "cache"), "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    """Return (printed text, contents of the figures) of the notebook with an exported model of random weights."""
+    folder = tmp_path_factory.mktemp("notebook")
+    export(write(folder / "source", model.state_dict()), folder / "exported")
+    variables = {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
     variables["PYTHONPATH"] = before_path(ROOT)
-    result = interpreter("-c", RUN, NOTEBOOK, place / "exported", env=environment(1) | variables)
+    result = interpreter("-c", RUN, NOTEBOOK, folder / "exported", env=environment(1) | variables)
     assert result.returncode == 0, result.stderr
-    printed, _, found = result.stdout.partition("FOUND ")
-    return printed, json.loads(found)
+    printed, _, figures = result.stdout.partition("FIGURES ")
+    return printed, json.loads(figures)
 
 
 @pytest.fixture(scope="module")
 def proteins():
-    """(family, held out, sequence) of the bundled proteins, in the order of the files."""
-    found = []
+    """Return (family, held out, sequence) of the bundled proteins, in the order of the files."""
+    bundled = []
     for part in ("train", "validation"):
         with dnaio.open(EXAMPLE / f"{part}.fasta.gz") as records:
             for record in records:
                 name = record.name.split(" ", 1)[1].split(" OS=")[0]
-                found.append((name, part == "validation", record.sequence))
-    return found
+                bundled.append((name, part == "validation", record.sequence))
+    return bundled
 
 
 @pytest.fixture(scope="module")
 def members(proteins):
-    """Those of the eight most frequent names that say what a protein is."""
+    """Return the proteins of the eight most frequent names, without uncharacterized proteins."""
     counts = Counter(name for name, *_ in proteins)
     known = [name for name, _ in counts.most_common() if not name.lower().endswith("uncharacterized protein")]
     return [protein for protein in proteins if protein[0] in known[:8]]
@@ -95,15 +95,15 @@ def members(proteins):
 
 @pytest.fixture(scope="module")
 def embeddings(model, members):
-    """[members, H]: means over the residues of the independent model's last layer."""
-    found = []
+    """Return [members, H]: means over the residues of the independent model's last layer."""
+    means = []
     with torch.no_grad():
         for *_, sequence in members:
             x = model.encoder(torch.tensor([ids_of(sequence)]))
             for block in model.transformer_encoder:
                 x = block(x, 0.0)
-            found.append(model.layer_norm_2(x)[0, 1:-1].mean(0).numpy())
-    return np.array(found, np.float64)
+            means.append(model.layer_norm_2(x)[0, 1:-1].mean(0).numpy())
+    return np.array(means, np.float64)
 
 
 def test_the_file_is_a_notebook_of_format_4_without_outputs():
@@ -128,49 +128,51 @@ def test_the_file_is_a_notebook_of_format_4_without_outputs():
 
 @pytest.fixture(scope="module")
 def each_masked(model, ran):
-    """[residues, V]: log probabilities of the independent model where each residue in turn is masked."""
+    """Return [residues, V]: log probabilities of the independent model, with one residue masked at a time."""
     protein = ran[1]["protein"]
-    ids, places = torch.tensor([ids_of(protein)] * len(protein)), torch.arange(len(protein))
-    ids[places, places + 1] = 2  # <mask>, behind <bos>
+    ids, indices = torch.tensor([ids_of(protein)] * len(protein)), torch.arange(len(protein))
+    ids[indices, indices + 1] = 2  # <mask>; index 0 is <bos>
     with torch.no_grad():
-        return model(ids)[places, places + 1].log_softmax(-1)
+        return model(ids)[indices, indices + 1].log_softmax(-1)
 
 
 def test_masked_residues(ran, proteins, each_masked):
-    printed, found = ran
-    protein = found["protein"]
+    printed, figures = ran
+    protein = figures["protein"]
     assert (True, protein) in [(held_out, sequence) for _, held_out, sequence in proteins]
-    likeliest = each_masked[55].exp().topk(5)
-    lines = [f"  {name_of(i)}  {p:.1%}" for i, p in zip(likeliest.indices.tolist(), likeliest.values.tolist())]
+    top = each_masked[55].exp().topk(5)
+    lines = [f"  {name_of(i)}  {p:.1%}" for i, p in zip(top.indices.tolist(), top.values.tolist())]
     assert "\n".join(["residue 56, which is C:", *lines, ""]) in printed
-    first = [name_of(i) for i in each_masked.argmax(-1).tolist()]
-    assert f"\nlikeliest  {''.join(first)}\n" in printed
-    right = sum(name == residue for name, residue in zip(first, protein))
+    likeliest = [name_of(i) for i in each_masked.argmax(-1).tolist()]
+    assert f"\nlikeliest  {''.join(likeliest)}\n" in printed
+    right = sum(name == residue for name, residue in zip(likeliest, protein))
     assert f"\nright: {right} of {len(protein)}; always C: {protein.count('C')}\n" in printed
 
 
 def test_picture_of_the_families(ran, proteins, members, embeddings):
-    printed, found = ran
-    picture = found["pictures"][0]
+    printed, figures = ran
+    picture = figures["pictures"][0]
     held_out = np.array([new for _, new, _ in members])
     count = f"{len(proteins):,} proteins; {len(members)} in the eight families, {held_out.sum()} of them held out"
     assert count in printed and held_out.sum() > 8
-    families = [label for label, _ in picture["points"][:-1:2]]  # of each, training and held out; last, the legend's
+    families = [
+        label for label, _ in picture["points"][:-1:2]
+    ]  # training and held-out points alternate; the last are the legend's
     assert sorted(families) == sorted({name for name, *_ in members})
 
     centred = embeddings - embeddings.mean(0)
     variances, directions = np.linalg.eigh(centred.T @ centred)
     expected = centred @ directions[:, [-1, -2]]
     order, drawn = [], []
-    for place, family in enumerate(families):
+    for number, family in enumerate(families):
         for new in (False, True):
             order += [i for i, (name, out, _) in enumerate(members) if name == family and out == new]
-            drawn += picture["points"][2 * place + new][1]
+            drawn += picture["points"][2 * number + new][1]
     expected = expected[order]
     assert np.shape(drawn) == expected.shape
-    signs = np.sign((np.array(drawn) * expected).sum(0))  # a direction has none
+    signs = np.sign((np.array(drawn) * expected).sum(0))  # the sign of a principal component is arbitrary
     np.testing.assert_allclose(drawn * signs, expected, atol=1e-3 * np.abs(expected).max())
-    assert variances[-2] > 1.05 * variances[-3], "too close to each other to be compared"
+    assert variances[-2] > 1.05 * variances[-3], "the components are too similar in variance to be compared"
 
 
 def test_nearest_neighbours(ran, members, embeddings):
@@ -183,20 +185,20 @@ def test_nearest_neighbours(ran, members, embeddings):
         return count
 
     frequencies = np.array([[sequence.count(x) / len(sequence) for x in ORDER] for *_, sequence in members])
-    of_ours, of_frequencies = right(embeddings), right(frequencies)
-    assert 0 < of_ours < sum(new for _, new, _ in members), "too easy, or too hard, to tell right from wrong"
-    assert f"\n  embeddings              {of_ours}\n  amino acid frequencies  {of_frequencies}\n" in ran[0]
+    by_embeddings, by_frequencies = right(embeddings), right(frequencies)
+    assert 0 < by_embeddings < sum(new for _, new, _ in members), "too easy or too hard for a comparison"
+    assert f"\n  embeddings              {by_embeddings}\n  amino acid frequencies  {by_frequencies}\n" in ran[0]
 
 
 def test_heat_map(ran, each_masked):
-    printed, found = ran
-    protein = found["protein"]
+    printed, figures = ran
+    protein = figures["protein"]
     wild_type = ids_of(protein)[1:-1]
     expected = each_masked[:, [ids_of(x)[1] for x in ORDER]] - each_masked[range(len(protein)), wild_type][:, None]
-    picture = found["pictures"][1]
+    picture = figures["pictures"][1]
     [image], [marks] = picture["images"], picture["marks"]
     np.testing.assert_allclose(image, expected.T, atol=1e-3)
     assert [ORDER[int(y)] for _, y in marks] == list(protein) and [x for x, _ in marks] == [*range(1, len(protein) + 1)]
     mean = expected.sum(1) / 19
-    first = mean.argmin()
-    assert f"least tolerant positions: {protein[first]}{first + 1} ({mean[first]:.1f}), " in printed
+    lowest = mean.argmin()
+    assert f"least tolerant positions: {protein[lowest]}{lowest + 1} ({mean[lowest]:.1f}), " in printed

@@ -1,4 +1,4 @@
-"""What PEFT and torchao make of a model, as numbers for test_projections.py: `python adapters.py FOLDER`."""
+"""Apply PEFT and torchao to a model and print the results for test_projections.py: `python adapters.py FOLDER`."""
 
 import copy
 import json
@@ -22,27 +22,28 @@ mask = torch.ones_like(ids)
 plain = model(ids, mask).logits.detach()
 
 
-def away(logits, expected=plain):
+def relative_error(logits, expected=plain):
     return ((logits - expected).norm() / expected.norm()).item()
 
 
-found = {}
-for name, how in {"weight only": Int8WeightOnlyConfig(), "dynamic": Int8DynamicActivationInt8WeightConfig()}.items():
+results = {}
+configs = {"weight only": Int8WeightOnlyConfig(), "dynamic": Int8DynamicActivationInt8WeightConfig()}
+for name, config in configs.items():
     quantised = copy.deepcopy(model)
-    quantize_(quantised, how)
-    found[name] = away(quantised(ids, mask).logits)
+    quantize_(quantised, config)
+    results[name] = relative_error(quantised(ids, mask).logits)
 
 lora = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=["q", "k", "v"], init_lora_weights=False)).eval()
 adapted = lora(input_ids=ids, attention_mask=mask, labels=ids)
 adapted.loss.backward()
 trained = {name.split(".lora_")[0].rpartition(".")[2] for name, p in lora.named_parameters() if p.grad is not None}
 lora.save_pretrained(sys.argv[1])
-again = PeftModel.from_pretrained(copy.deepcopy(model), sys.argv[1]).eval()
-found |= {
-    "lora changes": away(adapted.logits),
+reloaded = PeftModel.from_pretrained(copy.deepcopy(model), sys.argv[1]).eval()
+results |= {
+    "lora changes": relative_error(adapted.logits),
     "lora trains": sorted(trained),
-    "lora reloaded": away(again(input_ids=ids, attention_mask=mask).logits, adapted.logits),
-    "lora merged": away(lora.merge_and_unload()(ids, mask).logits, adapted.logits),
+    "lora reloaded": relative_error(reloaded(input_ids=ids, attention_mask=mask).logits, adapted.logits),
+    "lora merged": relative_error(lora.merge_and_unload()(ids, mask).logits, adapted.logits),
 }
 
 prompted = get_peft_model(
@@ -52,5 +53,5 @@ logits = prompted(input_ids=ids, attention_mask=mask).logits
 logits.sum().backward()
 prompt = prompted.prompt_encoder["default"].embedding.weight
 expected = model(inputs_embeds=torch.cat([prompt.expand(2, 4, 128), model.encoder(ids)], 1)).logits
-found |= {"prompt": away(logits, expected), "prompt trains": bool(prompt.grad.abs().sum() > 0)}
-print(json.dumps(found))
+results |= {"prompt": relative_error(logits, expected), "prompt trains": bool(prompt.grad.abs().sum() > 0)}
+print(json.dumps(results))

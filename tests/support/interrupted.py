@@ -12,7 +12,7 @@ from tests.support.commands import environment
 from tests.support.paths import ROOT
 from tests.support.training import EVERY_THREE, training_words
 
-# Imported by every Python that starts; makes steps and saves long enough to be met, or one rank stand still.
+# Imported by every Python process. Makes steps and saves slow enough to be interrupted, or makes one rank hang.
 PATCH = """
 import os, time
 if "LOCAL_RANK" in os.environ:
@@ -33,19 +33,19 @@ if "LOCAL_RANK" in os.environ:
 
 
 class Run:
-    """A run that is started again and again by the same command."""
+    """A run that can be started several times with the same command."""
 
-    def __init__(self, place: Path, shards, **settings):
-        (place / "sitecustomize.py").write_text(PATCH)
-        self.output, self.log = place / "run", place / "log"
-        words = training_words(self.output, shards, watchdog__seconds=10, **EVERY_THREE, **settings)
-        self.words = ["bash", str(ROOT / "launch/train.sh"), "--ranks", "2", "--", *words]
-        self.environment = {**environment(2), "PYTHONPATH": f"{place}:{os.environ.get('PYTHONPATH', ROOT)}"}
+    def __init__(self, folder: Path, shards, **settings):
+        (folder / "sitecustomize.py").write_text(PATCH)
+        self.output, self.log = folder / "run", folder / "log"
+        arguments = training_words(self.output, shards, watchdog__seconds=10, **EVERY_THREE, **settings)
+        self.command = ["bash", str(ROOT / "launch/train.sh"), "--ranks", "2", "--", *arguments]
+        self.environment = {**environment(2), "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', ROOT)}"}
 
     def start(self, **variables) -> None:
         log = open(self.log, "w")
         environment = {**self.environment, **variables}
-        self.script = subprocess.Popen(self.words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        self.script = subprocess.Popen(self.command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def wait_until(self, condition) -> None:
         while not condition():
@@ -55,11 +55,11 @@ class Run:
     def rank(self, rank: int) -> dict:
         try:
             return json.loads((self.output / f".ranks/rank-{rank:05d}.json").read_text())
-        except (OSError, ValueError):  # not yet there, or being written
+        except (OSError, ValueError):  # does not exist yet, or is being written
             return {"step": 0}
 
     def end(self) -> int:
-        """The script's exit code; nothing of the run is left then."""
+        """Wait for the script and return its exit code. Fails if a process of the run is left."""
         code = self.script.wait(timeout=60)
         left = [p for p in psutil.process_iter(["cmdline"]) if str(self.output) in " ".join(p.info["cmdline"] or ())]
         assert not left, left

@@ -1,4 +1,4 @@
-"""Model folders with the weights of the independent model, in any layout."""
+"""Write model folders with the weights of the independent model, in any layout."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ SMALL = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=2, interm
 
 
 def reference(shape) -> ReferenceAMPLIFY:
-    """With weights large enough that every one of them shows in the logits."""
+    """Return the independent model with weights so large that each of them affects the logits."""
     torch.manual_seed(0)
     model = ReferenceAMPLIFY(**shape).eval()
     with torch.no_grad():
@@ -29,6 +29,6 @@ def write(folder: Path, tensors, config=SMALL) -> Path:
     return folder
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in found)
+def same(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], x) and tensors[name].dtype == x.dtype for name, x in expected.items())

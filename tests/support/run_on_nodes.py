@@ -34,7 +34,15 @@ class RunOnNodes(Run):
     def __init__(self, place: Path, nodes: Nodes, shards, stage: int = 1, restart=(), **settings):
         super().__init__(place, shards)
         training = training_words(self.output, shards, stage, **EVERY_THREE, **settings)
-        self.words = [*nodes.before, "bash", str(ROOT / "launch/train.sh"), *nodes.launcher, *restart, "--", *training]
+        self.command = [
+            *nodes.before,
+            "bash",
+            str(ROOT / "launch/train.sh"),
+            *nodes.launcher,
+            *restart,
+            "--",
+            *training,
+        ]
         self.environment |= nodes.variables
         self.nodes = nodes
         (place / "sitecustomize.py").write_text(PATCH)

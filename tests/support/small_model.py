@@ -138,4 +138,4 @@ def killed_and_continued(module, words, whole, output):
     assert 0 < len(third[1]) < len(fourth[1])
     assert second[1].items() <= third[1].items() <= fourth[1].items(), "a complete chunk was computed again"
     assert output.read_bytes() == whole.read_bytes()
-    assert last[0] == 1 and "exists already" in result.stderr
+    assert last[0] == 1 and "already exists" in result.stderr

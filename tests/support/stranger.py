@@ -1,6 +1,6 @@
-"""What a stranger does with an exported folder, without amplify_ds: `python tests/support/stranger.py FOLDER PROTEIN`.
+"""Use an exported folder with transformers, without amplify_ds: `python tests/support/stranger.py FOLDER PROTEIN`.
 
-Prints one JSON object. Run with several versions of transformers, by PYTHONPATH.
+Prints one JSON object. Tests run it with several versions of transformers, selected by PYTHONPATH.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 from unittest import mock
 
 forbidden = ("amplify_ds", "xformers", "flash_attn")
-mock.patch.dict(sys.modules, dict.fromkeys(forbidden)).start()  # importing them fails from here on
+mock.patch.dict(sys.modules, dict.fromkeys(forbidden)).start()  # makes their import fail
 import torch
 import transformers
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
@@ -31,8 +31,8 @@ with torch.no_grad():
     rough = load(**{dtype: torch.bfloat16})(**batch).logits
     additive = torch.zeros(mask.shape).masked_fill(mask == 0, float("-inf"))
     masks = {"boolean": mask.bool(), "additive": additive, "0/1 float": mask.float(), "4 axes": additive[:, None, None]}
-    seen = mask.bool()
-    differences = {name: (model(ids, given).logits - out.logits)[seen] for name, given in masks.items()}
+    real = mask.bool()  # without padding
+    differences = {name: (model(ids, other_mask).logits - out.logits)[real] for name, other_mask in masks.items()}
     loaded = {
         "device_map cpu": load(device_map={"": "cpu"}),
         "device_map auto": load(device_map="auto"),
@@ -40,19 +40,19 @@ with torch.no_grad():
         "sdpa": load(attn_implementation="sdpa"),
         "compiled": torch.compile(load(), fullgraph=True, backend="aot_eager"),
     }
-    differences |= {name: (other(**batch).logits - out.logits)[seen] for name, other in loaded.items()}
+    differences |= {name: (other(**batch).logits - out.logits)[real] for name, other in loaded.items()}
     with torch.device("meta"):
         empty = AutoModelForMaskedLM.from_config(model.config, trust_remote_code=True)
     differences["built on meta, filled later"] = (
         empty.to_empty(device="cpu").load_state_dict(model.state_dict())
-        and (empty.eval()(**batch).logits - out.logits)[seen]
+        and (empty.eval()(**batch).logits - out.logits)[real]
     )
 length, same_again = model.config.context_length, True
-if transformers.__version__ >= "5":  # earlier versions save the weights of a folder's own class without its file
+if transformers.__version__ >= "5":  # earlier versions do not save the Python file of a custom model class
     model.save_pretrained(folder + "-again")
-    again = AutoModelForMaskedLM.from_pretrained(folder + "-again", trust_remote_code=True)
-    length = again.config.context_length
-    same_again = all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    reloaded = AutoModelForMaskedLM.from_pretrained(folder + "-again", trust_remote_code=True)
+    length = reloaded.config.context_length
+    same_again = all(torch.equal(a, b) for a, b in zip(model.parameters(), reloaded.parameters()))
 print(
     json.dumps(
         dict(
@@ -67,8 +67,8 @@ print(
             shape=list(hidden.last_hidden_state.shape),
             last_is_normalised=torch.allclose(model.decoder(hidden.last_hidden_state), out.logits, atol=1e-5),
             half=str(rough.dtype),
-            half_error=(rough.float() - out.logits)[seen].abs().max().item(),
-            differences={name: found.abs().max().item() for name, found in differences.items()},
+            half_error=(rough.float() - out.logits)[real].abs().max().item(),
+            differences={name: x.abs().max().item() for name, x in differences.items()},
         )
     )
 )

@@ -1,4 +1,4 @@
-"""A terminal that a program writes to, and what it wrote."""
+"""Open a terminal for a program, and read the program's output."""
 
 import fcntl
 import os
@@ -8,20 +8,20 @@ import termios
 
 
 def open_terminal(columns: int) -> tuple[int, int]:
-    """(descriptor to read from, descriptor that the program has as its terminal)."""
+    """Return (descriptor to read from, descriptor of the program's terminal)."""
     reading, writing = pty.openpty()
     fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     return reading, writing
 
 
 def read_to_end(reading: int, writing: int) -> bytes:
-    """All that was written, once the program has ended; closes both descriptors, of a terminal or of a pipe."""
+    """Return all output of a program that has ended. Closes both descriptors, of a terminal or of a pipe."""
     os.close(writing)
-    found = b""
+    output = b""
     try:
         while block := os.read(reading, 2**16):
-            found += block
-    except OSError:  # how a terminal says that nobody writes to it any more
+            output += block
+    except OSError:  # the end of output on a terminal
         pass
     os.close(reading)
-    return found
+    return output

@@ -115,7 +115,7 @@ def test_names_of_one_first_word(tmp_path):
 
 def test_alignments(tmp_path):
     path = CASES / "a3m_ss.a3m"
-    with pytest.raises(AmplifyError, match=r"record 2 \('h1'\) holds '-', gaps of an alignment: --alignment strip"):
+    with pytest.raises(AmplifyError, match=r"record 2 \('h1'\) contains '-', gaps of an alignment: --alignment strip"):
         read(path)
     records = Records(path, Reading(alignment="strip"))
     assert check(records).notes == {"secondary structure (ss_pred, ss_conf, ss_dssp)": 2}
@@ -359,7 +359,7 @@ def test_masks_are_tokens_where_a_model_reads(tmp_path):
     [protein] = proteins(Records(path))
     assert contents.residues == len(protein.tokens) == 6 and protein.tokens[2] == MASK and not contents.unknown
     path.write_text(">a\n<bos>MKV<eos>\n")
-    with pytest.raises(AmplifyError, match="'<bos>', '<eos>', which is put around every sequence"):
+    with pytest.raises(AmplifyError, match="'<bos>', '<eos>', which is added to every sequence"):
         check(Records(path))
 
 
@@ -509,7 +509,7 @@ def test_json_lines_are_named_where_they_are_wrong(tmp_path):
 def test_a_name_that_is_too_long_and_one_that_is_long(tmp_path):
     path = tmp_path / "a.fasta"
     path.write_text(f">{'x' * 70_000}\nMKV\n")
-    with pytest.raises(AmplifyError, match="a name of 70,000 bytes, expected at most 65,535"):
+    with pytest.raises(AmplifyError, match="a name of 70,000 bytes, the limit is 65,535"):
         read(path)
     path.write_text(f">{'x' * 60_000}\nMKV\n")
     assert check(Records(path)).longest_name == 60_000

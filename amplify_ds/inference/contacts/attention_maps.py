@@ -1,9 +1,9 @@
-"""Attention maps of a protein, layer by layer, as features of contacts.
+"""Compute the attention maps of a protein, layer by layer, as features for contacts.
 
-The model's own attention is fused and never holds its probabilities. Here they are computed beside it, from the
-projections and the rotation of each block, in float32, for one protein at a time: softmax(q·k / √D) over all tokens;
-then the rows and columns of <bos> and <eos> are cut off, without scaling anew, each map is made symmetric (A + Aᵀ), and
-the average product correction takes away what the two residues attract whatever their partner:
+The model's fused attention never stores the probabilities, so they are computed here a second time, in float32 and for
+one protein at a time, from the projections and the rotation of each block: softmax(q·k / √D) over all tokens. Then the
+rows and columns of <bos> and <eos> are removed without rescaling, each map is symmetrised (A + Aᵀ), and the average
+product correction subtracts the attention that the two residues get regardless of their partner:
 
     a_ij - a_i. · a_.j / a_..       (Dunn, Wahl and Gloor 2008, Bioinformatics 24:333)
 
@@ -29,13 +29,14 @@ from amplify_ds.model.layers import EncoderBlock
 def contact_features(reader: Reader, tokens: np.ndarray) -> Iterator[torch.Tensor]:
     """Yield float32 [N, n, n] for each layer: the corrected maps of its N heads, for a protein of n residues.
 
-    tokens: uint8 [n], without <bos> and <eos>. One layer is in memory at a time. Raises AmplifyError where the protein
-    does not fit into one window, and for a model that is not in float32.
+    tokens: uint8 [n], without <bos> and <eos>. One layer is in memory at a time. Raises AmplifyError if the protein
+    does not fit into one window, or if the model is not in float32.
     """
     require_float32(reader)
     if len(tokens) + 2 > reader.max_length:
         raise AmplifyError(
-            f"a protein of {len(tokens):,} residues does not fit into the model's {reader.max_length:,} tokens"
+            f"a protein of {len(tokens):,} residues does not fit into the model's {reader.max_length:,} tokens, which "
+            "include <bos> and <eos>"
         )
     for attention in attention_maps(reader, framed(tokens)):
         yield average_product_corrected(symmetric(attention[:, 1:-1, 1:-1]))
@@ -43,12 +44,12 @@ def contact_features(reader: Reader, tokens: np.ndarray) -> Iterator[torch.Tenso
 
 def require_float32(reader: Reader) -> None:
     if reader.dtype != torch.float32:
-        raise AmplifyError('contacts are read from attention in float32: load the model with precision="fp32"')
+        raise AmplifyError(f'contacts need a model in float32, found {reader.dtype}: load it with precision="fp32"')
 
 
 @torch.inference_mode()
 def attention_maps(reader: Reader, window: np.ndarray) -> Iterator[torch.Tensor]:
-    """Yield float32 [N, T, T] for each layer: what each of T tokens (rows) sees of each (columns); rows sum to 1."""
+    """Yield float32 [N, T, T] for each layer: the attention of each token (row) to each (column); rows sum to 1."""
     head_size = reader.model.config.head_size
     ids = torch.from_numpy(window.astype(np.int64)).to(reader.device)
     rotation = rotary_angles(torch.arange(len(ids), device=reader.device), head_size)
@@ -69,7 +70,8 @@ def symmetric(maps: torch.Tensor) -> torch.Tensor:
 
 
 def average_product_corrected(maps: torch.Tensor) -> torch.Tensor:
-    """[N, n, n] of symmetric maps; one that is zero everywhere (all attention went to <bos> or <eos>) stays zero."""
+    """Return the corrected maps [N, n, n]. maps: symmetric. A map of zeros (all attention on <bos> and <eos>) stays
+    zero."""
     sums = maps.sum(-1, keepdim=True)
     total = sums.sum(-2, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-    return maps - sums * sums.mT / total  # in this order the result is symmetric to the bit
+    return maps - sums * sums.mT / total  # this order makes the result exactly symmetric

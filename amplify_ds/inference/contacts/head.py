@@ -1,12 +1,11 @@
-"""The regression from attention maps to contacts, and its file.
+"""The head: a logistic regression from attention maps to contacts, and its file.
 
-Logistic regression on the corrected maps of all layers and heads (attention_maps.py), with an L1 penalty, so that it
-chooses among the heads; fitted on a few proteins (20 in Rao et al. 2021: the maps hold the contacts already, the
-regression finds which of them do). C is the inverse strength of the penalty, 0.15 there, as scikit-learn counts it.
-Solver: liblinear. That the published fits used this solver is not known here; it penalises the intercept too, a
-little.
+The features are the corrected maps of all layers and attention heads (attention_maps.py). The L1 penalty selects a few
+of them. A few proteins are enough to fit it (20 in Rao et al. 2021), because the maps already contain the contacts. C
+is the inverse strength of the penalty in scikit-learn's definition, 0.15 in that paper. The solver is liblinear, which
+also penalises the intercept slightly; we do not know whether the published fits used it.
 
-The file is JSON: a head is refused for another model than its own, by the fingerprint of the weights.
+The file is JSON. It contains the fingerprint of the model's weights, and a head is refused for other weights.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ _KEYS = {"model": str, "fingerprint": str, "intercept": float, "weights": list, 
 
 @dataclass(frozen=True)
 class Head:
-    """weights: [layers][heads]. model: where it was when this was fitted. fit: from what and how."""
+    """A fitted head. weights: [layers][heads]. model, fingerprint: folder or hub name of the model that it was fitted
+    to, and the hash of its weights. fit: the data and settings of the fit."""
 
     model: str
     fingerprint: str
@@ -43,35 +43,40 @@ class Head:
     fit: dict[str, Any]
 
     def check_model(self, reader: Reader, name: str = "this head") -> None:
-        """Raises AmplifyError unless it was fitted to the very weights of `reader`, which is in float32."""
+        """Raises AmplifyError if `reader` is not in float32 or has other weights than the model of this head."""
         require_float32(reader)
         config = reader.model.config
-        own, other = (len(self.weights), len(self.weights[0])), (config.num_hidden_layers, config.num_attention_heads)
-        if own != other:
+        fitted, given = (
+            (len(self.weights), len(self.weights[0])),
+            (config.num_hidden_layers, config.num_attention_heads),
+        )
+        if fitted != given:
             raise AmplifyError(
-                f"{name}: was fitted to a model of {own[0]} layers of {own[1]} heads, this one has {other[0]} of "
-                f"{other[1]}; fit a head to it"
+                f"{name}: was fitted to a model with {fitted[0]} layers of {fitted[1]} heads, this model has "
+                f"{given[0]} layers of {given[1]} heads; fit a head to this model"
             )
         if reader.fingerprint() != self.fingerprint:
             raise AmplifyError(
-                f"{name}: was fitted to other weights than these, those of {self.model}; fit a head to this model"
+                f"{name}: was fitted to the weights of {self.model}, this model has other weights; fit a head to this "
+                "model"
             )
 
 
 def fit(features: np.ndarray, contacts: np.ndarray, inverse_strength: float, seed: int) -> tuple[np.ndarray, float]:
-    """(weights float64 [F], intercept) from features [P, F] (float64 is not copied) and contacts bool [P].
+    """Fit the regression and return (weights float64 [F], intercept).
 
-    Raises AmplifyError when the pairs are all in contact or none is, and when the solver does not converge.
+    features: [P, F]; float64 is not copied. contacts: bool [P]. Raises AmplifyError if all pairs or none are in
+    contact, or if the solver does not converge.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if contacts.all() or not contacts.any():
-        which = "all" if len(contacts) and contacts.all() else "none"
+        contact_share = "all" if len(contacts) and contacts.all() else "none"
         raise AmplifyError(
-            f"of {len(contacts):,} pairs {which} are in contact: nothing can be fitted; give other proteins"
+            f"{contact_share} of {len(contacts):,} pairs are in contact, so no head can be fitted; give other proteins"
         )
-    # From 1.8 on scikit-learn names the penalty by its share of L1; before (Python 3.10) by its name.
+    # Since 1.8 scikit-learn sets the penalty by its share of L1; older versions (Python 3.10) by its name.
     by_name = inspect.signature(LogisticRegression).parameters["penalty"].default != "deprecated"
     penalty = {"penalty": "l1"} if by_name else {"l1_ratio": 1}
     model = LogisticRegression(
@@ -93,25 +98,26 @@ def save(head: Head, path: Path) -> None:
 
 
 def read(path: Path) -> Head:
-    """Raises AmplifyError for a file that is no head."""
+    """Read a head. Raises AmplifyError if the file is missing or not a head."""
     try:
         content = read_json(path)
     except FileNotFoundError:
         raise AmplifyError(f"{path}: there is no such file; make one with `amplify_ds.contacts fit`") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise AmplifyError(f"{path}: is no contact head of this version; make one with `amplify_ds.contacts fit`")
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(content.get(key), kind)]
-    wrong += sorted(content.keys() - _KEYS.keys())
-    if not wrong and not _is_matrix(content["weights"], content["intercept"]):
-        wrong = ["weights"]
-    if not wrong and not isinstance(content["fit"].get("proteins"), dict):
-        wrong = ["fit.proteins"]
-    if wrong:
-        raise AmplifyError(f"{path}: is damaged: {', '.join(wrong)}; fit it again")
+        raise AmplifyError(f"{path}: not a contact head of this version; make one with `amplify_ds.contacts fit`")
+    invalid = [key for key, kind in _KEYS.items() if not isinstance(content.get(key), kind)]
+    invalid += sorted(content.keys() - _KEYS.keys())
+    if not invalid and not _is_matrix(content["weights"], content["intercept"]):
+        invalid = ["weights"]
+    if not invalid and not isinstance(content["fit"].get("proteins"), dict):
+        invalid = ["fit.proteins"]
+    if invalid:
+        raise AmplifyError(f"{path}: damaged, invalid values: {', '.join(invalid)}; fit the head again")
     return Head(**content)
 
 
 def _is_matrix(rows: list, intercept: float) -> bool:
+    """Return whether the rows have equal lengths, and the values and the intercept are finite floats."""
     if not rows or not all(isinstance(row, list) and row and len(row) == len(rows[0]) for row in rows):
         return False
     return all(type(value) is float and math.isfinite(value) for row in [*rows, [intercept]] for value in row)

@@ -1,4 +1,4 @@
-"""A picture of contacts: the prediction above the diagonal, what is known below."""
+"""Plot contacts: the prediction above the diagonal, the known contacts below."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from amplify_ds.inference.contacts.targets import MINIMUM_SEPARATION, THRESHOLD,
 
 
 def layers(probability: np.ndarray, contacts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(predicted, known), float [n, n]; nan where each shows nothing. predicted: above the diagonal, or everywhere when
-    no contacts are known; nearer than MINIMUM_SEPARATION neither shows any. known: 1 contact, 0.25 unknown.
+    """Return (predicted, known), float [n, n], nan where nothing is drawn.
+
+    predicted: above the diagonal, or everywhere if no contacts are known. known: 1 for contact, 0.25 for unknown. Pairs
+    closer than MINIMUM_SEPARATION are nan in both.
     """
     i, j = np.indices(probability.shape)
     far = np.abs(i - j) >= MINIMUM_SEPARATION
@@ -24,7 +26,7 @@ def layers(probability: np.ndarray, contacts: np.ndarray | None) -> tuple[np.nda
 
 
 def draw(path: Path, target: Target, probability: np.ndarray) -> None:
-    """Write the PNG: probability [n, n] of a protein."""
+    """Write the PNG. probability: [n, n]."""
     plt = pyplot()
     predicted, known = layers(probability, target.contacts)
     count = len(probability)

@@ -1,4 +1,4 @@
-"""The residues of a protein chain: which they are, which a bond joins, how many are missing between two."""
+"""The residues of a protein chain: which belong to it, which are bonded, and how many are missing in a gap."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from amplify_ds.errors import AmplifyError
 from amplify_ds.inference.contacts.sites import Site, by_number
 
-# Å. A peptide bond is 1.33 long, neighboring C-alphas are 3.8 apart (2.9 in cis), those with one residue between them
-# at least 5. The bound for C-N is gemmi's (have_peptide_bond: 1.5 × 1.341); both leave room for poor resolution.
-_PEPTIDE_BOND, _NEIGHBORING_CA = 1.5 * 1.341, 4.5
-_SPAN, _TOLERANCE = 3.8, 5.0  # Å that a missing residue bridges at most; more is allowed for distorted models
-LONGEST_GAP = 300  # residues; a longer skip is another numbering (1000 is often added in fusion proteins)
-_CAPS = {"NME", "NMA", "NHE"}  # groups at the ends that gemmi's table does not have; they are no residues
+# Å. A peptide bond is 1.33 long; neighbouring C-alphas are 3.8 apart (2.9 in cis), those with one residue between them
+# at least 5. The limit for C-N is gemmi's (have_peptide_bond: 1.5 × 1.341). Both allow for poor resolution.
+_PEPTIDE_BOND, _NEIGHBOURING_CA = 1.5 * 1.341, 4.5
+_SPAN, _TOLERANCE = 3.8, 5.0  # Å: the longest span of a missing residue; slack for distorted models
+LONGEST_GAP = 300  # residues; a longer jump is a change of numbering (fusion proteins often add 1000)
+_CAPS = {"NME", "NMA", "NHE"}  # terminal groups that gemmi's table lacks; they are not residues
 
 
 def protein_part(chain: gemmi.Chain, sequence: Collection[str]) -> list[gemmi.Residue]:
-    """The residues of a chain without its ligands, ions and water, wherever in the file these are.
+    """Return the residues of a chain without its ligands, ions and water, in whatever order the file has them.
 
-    sequence: the names in the sequence of the chain, as far as the file has it. Where neither TER nor entities say what
-    the polymer is, amino acids in HETATM records at the ends belong to it only if a bond joins them to the rest; before
-    the rest also modified ones (MSE), since ligands come after it.
+    sequence: the residue names in the sequence of the chain, if the file has one. If neither TER records nor entities
+    mark the polymer, amino acids in HETATM records at its ends belong to it only if they are bonded to it. At the
+    beginning, modified residues (MSE) belong to it even without a bond, because ligands come after the polymer.
     """
     groups = by_number(residue for residue in chain if _in_polymer(residue, sequence))
     while groups and all(map(_may_be_ligand, groups[-1])) and not bonded(*groups[-2:]):
@@ -34,22 +34,23 @@ def protein_part(chain: gemmi.Chain, sequence: Collection[str]) -> list[gemmi.Re
 
 
 def bonded(first: Sequence[gemmi.Residue], second: Sequence[gemmi.Residue] = ()) -> bool:
-    """Whether a peptide bond joins two sites, in any of their alternatives. Nothing is bonded to nothing.
+    """Return whether a peptide bond joins two sites, in any of their alternatives; False if a site is empty.
 
-    Without C and N the C-alphas tell, without these any two atoms (chromophores name theirs otherwise).
+    Sites without C or N are compared by their C-alphas, sites without C-alphas by their nearest atoms (chromophores
+    have other atom names).
     """
     if (distance := _distance(first, second, "C", "N")) is not None:
         return distance < _PEPTIDE_BOND
     if (distance := _distance(first, second, "CA", "CA")) is not None:
-        return distance < _NEIGHBORING_CA
+        return distance < _NEIGHBOURING_CA
     return (_distance(first, second) or np.inf) < _PEPTIDE_BOND
 
 
 def missing_between(first: Site, second: Site, where: str) -> int:
-    """How many residues a file without a sequence lacks between two sites: none where a bond joins them.
+    """Return how many residues are missing between two sites, in a file without a sequence: 0 if they are bonded.
 
-    Elsewhere the numbers tell. AmplifyError where they cannot: they go backwards, skip more than LONGEST_GAP, or so few
-    residues would not reach from one to the other.
+    The number comes from the residue numbers. Raises AmplifyError if these go backwards, jump by more than LONGEST_GAP,
+    or give too few residues to span the distance.
     """
     if bonded(first.residues, second.residues):
         return 0
@@ -60,15 +61,15 @@ def missing_between(first: Site, second: Site, where: str) -> int:
             return count
     apart = "" if distance is None else f" ({distance:.1f} Å from C to N)"
     raise AmplifyError(
-        f"{where}: no bond joins {first} and {second}{apart}, and their numbers do not tell how many residues are "
-        "missing between them; add the sequence (SEQRES, or _entity_poly_seq in mmCIF), or make them two chains"
+        f"{where}: no bond joins {first} and {second}{apart}, and their numbers do not show how many residues are "
+        "missing between them; add the sequence (SEQRES, or _entity_poly_seq in mmCIF), or split the chain here"
     )
 
 
 def _skipped(first: gemmi.Residue, second: gemmi.Residue) -> list[int]:
-    """Numbers between two residues: in the sequence of the entity where an mmCIF file has it, and by the author.
+    """Return the candidates for the number of residues between two: by label_seq (mmCIF) and by author numbering.
 
-    The former may just count the residues there are: then it says nothing.
+    label_seq is ignored if it is consecutive: it may simply count the residues in the file.
     """
     differences = []
     if first.label_seq is not None and second.label_seq is not None and second.label_seq - first.label_seq > 1:
@@ -99,11 +100,14 @@ def _is_modified(residue: gemmi.Residue) -> bool:
 
 
 def _distance(first: Sequence[gemmi.Residue], second: Sequence[gemmi.Residue], *names: str) -> float | None:
-    """Å between the nearest atoms of two sites, of these names (one each) or of any; None where there are none."""
-    places = [
+    """Return the distance in Å between the nearest atoms of two sites; None if a site has no such atom.
+
+    names: the atom names in the first and in the second site; without names, all atoms are compared.
+    """
+    coordinates = [
         np.array([atom.pos.tolist() for residue in site for atom in residue if name in (None, atom.name)])
         for site, name in zip((first, second), names or (None, None))
     ]
-    if not all(map(len, places)):
+    if not all(map(len, coordinates)):
         return None
-    return float(np.linalg.norm(places[0][:, None] - places[1][None], axis=-1).min())
+    return float(np.linalg.norm(coordinates[0][:, None] - coordinates[1][None], axis=-1).min())
