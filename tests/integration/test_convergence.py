@@ -93,7 +93,7 @@ def test_what_is_complete_is_not_trained_again_and_other_settings_are_refused(do
                 convergence.run(options(place, "--contestant", asked.contestant[0], *words))
         for words, said in (
             (["--contestant", "fast"], "expected NAME=FILE.yaml"),
-            (["--contestant", "published=x.yaml"], "two of the name"),
+            (["--contestant", "published=x.yaml"], "already a contestant named published"),
             (["--contestant", f"bad={tmp_path / 'absent.yaml'}"], "no such configuration file"),
             (["--picture", place / "convergence.png"], "exists already"),
             (["--seeds", 0], "at least 1"),
