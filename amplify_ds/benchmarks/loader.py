@@ -1,6 +1,6 @@
 """Measure how fast one core makes training batches: `python -m amplify_ds.benchmark loader`.
 
-`TrainingLoader` reads shards from disk in the training process and makes packed batches with masks, as tensors, in the
+`TrainingLoader` reads shards from disk in the training process and makes packed batches with masks, as tensors, in
 micro batches of the recipe 120M (10 rows of 8,192 tokens, windows of at most 512). It is compared with Hugging Face's
 `DataCollatorForLanguageModeling` on the windows of the same rows, given as lists of ids: our tokenizer, 15 % masked,
 padded to the longest, the same number of windows per batch. Tokenizing is not timed. Both run on one core and take
