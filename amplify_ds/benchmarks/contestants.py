@@ -138,7 +138,7 @@ class Padded(Contestant):
         return batch
 
     def pad(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ids, attention mask and labels of the padded windows, each [B, L]; labels are -100 except at targets."""
+        """Return ids, attention mask and labels of padded windows, each [B, L]; labels are -100 except at targets."""
         ends = batch.cu_seqlens.tolist()
         windows = [(a, b) for a, b in zip(ends, ends[1:]) if (batch.input_ids[a:b] != PAD).any()]  # not padding
         all_labels = torch.full((batch.input_ids.numel(),), -100)
