@@ -1,4 +1,4 @@
-"""Measure on this machine: `python -m amplify_ds.benchmark PART`; amplify_ds/benchmarks/ holds the parts."""
+"""Measure speed and memory on this machine: `python -m amplify_ds.benchmark PART`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from amplify_ds.errors import command
 
 PARTS = {
     "prep": (prep, "data preparation: speed, memory, scaling"),
-    "loader": (loader, "training batches a second, beside Hugging Face's collator"),
-    "train": (train, "training steps, beside the padded way and the matrix products alone"),
+    "loader": (loader, "training batches per second, compared with Hugging Face's collator"),
+    "train": (train, "training steps, compared with padded batches and with the matrix products alone"),
     "convergence": (convergence, "validation perplexity of the published recipe and of ours, by residues and by time"),
-    "embed": (embed, "embeddings a second, beside a padded loop"),
-    "growth": (growth, "steps as sequences, models, shards and ranks grow"),
-    "start": (start, "reaching a far step of a large data set: time, memory"),
+    "embed": (embed, "embeddings per second, compared with a padded loop"),
+    "growth": (growth, "cost of a step as sequences, models, shards and ranks grow"),
+    "start": (start, "time and memory to resume at a late step of a large data set"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Fixtures that several files of tests share."""
+"""Fixtures shared by several test files."""
 
 import os
 import signal
@@ -13,30 +13,30 @@ from tests.support.commands import python, ranks_of
 from tests.support.paths import EXAMPLE, ROOT
 from tests.support.training import EVERY_THREE, train, training_words
 
-# The same examples each time, but for a search with more (EXAMPLES=20000), which prints how to repeat a failure.
+# The same examples each time, unless EXAMPLES=20000 searches more; a failure prints how to repeat it.
 settings.register_profile("ours", deadline=None, derandomize="EXAMPLES" not in os.environ, print_blob=True)
 settings.load_profile("ours")
-# A job in a shell's background ignores SIGINT, and so would every program that a test starts.
+# A shell's background jobs ignore SIGINT, and so would every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> dict[str, Path]:
     """Shards of the first bundled proteins, in rows of 1,024 tokens and windows of at most 96."""
-    place = tmp_path_factory.mktemp("shards")
+    directory = tmp_path_factory.mktemp("shards")
     for name, count in (("train", 400), ("validation", 30)):
-        with dnaio.open(EXAMPLE / f"{name}.fasta.gz") as reader, open(place / f"{name}.fasta", "w") as file:
+        with dnaio.open(EXAMPLE / f"{name}.fasta.gz") as reader, open(directory / f"{name}.fasta", "w") as file:
             for _, record in zip(range(count), reader):
                 file.write(f">{record.name}\n{record.sequence}\n")
-        words = ["--input", place / f"{name}.fasta", "--output", place / name]
-        result = python("data_prep/build_shards.py", *words, "--max-length", 96, "--row-tokens", 1024)
+        arguments = ["--input", directory / f"{name}.fasta", "--output", directory / name]
+        result = python("data_prep/build_shards.py", *arguments, "--max-length", 96, "--row-tokens", 1024)
         assert result.returncode == 0, result.stderr
-    return {name: place / name for name in ("train", "validation")}
+    return {name: directory / name for name in ("train", "validation")}
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(shards, tmp_path_factory):
-    """A whole run on two ranks, to compare interrupted ones with; beside it the rows that it read (recording)."""
+    """A complete run on two ranks, to compare interrupted runs with; run.rows lists the rows it read (recording)."""
     output = tmp_path_factory.mktemp("uninterrupted") / "run"
     recording = {"RECORD": str(output.with_suffix(".rows")), "PYTHONPATH": str(ROOT / "tests/support/recording")}
     result = ranks_of(2, "amplify_ds.train", *training_words(output, shards, 1, **EVERY_THREE), **recording)
@@ -46,7 +46,7 @@ def uninterrupted(shards, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def four_steps(shards, tmp_path_factory):
-    """A whole run of four steps on one rank, for what is done with a run; nothing may write into it."""
+    """A complete run of four steps on one rank, read by several tests; they must not write into it."""
     output = tmp_path_factory.mktemp("four_steps") / "run"
     result = train(1, output, shards, training__steps=4)
     assert result.returncode == 0, result.stderr

@@ -1,5 +1,5 @@
-# Sourced by the scripts of the tests, from the top of the repository: the environment of launch/environment.sh, and in
-# it requirements-dev.txt (once, and again when that file changes).
+# Sourced by test scripts from the top directory: sets up the environment of launch/environment.sh and installs
+# requirements-dev.txt in it (again when that file changes).
 . launch/environment.sh
 if ! cmp -s requirements-dev.txt .venv/complete-dev; then
   echo "installing requirements-dev.txt"

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# The tests, in the environment that the quick start uses and requirements-dev.txt: bash tests/run.sh [--all] [pytest
-# arguments]. Without --all: those that are not slow by nature, in a few minutes; continuous integration runs all.
+# Run the tests in the environment of the quick start with requirements-dev.txt: bash tests/run.sh [--all] [pytest
+# arguments]. Without --all, tests marked slow are left out; continuous integration runs all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/environment.sh
-# Other versions and other models that some tests compare with, each in a folder of its own beside the environment.
+# Other library versions and models that some tests compare with, each in its own directory.
 for list in tests/others/*.txt; do
-  place=.venv/others/$(basename "$list" .txt)
-  if ! cmp -s "$list" "$place/installed.txt"; then
-    rm -rf "$place"
-    python -m pip install --quiet --disable-pip-version-check --no-deps --target "$place" --requirement "$list" &&
-      cp "$list" "$place/installed.txt" || rm -rf "$place" # its tests are skipped, or fail in continuous integration
+  directory=.venv/others/$(basename "$list" .txt)
+  if ! cmp -s "$list" "$directory/installed.txt"; then
+    rm -rf "$directory"
+    python -m pip install --quiet --disable-pip-version-check --no-deps --target "$directory" --requirement "$list" &&
+      cp "$list" "$directory/installed.txt" || rm -rf "$directory" # without it, its tests are skipped, or fail in continuous integration
   fi
 done
-export OMP_NUM_THREADS=$((cores > 3 ? cores / 2 : 1)) # of two test processes; more threads than cores wait for each other
-words=(--numprocesses 2 --dist worksteal)
+export OMP_NUM_THREADS=$((cores > 3 ? cores / 2 : 1)) # two test processes share the cores
+arguments=(--numprocesses 2 --dist worksteal)
 if [ "${1:-}" = --all ]; then
   shift
 else
-  echo "without the tests that are marked slow: bash tests/run.sh --all runs all"
-  words+=(-m "not slow")
+  echo "skipping the tests marked slow; bash tests/run.sh --all runs all tests"
+  arguments+=(-m "not slow")
 fi
-exec python -m pytest "${words[@]}" "$@"
+exec python -m pytest "${arguments[@]}" "$@"

@@ -1,4 +1,4 @@
-"""What the parts of the benchmark share."""
+"""Helpers shared by the benchmarks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 
 def cores() -> int:
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def gpus() -> int:
+    """Return the number of visible GPUs."""
     import torch  # takes a second or two
 
     return torch.cuda.device_count()
@@ -20,7 +22,7 @@ def gpus() -> int:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Hold this process to one core."""
+    """Restrict this process to one core."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
@@ -38,4 +40,5 @@ def on_one_core(work: Callable[[], object]) -> float:
 
 
 def table(lines: list[tuple[str, str]]) -> str:
+    """Return names and values in two columns."""
     return "\n".join(f"{name:<50}{value}" for name, value in lines)

@@ -1,7 +1,7 @@
-"""The contestants of the benchmark of training, each the only one in its process.
+"""The contestants of the training benchmark. Each runs in a process of its own.
 
-`step` takes one optimizer step: seconds, residues and FLOPs of the model. `parts` does so once more and says how long
-each part took. `memory`: the peak, in bytes.
+`step` takes one optimizer step and returns its seconds, residues, windows and model FLOPs. `parts` takes one more step
+and returns the seconds of each part of it. `memory` returns the peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Contestant:
         self.config = derived.model_config(run, mixture.max_length)
         self.device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
         self.precision = derived.resolve_precision(run.training.precision, self.device.type)
-        cut = BatchSplit(rows * ranks, rows, 1, rank, ranks)
-        self.batches = TrainingBatches(mixture, cut, run.training.seed, **run.masking.model_dump())
+        split = BatchSplit(rows * ranks, rows, 1, rank, ranks)
+        self.batches = TrainingBatches(mixture, split, run.training.seed, **run.masking.model_dump())
         self.loader = TrainingLoader(self.batches, 0, 0, self.device.type == "cuda")
         self.times: dict[str, float] = {}
         torch.manual_seed(run.training.seed)
@@ -51,7 +51,7 @@ class Contestant:
     def step(self) -> dict[str, float]:
         self._wait()
         began = time.perf_counter()
-        batch = self.take()
+        batch = self.train_step()
         self._wait()
         seconds = time.perf_counter() - began
         lengths = batch.cu_seqlens.diff().double()
@@ -64,24 +64,24 @@ class Contestant:
 
     def parts(self) -> dict[str, float]:
         self.times = dict.fromkeys(("data", "forward", "backward", "communication", "optimizer", "host sync"), 0.0)
-        self.take()
-        found = self.times
-        found["backward"] -= found.pop("communication in backward", 0.0)
-        found["optimizer"] -= found.pop("communication in optimizer", 0.0)
+        self.train_step()
+        seconds = self.times
+        seconds["backward"] -= seconds.pop("communication in backward", 0.0)
+        seconds["optimizer"] -= seconds.pop("communication in optimizer", 0.0)
         self.times = {}
-        return found
+        return seconds
 
     def memory(self) -> dict[str, float]:
         return {"memory": peak_memory(self.device)}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what happens inside, when parts are asked for."""
+        """Add the time of the block to part `name` while `parts` is measuring."""
         if not self.times:
             yield
             return
         self._wait()
-        began, self.within = time.perf_counter(), name
+        began, self.current_part = time.perf_counter(), name
         yield
         self._wait()
         self.times[name] += time.perf_counter() - began
@@ -93,12 +93,12 @@ class Contestant:
     def build(self, ranks: int) -> None:
         raise NotImplementedError
 
-    def take(self) -> PackedBatch:
+    def train_step(self) -> PackedBatch:
         raise NotImplementedError
 
 
 class Padded(Contestant):
-    """The published code's way, by the independent model that the tests compare with too."""
+    """The published code's padded batches, with the independent model of padded_model.py."""
 
     def build(self, ranks: int) -> None:
         shape = self.run.model
@@ -119,13 +119,13 @@ class Padded(Contestant):
             weight_decay=settings.weight_decay,
         )
 
-    def take(self) -> PackedBatch:
+    def train_step(self) -> PackedBatch:
         with self.part("data"):
             batch = next(self.loader)
-            ids, seen, labels = (x.to(self.device) for x in self.pad(batch))
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
-        with self.part("forward"), half:
-            logits = self.model(ids, seen)
+            ids, mask, labels = (x.to(self.device) for x in self.pad(batch))
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
+        with self.part("forward"), autocast:
+            logits = self.model(ids, mask)
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
         with self.part("backward"):
             loss.backward()
@@ -138,33 +138,35 @@ class Padded(Contestant):
         return batch
 
     def pad(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[B, L] each: ids, which are tokens, labels."""
+        """Return ids, attention mask and labels of padded windows, each [B, L]; labels are -100 except at targets."""
         ends = batch.cu_seqlens.tolist()
-        windows = [(a, b) for a, b in zip(ends, ends[1:]) if (batch.input_ids[a:b] != PAD).any()]  # not what fills rows
-        flat = torch.full((batch.input_ids.numel(),), -100)
-        flat[batch.masked_positions] = batch.labels
+        windows = [(a, b) for a, b in zip(ends, ends[1:]) if (batch.input_ids[a:b] != PAD).any()]  # not padding
+        all_labels = torch.full((batch.input_ids.numel(),), -100)
+        all_labels[batch.masked_positions] = batch.labels
         shape = len(windows), batch.max_seqlen
         ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
-        lengths = torch.tensor([end - begin for begin, end in windows])  # a masked place may hold a random <pad>
+        lengths = torch.tensor(
+            [end - begin for begin, end in windows]
+        )  # not from ids: a masked position may hold a random <pad>
         for row, (begin, end) in enumerate(windows):
-            ids[row, : end - begin], labels[row, : end - begin] = batch.input_ids[begin:end], flat[begin:end]
+            ids[row, : end - begin], labels[row, : end - begin] = batch.input_ids[begin:end], all_labels[begin:end]
         return ids, torch.arange(batch.max_seqlen) < lengths[:, None], labels
 
 
 class Ours(Contestant):
-    """The training path."""
+    """The training path of this package."""
 
     def build(self, ranks: int) -> None:
         from amplify_ds.training import build, engine
 
-        joined = engine.start_ranks()
-        self.device = joined.device
+        group = engine.start_ranks()
+        self.device = group.device
         zero = {"zero_optimization": {"stage": 1}}
-        self.engine = build.build_engine(self.run, self.config, zero, self.batches.split, self.precision, joined)
+        self.engine = build.build_engine(self.run, self.config, zero, self.batches.split, self.precision, group)
         for name in COLLECTIVES:
             setattr(torch.distributed, name, self._timed(getattr(torch.distributed, name)))
 
-    def take(self) -> PackedBatch:
+    def train_step(self) -> PackedBatch:
         from amplify_ds.training.trainer import masked_language_loss
 
         with self.part("data"):
@@ -180,29 +182,30 @@ class Ours(Contestant):
     def _timed(self, collective):
         def call(*arguments, **options):
             began = time.perf_counter()
-            done = collective(*arguments, **options)
+            result = collective(*arguments, **options)
             if self.times:
                 self._wait()
                 seconds = time.perf_counter() - began
                 self.times["communication"] += seconds
-                key = f"communication in {self.within}"
+                key = f"communication in {self.current_part}"
                 self.times[key] = self.times.get(key, 0.0) + seconds
-            return done
+            return result
 
         return call
 
 
 class Matrices(Contestant):
-    """The matrix products of one block, as often as there are blocks."""
+    """The matrix products of all blocks, forward and backward, and nothing else."""
 
     def build(self, ranks: int) -> None:
         size, width = self.config.hidden_size, self.config.ffn_size
         dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
         shapes = [(size, size)] * 4 + [(size, 2 * width), (width, size)]
         rows = self.batches.split.micro_rows * self.batches.mixture.row_tokens
-        make: dict[str, Any] = {"device": self.device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": self.device, "dtype": dtype}
         self.products = [
-            (torch.randn(rows, a, **make), torch.randn(b, a, **make), torch.randn(rows, b, **make)) for a, b in shapes
+            (torch.randn(rows, a, **factory), torch.randn(b, a, **factory), torch.randn(rows, b, **factory))
+            for a, b in shapes
         ]
 
     def step(self) -> dict[str, float]:

@@ -1,16 +1,17 @@
-"""Compare recipes by what they reach: `python -m amplify_ds.benchmark convergence`.
+"""Compare recipes by the validation perplexity they reach: `python -m amplify_ds.benchmark convergence`.
 
     published   the recipe `tiny` as it is: the published optimizer and schedule
     ours        the same with the settings of OURS, at the top of this module
-    ours, half  ours with half the steps, its schedule ending there: the honest test of "in half the time"
+    ours, half  ours with half the steps and a schedule that ends there: shows whether half the time is enough
 
-All train on the bundled proteins with the same model, batch, budget and seeds, by the real training path: DeepSpeed's
-launcher, ZeRO 1, one rank a core. A seed sets initial weights, order of the data and masks. Runs take turns, seed by
-seed, so that the machine's moods meet all. Time is that of training steps alone, without start-up, evaluation and
-checkpoints. Perplexity is that of the bundled validation proteins, every selected residue replaced by <mask>.
+All contestants train on the bundled proteins with the same model, batch, budget and seeds, through the real training
+path: DeepSpeed's launcher, ZeRO 1, one rank per core. A seed sets the initial weights, the order of the data and the
+masks. Contestants alternate within each seed, so that changes of the machine's speed affect all of them. Time counts
+training steps only, without start-up, evaluation and checkpoints. Perplexity is measured on the bundled validation
+proteins, with every selected residue replaced by <mask>.
 
-Every run has a directory of its own under --directory. Run the command again and it continues what was interrupted and
-reuses what is complete. Another recipe is compared by a YAML file of settings:
+Each run has its own directory under --directory. The same command continues interrupted runs and reuses complete ones.
+To compare another recipe, give a YAML file of settings:
 
   python -m amplify_ds.benchmark convergence --seeds 1 --contestant fast=fast.yaml
 """
@@ -33,32 +34,41 @@ from amplify_ds.processes import sigterm_interrupts
 from amplify_ds.shell import next_commands
 
 RECIPE = "tiny"
-OURS: dict[str, Any] = {  # what differs from the recipe
+OURS: dict[str, Any] = {  # differences from the recipe
     "optimizer.kind": "normuon",
     "optimizer.lr": 6e-3,
     "optimizer.matrix_lr": 6e-3,
     "masking.fraction": 0.25,
 }
 HALF = ", half"
-ROW_TOKENS, ROWS = 512, 8  # of a row; of a global batch, or the nearest number that the ranks can share
+ROW_TOKENS = 512
+ROWS = 8  # per global batch, or the nearest number that the ranks can share
 MOST_RANKS = 8
 CAUTION = """\
-Seconds: training steps alone, without start-up, evaluation and checkpoints.
+Seconds: training steps only, without start-up, evaluation and checkpoints.
 The settings were tuned on this same validation set, whose proteins are relatives of the training proteins
-(data_prep/example/README.md): what is gained here need not be gained elsewhere."""
+(data_prep/example/README.md): the gain may not carry over to other data."""
 
 
 class Contestant(NamedTuple):
+    """A recipe to compare: settings of a YAML file, then `settings`; it trains for the fraction `share` of --steps."""
+
     name: str
     file: str | None
     settings: dict[str, Any]
-    share: float  # of the steps
+    share: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--seeds", type=int, default=3, metavar="N", help="runs of each contestant (default: 3)")
-    add("--steps", type=int, default=1000, metavar="N", help="optimizer steps; all schedules end there (default: 1000)")
+    add(
+        "--steps",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="optimizer steps, also the end of every schedule (default: 1000)",
+    )
     add("--every", type=int, default=50, metavar="N", help="steps between evaluations (default: 50)")
     add(
         "--contestant",
@@ -66,23 +76,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=FILE.yaml",
         help="settings to compare instead of ours, as for --config of amplify_ds.train; may be given several times. "
-        "Batch, steps, end of the decay and seed are those of the benchmark",
+        "The benchmark sets batch, steps, end of the decay and seed",
     )
     add(
         "--half",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also train each contestant but the published one for half the steps (default: yes)",
+        help="also train each contestant except the published one for half the steps (default: yes)",
     )
-    add("--ranks", type=int, metavar="N", help=f"default: one for each GPU, else for each core, at most {MOST_RANKS}")
+    add("--ranks", type=int, metavar="N", help=f"default: one per GPU, else one per core, at most {MOST_RANKS}")
     add(
         "--directory",
         type=Path,
         default=Path("runs/convergence"),
         metavar="DIR",
-        help="shards and runs, kept and reused (default: %(default)s)",
+        help="where shards and runs are kept and reused (default: %(default)s)",
     )
-    add("--picture", type=Path, metavar="FILE.png", help="default: convergence.png in the directory")
+    add(
+        "--picture",
+        type=Path,
+        metavar="FILE.png",
+        help="picture of the curves (default: convergence.png in --directory)",
+    )
     add("--markdown", type=Path, metavar="FILE", help="also write the table to a file")
 
 
@@ -96,12 +111,12 @@ def run(options: argparse.Namespace) -> None:
         if not file.absolute().parent.is_dir():
             raise AmplifyError(f"{file}: there is no directory {file.parent}; make it first")
     with sigterm_interrupts():
-        found = _train(options)
-    text = curves.table(found, options.seeds) + f"\n\n{CAUTION}"
+        results = _train(options)
+    text = curves.table(results, options.seeds) + f"\n\n{CAUTION}"
     print(text)
     picture = options.picture or options.directory / "convergence.png"
     title = f"Recipe {RECIPE} on the bundled proteins, {_seeds(options.seeds)}"
-    curves.draw(found, title, picture)
+    curves.draw(results, title, picture)
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
         print(f"wrote {options.markdown}")
@@ -110,52 +125,55 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> dict[str, curves.Curve]:
-    """Train what is not complete; {contestant: its curve over all seeds}."""
-    place = options.directory.absolute()
+    """Train the runs that are not complete. Return {name of a contestant: its curve over all seeds}."""
+    directory = options.directory.absolute()
     ranks = options.ranks or _ranks()
     contestants = {contestant.name: contestant for contestant in _contestants(options)}
-    for contestant in contestants.values():  # what is wrong with a file is said before anything is made
-        _config(contestant, options, ranks, place, 0)
-    make_shards(place)
+    for contestant in contestants.values():  # report errors in files before anything is made
+        _config(contestant, options, ranks, directory, 0)
+    make_shards(directory)
     runs = {
-        (name, seed): (place / f"{name.replace(', ', '-')}-seed-{seed}", _config(one, options, ranks, place, seed))
+        (name, seed): (
+            directory / f"{name.replace(', ', '-')}-seed-{seed}",
+            _config(contestant, options, ranks, directory, seed),
+        )
         for seed in range(options.seeds)
-        for name, one in contestants.items()
+        for name, contestant in contestants.items()
     }
-    for folder, config in runs.values():
-        training_runs.check(folder, config)
+    for run_directory, config in runs.values():
+        training_runs.check(run_directory, config)
     steps = sum(config.training.steps for _, config in runs.values())
-    found: dict[str, list[curves.Curve]] = {name: [] for name in contestants}
+    results: dict[str, list[curves.Curve]] = {name: [] for name in contestants}
     with bars.bar(total=steps, unit="step") as bar:
-        for (name, seed), (folder, config) in runs.items():
+        for (name, seed), (run_directory, config) in runs.items():
             bar.set_description(f"{name}, seed {seed}")
-            training_runs.train(folder, config, RECIPE, ranks, lambda done: bar.update(done))
-            found[name].append(curves.read(folder))
-            bars.print_line(f"{name}, seed {seed}: {found[name][-1].describe()}")
-    return {name: curves.join(each) for name, each in found.items()}
+            training_runs.train(run_directory, config, RECIPE, ranks, bar.update)
+            results[name].append(curves.read(run_directory))
+            bars.print_line(f"{name}, seed {seed}: {results[name][-1].describe()}")
+    return {name: curves.join(each) for name, each in results.items()}
 
 
 def _contestants(options: argparse.Namespace) -> list[Contestant]:
-    found = [Contestant("published", None, {}, 1.0)]
+    contestants = [Contestant("published", None, {}, 1.0)]
     for text in options.contestant:
         name, equals, file = text.partition("=")
         if not (name and equals and file) or not name.replace("-", "").replace("_", "").isalnum():
-            raise AmplifyError(f"--contestant {text}: expected NAME=FILE.yaml, NAME of letters, digits, - and _")
-        if name in (one.name for one in found):
-            raise AmplifyError(f"--contestant {text}: there are two of the name {name}")
-        found.append(Contestant(name, file, {}, 1.0))
+            raise AmplifyError(f"--contestant {text}: expected NAME=FILE.yaml, with letters, digits, - and _ in NAME")
+        if name in (other.name for other in contestants):
+            raise AmplifyError(f"--contestant {text}: there is already a contestant named {name}; choose another name")
+        contestants.append(Contestant(name, file, {}, 1.0))
     if not options.contestant:
-        found.append(Contestant("ours", None, OURS, 1.0))
-    halves = [one._replace(name=one.name + HALF, share=0.5) for one in found[1:]]
-    return found + (halves if options.half else [])
+        contestants.append(Contestant("ours", None, OURS, 1.0))
+    halves = [other._replace(name=other.name + HALF, share=0.5) for other in contestants[1:]]
+    return contestants + (halves if options.half else [])
 
 
-def _config(contestant: Contestant, options: argparse.Namespace, ranks: int, place: Path, seed: int) -> RunConfig:
+def _config(contestant: Contestant, options: argparse.Namespace, ranks: int, directory: Path, seed: int) -> RunConfig:
     steps = int(options.steps * contestant.share)
-    rows = max(1, (ROWS + ranks // 2) // ranks)  # of a rank, as launch/quickstart.sh shares them out
+    rows = max(1, (ROWS + ranks // 2) // ranks)  # per rank, as in launch/quickstart.sh
     fixed = {
-        "data.train": [str(place / "train")],
-        "data.validation": [str(place / "validation")],
+        "data.train": [str(directory / "train")],
+        "data.validation": [str(directory / "validation")],
         "training.steps": steps,
         "optimizer.decay_steps": steps,
         "training.seed": seed,
@@ -166,17 +184,19 @@ def _config(contestant: Contestant, options: argparse.Namespace, ranks: int, pla
     return resolve(RECIPE, contestant.file, {**contestant.settings, **fixed})
 
 
-def make_shards(place: Path) -> None:
-    """Those of the quick start, of the bundled proteins; build_shards.py reuses what is complete."""
+def make_shards(directory: Path) -> None:
+    """Make the shards of the quick start from the bundled proteins, unless they are complete."""
     if not EXAMPLES.is_dir():
-        raise AmplifyError(f"there is no {EXAMPLES}: the benchmark needs the repository, not only the package")
+        raise AmplifyError(
+            f"{EXAMPLES} is missing: the benchmark needs a clone of the repository, not only the package"
+        )
     validation = EXAMPLES / "validation.fasta.gz"
     for name, more in (("validation", []), ("train", ["--exclude", validation])):
-        words = [*BUILD_SHARDS, "--input", EXAMPLES / f"{name}.fasta.gz", *more]
-        words += ["--output", place / name, "--max-length", ROW_TOKENS, "--row-tokens", ROW_TOKENS]
-        done = subprocess.run([str(word) for word in words], text=True, capture_output=True)
-        if done.returncode:
-            raise AmplifyError(f"build_shards.py could not make {place / name}:\n{done.stderr.strip()}")
+        command = [*BUILD_SHARDS, "--input", EXAMPLES / f"{name}.fasta.gz", *more]
+        command += ["--output", directory / name, "--max-length", ROW_TOKENS, "--row-tokens", ROW_TOKENS]
+        result = subprocess.run([str(argument) for argument in command], text=True, capture_output=True)
+        if result.returncode:
+            raise AmplifyError(f"build_shards.py could not make {directory / name}:\n{result.stderr.strip()}")
 
 
 def _ranks() -> int:

@@ -1,7 +1,7 @@
-"""Curves of validation loss over several seeds: what they cost, when one reaches another, a table, a picture.
+"""Curves of validation loss over several seeds: a table, a picture, and when one curve reaches another's final loss.
 
-Losses are in nats per target, with every selected residue replaced by <mask>. Means over seeds are means of losses; a
-perplexity is exp of such a mean.
+Losses are in nats per target, with every selected residue replaced by <mask>. Means over seeds are means of losses, and
+a perplexity is exp of such a mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amplify_ds.structured import read_json
 
 @dataclass(frozen=True)
 class Curve:
-    """n evaluations of s runs. steps [n]; seconds [s, n] of training; residues [s, n] read; losses [s, n]."""
+    """n evaluations of s runs: steps [n], seconds of training [s, n], residues read [s, n] and losses [s, n]."""
 
     steps: np.ndarray
     seconds: np.ndarray
@@ -36,24 +36,24 @@ class Curve:
 
 
 def read(run: Path) -> Curve:
-    """Of one complete run."""
-    scores = read_json(run / "result.json")["evaluations"]
-    found = [score for score in scores if score["protocol"] == "mask_only"]
+    """Return the curve of a complete run."""
+    evaluations = read_json(run / "result.json")["evaluations"]
+    scores = [score for score in evaluations if score["protocol"] == "mask_only"]
     steps, seconds, residues, losses = (
-        np.array([score[key] for score in found]) for key in ("step", "seconds", "residues", "loss")
+        np.array([score[key] for score in scores]) for key in ("step", "seconds", "residues", "loss")
     )
     return Curve(steps, seconds[None], residues[None].astype(float), losses[None])
 
 
 def join(curves: Sequence[Curve]) -> Curve:
-    """Of the same evaluations of several runs."""
+    """Return one curve of several runs that were evaluated after the same steps."""
     return Curve(
         curves[0].steps, *(np.concatenate([getattr(c, x) for c in curves]) for x in ("seconds", "residues", "losses"))
     )
 
 
 def reached(x: np.ndarray, losses: np.ndarray, target: float) -> float | None:
-    """Where the curve first comes down to `target`, with straight lines between its points; None: nowhere."""
+    """Return the first x at which the curve, interpolated linearly, is down to `target`; None if it never is."""
     below = np.flatnonzero(losses <= target)
     if not len(below):
         return None
@@ -65,37 +65,38 @@ def reached(x: np.ndarray, losses: np.ndarray, target: float) -> float | None:
 
 
 def table(curves: dict[str, Curve], seeds: int) -> str:
-    """Markdown. The first contestant is the one that the others are compared with."""
+    """Return a Markdown table. All contestants are compared with the first."""
     first, *others = curves
-    standard, count = curves[first], "one seed" if seeds == 1 else f"{seeds} seeds"
+    reference, count = curves[first], "one seed" if seeds == 1 else f"{seeds} seeds"
     lines = [
-        f"| {count} | steps | loss, nats | perplexity | seconds | million residues | loss − {first}'s, by seed |",
+        f"| {count} | steps | loss, nats | perplexity | seconds | million residues | loss − {first}, per seed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, curve in curves.items():
         loss, seconds = (
             _with_error(x, 1.0, form) for x, form in ((curve.final, ".4f"), (curve.seconds[:, -1], ",.1f"))
         )
-        paired = _with_error(curve.final - standard.final, seeds**-0.5, "+.4f") if name != first else ""
+        paired = _with_error(curve.final - reference.final, seeds**-0.5, "+.4f") if name != first else ""
         lines.append(
             f"| {name} | {curve.steps[-1]:,} | {loss} | {math.exp(curve.final.mean()):.2f} | {seconds} | "
             f"{curve.residues[:, -1].mean() / 1e6:.3f} | {paired} |"
         )
-    spread = [
+    legend = (
         "Loss and seconds: mean ± standard deviation of the seeds; difference of the losses: mean ± standard error."
-    ]
-    lines += ["", *(spread if seeds > 1 else ["One seed: no spread is known."])]
-    target = float(standard.final.mean())
+    )
+    lines += ["", legend if seeds > 1 else "One seed: the spread is not known."]
+    target = float(reference.final.mean())
     lines.append(f"The final loss of {first} is {target:.4f} on average, perplexity {math.exp(target):.2f}:")
-    return "\n".join(lines + [_reaching(name, curves[name], first, standard, target) for name in others])
+    return "\n".join(lines + [_time_to_target(name, curves[name], first, reference, target) for name in others])
 
 
-def _reaching(name: str, curve: Curve, first: str, standard: Curve, target: float) -> str:
+def _time_to_target(name: str, curve: Curve, first: str, reference: Curve, target: float) -> str:
+    """Return a line with the time and residues that `curve` needs to reach `target`, as shares of the reference's."""
     losses = curve.losses.mean(0)
     seconds, residues = (reached(x.mean(0), losses, target) for x in (curve.seconds, curve.residues))
     if seconds is None or residues is None:  # both or neither
         return f"- {name}: not reached"
-    time, amount = seconds / standard.seconds[:, -1].mean(), residues / standard.residues[:, -1].mean()
+    time, amount = seconds / reference.seconds[:, -1].mean(), residues / reference.residues[:, -1].mean()
     goal = "no more than half" if time <= 0.5 else "more than half"
     return (
         f"- {name}: reached after {seconds:,.1f} s and {residues / 1e6:.3f} million residues, {time:.1%} of the time "
@@ -109,21 +110,21 @@ def _with_error(values: np.ndarray, factor: float, form: str) -> str:
 
 
 def draw(curves: dict[str, Curve], title: str, path: Path) -> None:
-    """Perplexity against residues and against seconds: the mean of the seeds in a band from lowest to highest.
+    """Plot perplexity against residues and against seconds: the mean of the seeds in a band from lowest to highest.
 
-    The untrained model lies above the picture, which would have no room for the rest otherwise.
+    The untrained model is above the upper limit of the axis, which would leave no room for the rest otherwise.
     """
     plt = pyplot()
     first = next(iter(curves))
     target = math.exp(curves[first].final.mean())
     with plt.rc_context(CURVES):
         figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-        for axes, what, label, unit in (
+        for axes, quantity, label, unit in (
             (panels[0], "residues", "residues read while training (millions)", 1e6),
             (panels[1], "seconds", "time of training steps (seconds)", 1.0),
         ):
             for number, (name, curve) in enumerate(curves.items()):
-                x = getattr(curve, what).mean(0) / unit
+                x = getattr(curve, quantity).mean(0) / unit
                 axes.plot(x, np.exp(curve.losses.mean(0)), "o-", color=f"C{number}", label=name, markersize=3)
                 lowest, highest = (np.exp(edge(curve.losses, axis=0)) for edge in (np.min, np.max))
                 axes.fill_between(x, lowest, highest, color=f"C{number}", alpha=0.2, linewidth=0)

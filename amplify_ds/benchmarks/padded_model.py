@@ -1,8 +1,8 @@
 """AMPLIFY in plain PyTorch as the published code trains it: padded batches, a dense mask, no attention kernel.
 
-Written from the published facts alone and for reading, not for speed. It is what the training path is measured against
-(contestants.py) and what the tests compare with, so it must import nothing of amplify_ds and share no code with it. Its
-`state_dict()` has exactly the keys of the published checkpoints.
+Written from the published description only, to be read rather than to be fast. The benchmarks (contestants.py) and the
+tests compare the training path with it, so it must not import or share code with amplify_ds. Its `state_dict()` has
+exactly the keys of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ INIT_RANGE = 0.02
 
 
 def swiglu_width(intermediate_size: int) -> int:
-    """The width that is built: two thirds of the configured one, rounded up to a multiple of 8."""
+    """Return the width of SwiGLU: two thirds of the configured size, rounded up to a multiple of 8."""
     return (int(2 * intermediate_size / 3) + 7) // 8 * 8
 
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of x [batch, heads, length, HEAD_SIZE].
+    """Apply rotary position embedding to x [batch, heads, length, HEAD_SIZE].
 
-    Neighbours (x[2i], x[2i+1]) are the two coordinates of a point in a plane; the point of
-    position p is turned by the angle p * ROPE_BASE ** (-2i / HEAD_SIZE).
+    Rotates each pair (x[2i], x[2i+1]) at position p by the angle p * ROPE_BASE ** (-2i / HEAD_SIZE).
     """
     position = torch.arange(x.shape[-2], dtype=torch.float32, device=x.device)
     pair = torch.arange(0, HEAD_SIZE, 2, dtype=torch.float32, device=x.device)
     angle = position[:, None] * ROPE_BASE ** (-pair / HEAD_SIZE)[None, :]
     even, odd = x.float()[..., 0::2], x.float()[..., 1::2]
-    turned = torch.empty_like(x, dtype=torch.float32)
-    turned[..., 0::2] = even * angle.cos() - odd * angle.sin()
-    turned[..., 1::2] = even * angle.sin() + odd * angle.cos()
-    return turned.to(x.dtype)
+    rotated = torch.empty_like(x, dtype=torch.float32)
+    rotated[..., 0::2] = even * angle.cos() - odd * angle.sin()
+    rotated[..., 1::2] = even * angle.sin() + odd * angle.cos()
+    return rotated.to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x), computed in float32 and cast back, then times the weight."""
+    """Return x / rms(x), computed in float32 and cast back, times the weight."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -99,8 +98,8 @@ class ReferenceAMPLIFY(nn.Module):
         super().__init__()
         if hidden_size != num_attention_heads * HEAD_SIZE:
             raise ValueError(
-                f"every head is {HEAD_SIZE} wide: {num_attention_heads} heads need "
-                f"hidden_size {num_attention_heads * HEAD_SIZE}, not {hidden_size}"
+                f"hidden_size is {hidden_size}, expected {num_attention_heads * HEAD_SIZE}: "
+                f"{num_attention_heads} heads of size {HEAD_SIZE}"
             )
         self.encoder = nn.Embedding(vocab_size, hidden_size, padding_idx=0)
         self.transformer_encoder = nn.ModuleList(
@@ -114,7 +113,7 @@ class ReferenceAMPLIFY(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [batch, length, vocab]; attention_mask is True at tokens, False at padding."""
+        """Return logits [batch, length, vocab]; attention_mask is True at tokens and False at padding."""
         x = self.encoder(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids, dtype=torch.bool)

@@ -1,8 +1,8 @@
-"""Measure what it costs to reach a step far into training: `python -m amplify_ds.benchmark start`.
+"""Measure the cost of resuming at a late step: `python -m amplify_ds.benchmark start`.
 
-A directory of sparse files stands in for big shards: only the rows that are read hold proteins. A fresh process, like
-one rank of a run, opens it and reads its share of the batch of a far step; its imports are not counted, the reading of
-the manifest, the look at every file and the batch with its masks are. The files' names are in the system's cache.
+Sparse files stand in for large shards: only the rows that are read hold proteins. A new process opens them and makes
+the batch of a late step, as one rank of a run does. Reading the manifest, checking every file and making the
+batch with its masks are timed; imports are not. File names are in the system's cache.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from amplify_ds.errors import AmplifyError
 from amplify_ds.vocab import BOS, EOS, TOKENS, VOCABULARY_SHA256
 
 ROW_TOKENS, WINDOW = 8192, 512
-_GLOBAL_ROWS, _ROWS = 160, 10  # of the batch, and of it those of a rank
+_GLOBAL_ROWS, _ROWS = 160, 10  # rows of the global batch and of one rank
 _SEED = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=float, default=16e6, metavar="N", help="in all shards (default: 16e6)")
-    parser.add_argument("--shards", type=int, default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--step", type=int, default=900_000, metavar="S", help="to reach (default: 900000)")
+    parser.add_argument("--rows", type=float, default=16e6, metavar="N", help="rows in all shards (default: 16e6)")
+    parser.add_argument("--shards", type=int, default=1000, metavar="N", help="number of shards (default: 1000)")
+    parser.add_argument(
+        "--step", type=int, default=900_000, metavar="S", help="step whose batch is made (default: 900000)"
+    )
     parser.add_argument(
         "--directory", type=Path, metavar="DIR", help="where to work (default: the temporary directory)"
     )
@@ -43,49 +45,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     rows = int(options.rows) // options.shards
     if rows < 1 or options.step < 1:
-        raise AmplifyError("--rows must be as many as --shards at least, --step at least 1")
-    found = measure_apart(options.shards, rows, options.step, options.directory)
+        raise AmplifyError("--rows must be at least --shards, and --step at least 1")
+    result = measure_in_new_process(options.shards, rows, options.step, options.directory)
     print(f"{rows * options.shards:,} rows of {ROW_TOKENS:,} tokens in {options.shards:,} shards, one rank")
     lines = [
-        ("opened after", f"{found['opened']:.3f} s"),
-        (f"rank's share of step {options.step:,} ready after", f"{found['seconds']:.3f} s"),
-        ("memory added by then", f"{found['added'] / 1e6:.1f} MB"),
-        ("  at most on the way", f"{found['peak'] / 1e6:.1f} MB"),
-        ("files kept open", str(found["files"])),
+        ("opened after", f"{result['opened']:.3f} s"),
+        (f"one rank's batch of step {options.step:,} ready after", f"{result['seconds']:.3f} s"),
+        ("memory added", f"{result['added'] / 1e6:.1f} MB"),
+        ("  peak", f"{result['peak'] / 1e6:.1f} MB"),
+        ("open files", str(result["files"])),
     ]
     print(table(lines))
 
 
-def measure_apart(shards: int, rows: int, step: int, directory: Path | None) -> dict:
-    """`measure` in a process of its own, of so many shards of `rows` rows each, made for the purpose."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=directory) as place:
-        read = rows_at(_positions(step), rows * shards, _SEED)[1]
-        make_sparse_shards(Path(place), shards, rows, read)
-        words = [sys.executable, "-m", "amplify_ds.benchmarks.start", place, str(step)]
-        result = subprocess.run(words, text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+def measure_in_new_process(shards: int, rows: int, step: int, directory: Path | None) -> dict:
+    """Write `shards` sparse shards of `rows` rows each, and return what `measure` returns in a new process."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=directory) as temporary:
+        read_rows = rows_at(_positions(step), rows * shards, _SEED)[1]
+        make_sparse_shards(Path(temporary), shards, rows, read_rows)
+        command = [sys.executable, "-m", "amplify_ds.benchmarks.start", temporary, str(step)]
+        result = subprocess.run(command, text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
         if result.returncode:
-            raise AmplifyError(f"the process that reads ended with {result.returncode}, see above.")
+            raise AmplifyError(
+                f"the process that reads the shards ended with exit code {result.returncode}, see its message above"
+            )
         return json.loads(result.stdout)
 
 
 def make_sparse_shards(
     directory: Path, shards: int, rows: int, filled: np.ndarray, window: int = WINDOW, row_tokens: int = ROW_TOKENS
 ) -> None:
-    """Write shards of `rows` rows, each full of windows of `window` tokens; only the rows `filled`, counted through
-    all, hold proteins.
+    """Write shards of `rows` rows, each row full of windows of `window` tokens.
+
+    Only the rows `filled`, numbered across all shards, are written; the others are holes in the files.
     """
     windows = row_tokens // window
-    draw = np.random.default_rng(0)
-    protein = np.concatenate([[BOS], draw.integers(6, 26, window - 2), [EOS]])
+    rng = np.random.default_rng(0)
+    protein = np.concatenate([[BOS], rng.integers(6, 26, window - 2), [EOS]])
     entries = []
     for number in range(shards):
-        held = filled[filled // rows == number] - number * rows
+        rows_here = filled[filled // rows == number] - number * rows
         files = {}
         shapes = {"tokens": (rows, row_tokens), "lengths": (rows * windows,), "row_starts": (rows + 1,)}
         for (kind, shape), dtype in zip(shapes.items(), ("u1", "<u2", "<i8")):
             path = directory / f"shard-{number:05d}.{kind}.npy"
             array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-            for row in held.tolist():
+            for row in rows_here.tolist():
                 if kind == "tokens":
                     array[row] = np.tile(protein, windows)
                 elif kind == "lengths":
@@ -110,10 +115,10 @@ def make_sparse_shards(
 
 
 def measure(directory: str, step: int) -> dict:
-    """What it costs this process to open the shards and to make its part of the batch of `step`."""
+    """Open the shards and make one rank's batch of `step`. Return seconds, bytes of memory and open files."""
     from amplify_ds.data.loader import BatchSplit, TrainingBatches
 
-    open_before, before = len(os.listdir("/proc/self/fd")), _memory("VmRSS")
+    files_before, memory_before = len(os.listdir("/proc/self/fd")), _memory("VmRSS")
     began = time.perf_counter()
     mixture = Mixture([Source("train", 1, Shards(directory))])
     opened = time.perf_counter() - began
@@ -124,9 +129,9 @@ def measure(directory: str, step: int) -> dict:
     return {
         "opened": opened,
         "seconds": seconds,
-        "added": _memory("VmRSS") - before,
-        "peak": _memory("VmHWM") - before,
-        "files": len(os.listdir("/proc/self/fd")) - open_before,
+        "added": _memory("VmRSS") - memory_before,
+        "peak": _memory("VmHWM") - memory_before,
+        "files": len(os.listdir("/proc/self/fd")) - files_before,
     }
 
 
@@ -135,6 +140,7 @@ def _positions(step: int) -> np.ndarray:
 
 
 def _memory(name: str) -> int:
+    """Return an entry of /proc/self/status in bytes."""
     with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
 

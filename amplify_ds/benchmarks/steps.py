@@ -1,4 +1,4 @@
-"""Steps of contestants that take turns, and shards whose windows have exactly one length."""
+"""Measure steps of several contestants in turns, and make shards whose windows all have one length."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ import numpy as np
 
 from amplify_ds import bars
 from amplify_ds.benchmarks.start import make_sparse_shards
-from amplify_ds.benchmarks.train import ask
+from amplify_ds.benchmarks.train import call
 
 
 class Measured(NamedTuple):
-    """Of the median step of all ranks together; memory: the largest peak of a rank, in bytes."""
+    """The median step, over all ranks."""
 
     seconds: float
     residues: float
     flops: float
-    memory: float
-    communication: float  # share of a further step whose parts are timed
+    memory: float  # largest peak of a rank, in bytes
+    communication: float  # share of the time of one more step, whose parts are timed
 
 
 def measure(cases: dict, turns: int, name: str) -> dict:
-    """{case: Measured}. cases: the processes of each, which take turns and are ended."""
+    """Return {case: Measured} of `turns` steps after a warm-up. `cases`: {case: its processes}; they are ended."""
     steps: dict = {case: [] for case in cases}
-    found = {}
+    results = {}
     try:
-        for processes in cases.values():  # begin together: ranks meet
+        for processes in cases.values():  # all were started before: ranks wait for each other
             [process.wait() for process in processes]
         with bars.bar(total=(turns + 1) * len(cases), unit="step", desc=name) as bar:
             for _ in range(turns + 1):
                 for case, processes in cases.items():
-                    steps[case].append(ask(processes, "step"))
+                    steps[case].append(call(processes, "step"))
                     bar.update()
         for case, processes in cases.items():
-            parts = [one["communication"] / sum(one.values()) for one in ask(processes, "parts")]
-            memory = max(one["memory"] for one in ask(processes, "memory"))
-            taken = steps[case][1:]  # the first warms up
-            seconds = float(np.median([max(one["seconds"] for one in said) for said in taken]))
-            residues, flops = (np.mean([sum(one[x] for one in said) for said in taken]) for x in ("residues", "flops"))
-            found[case] = Measured(seconds, float(residues), float(flops), memory, float(np.mean(parts)))
+            shares = [seconds["communication"] / sum(seconds.values()) for seconds in call(processes, "parts")]
+            memory = max(rank["memory"] for rank in call(processes, "memory"))
+            measured = steps[case][1:]  # the first step is a warm-up
+            seconds = float(np.median([max(rank["seconds"] for rank in ranks) for ranks in measured]))
+            residues, flops = (
+                np.mean([sum(rank[x] for rank in ranks) for ranks in measured]) for x in ("residues", "flops")
+            )
+            results[case] = Measured(seconds, float(residues), float(flops), memory, float(np.mean(shares)))
     finally:
         for processes in cases.values():
             [process.end() for process in processes]
-    return found
+    return results
 
 
-def exact_windows(place: Path, window: int, row_tokens: int) -> Path:
-    """A few rows, full of windows of exactly `window` tokens."""
-    shards = place / f"windows-{window}-{row_tokens}"
+def exact_windows(directory: Path, window: int, row_tokens: int) -> Path:
+    """Return the path of shards in `directory` whose rows are full of windows of exactly `window` tokens."""
+    shards = directory / f"windows-{window}-{row_tokens}"
     if not shards.exists():
         shards.mkdir()
         make_sparse_shards(shards, 1, 8, np.arange(8), window, row_tokens)

@@ -1,7 +1,7 @@
-"""Training runs as a user starts them, one after another, for benchmarks: started, continued, or reused.
+"""Training runs for benchmarks, through the same launcher that users call: started, continued or reused.
 
-RUN.yaml holds all settings of a run, RUN.log what it said. The ranks end with this process, however it ends: they watch
-AMPLIFY_LAUNCHER_PID (training/launcher_watch.py).
+RUN.yaml holds all settings of a run, RUN.log its output. The ranks end when this process ends, however it ends: they
+watch AMPLIFY_LAUNCHER_PID (training/launcher_watch.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from amplify_ds.benchmarks.common import gpus
 from amplify_ds.config import RunConfig
@@ -21,24 +22,24 @@ from amplify_ds.training.derived import training_sources
 from amplify_ds.training.stopping import SAVED
 
 ROOT = Path(__file__).parents[2]
-_SECONDS_BETWEEN_LOOKS = 1.0
-# A resumed run may change these, but they belong to what is measured. Rows a micro batch: the number of ranks.
+_SECONDS_BETWEEN_CHECKS = 1.0
+# A resumed run may change these settings, but a benchmark may not. The rows per micro batch give the number of ranks.
 _MEASURED = (("training", "steps"), ("training", "micro_batch_rows"), ("evaluation", "every"))
 
 
 def check(run: Path, config: RunConfig) -> None:
-    """AmplifyError if `run` was made with other settings."""
+    """Raise AmplifyError if `run` was started with different settings."""
     if not (run / run_directory.DESCRIPTION).exists():
         return
-    found = run_directory.read_description(run)
-    has = {**found["binding"], **_measured(found["settings"])}
-    asked = {**config.binding(), "training data": training_sources(config).binding()}
-    asked |= _measured(config.model_dump(mode="json"))
-    if differing := run_directory.differences(has, asked):
+    description = run_directory.read_description(run)
+    existing = {**description["binding"], **_measured(description["settings"])}
+    requested = {**config.binding(), "training data": training_sources(config).binding()}
+    requested |= _measured(config.model_dump(mode="json"))
+    if differing := run_directory.differences(existing, requested):
         raise AmplifyError(
-            f"{run}: is a run with other settings:\n  "
+            f"{run}: was started with different settings:\n  "
             + "\n  ".join(differing)
-            + "\nChoose another --directory, or ask for the same settings to reuse it."
+            + "\nChoose another --directory, or give the same settings to reuse it."
         )
 
 
@@ -47,9 +48,9 @@ def _measured(settings: dict) -> dict:
 
 
 def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Callable[[int], object]) -> None:
-    """Train to the end, unless that has been done. progress: called with further steps done, now and then.
+    """Train to the end, unless the run is complete. `progress` is called with the number of new steps.
 
-    Interrupted, it lets the run save a checkpoint before it passes the interruption on; a second one kills the run.
+    After an interrupt, the run saves a checkpoint before the interrupt is raised again; a second interrupt kills it.
     """
     done = 0
     if not (run / run_directory.RESULT).exists():
@@ -57,17 +58,17 @@ def train(run: Path, config: RunConfig, recipe: str, ranks: int, progress: Calla
         try:
             while process.poll() is None:
                 try:
-                    process.wait(_SECONDS_BETWEEN_LOOKS)
+                    process.wait(_SECONDS_BETWEEN_CHECKS)
                 except subprocess.TimeoutExpired:
-                    now = max(checkpoint.by_step(run), default=0)
-                    progress(now - done)
-                    done = now
+                    step = max(checkpoint.by_step(run), default=0)
+                    progress(step - done)
+                    done = step
         except BaseException:
             _stop(process)
-            print(f"{run}: stopped; the same command continues", file=sys.stderr)
+            print(f"{run}: stopped; run the same command to continue", file=sys.stderr)
             raise
         if process.returncode:
-            _explain(run, process.returncode)
+            _fail(run, process.returncode)
     progress(config.training.steps - done)
 
 
@@ -81,17 +82,22 @@ def _start(run: Path, config: RunConfig, recipe: str, ranks: int) -> subprocess.
         "GPUS_HERE": str(devices),
         **({} if devices else {"DS_ACCELERATOR": "cpu"}),
     }
-    environment.pop("OMP_NUM_THREADS", None)  # the launcher shares the cores out
-    words = [sys.executable, "-m", "amplify_ds.launch", "--ranks", ranks, "--", "--recipe", recipe]
-    words += ["--config", settings, "--deepspeed_config", ROOT / "ds_configs/zero1.json", "--output", run]
+    environment.pop("OMP_NUM_THREADS", None)  # the launcher divides the cores among ranks
+    command = [sys.executable, "-m", "amplify_ds.launch", "--ranks", ranks, "--", "--recipe", recipe]
+    command += ["--config", settings, "--deepspeed_config", ROOT / "ds_configs/zero1.json", "--output", run]
     with open(run.with_name(f"{run.name}.log"), "a", encoding="utf-8") as log:
         return subprocess.Popen(
-            [str(word) for word in words], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            [str(argument) for argument in command],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ask to save and stop, and wait; asked again, to stop at once."""
+    """Send SIGTERM, upon which the run saves a checkpoint, and wait. A KeyboardInterrupt sends it again: stop now."""
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -100,9 +106,10 @@ def _stop(process: subprocess.Popen) -> None:
             continue
 
 
-def _explain(run: Path, code: int) -> None:
+def _fail(run: Path, code: int) -> NoReturn:
+    """Raise AmplifyError with the end of the log."""
     log = run.with_name(f"{run.name}.log")
     if code == SAVED:
-        raise AmplifyError(f"{run}: was asked to stop, and saved; the same command continues")
+        raise AmplifyError(f"{run}: stopped on request after a checkpoint was saved; run the same command to continue")
     last = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-10:])
-    raise AmplifyError(f"{run}: training ended with code {code}. The end of {log}:\n  {last}")
+    raise AmplifyError(f"{run}: training ended with exit code {code}. The end of {log}:\n  {last}")

@@ -1,1 +1,1 @@
-"""What tests share. Tests import from here and never from each other."""
+"""Helpers shared by tests. Tests import from here and never from each other."""

@@ -1,9 +1,9 @@
-"""Commands in processes forked from one that has imported everything and computed nothing.
+"""Run commands in processes forked from one that has imported everything and computed nothing.
 
-An interpreter of its own spends seconds of processor time on imports, hundreds of them minutes. `run` and `ranks` start
-a server once in each process of tests; it forks a child for each command, which takes the arguments, variables and
-directory that it is given, does what an interpreter does at its start with them, and runs the module or script. What
-the start itself is about (imports, real launchers, other packages) is tested with interpreters: commands.py.
+A new interpreter spends seconds of processor time on imports, so hundreds of them take minutes. `run` and `ranks` start
+one server per test process. It forks a child for each command; the child takes over the given arguments, environment
+and directory, does what an interpreter does at its start, and runs the module or script. Tests of the start itself
+(imports, real launchers, other packages) use new interpreters: commands.py.
 
     python -m tests.support.forking SOCKET      the server, until its standard input ends
 """
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
-# Imported before anything is forked. None of them may start threads or touch a device; torch's compiler does, so what
-# compiles is not forked.
+# Imported before anything is forked. None of them may start threads or use a device; torch's compiler does, so commands
+# that compile are not forked.
 MODULES = """torch setuptools deepspeed
 transformers safetensors.torch numpy pyarrow pyarrow.csv pyarrow.parquet h5py gemmi dnaio
 sklearn.linear_model matplotlib.pyplot hypothesis
@@ -38,20 +38,20 @@ amplify_ds.training.trainer amplify_ds.training.past_batches
 amplify_ds.hub.export amplify_ds.hub.card amplify_ds.hub.folder
 amplify_ds.inference.api amplify_ds.inference.resumable amplify_ds.prepare.pipeline
 amplify_ds.inspect_shards""".split()
-# Variables that these libraries read when they are imported: where a command has others, it imports them again.
+# Variables that libraries read when imported: a command with other values imports them again.
 READ_AT_IMPORT = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
-NUMBER = struct.Struct("q")  # how the server sends a process's id, and at its end the exit code
+NUMBER = struct.Struct("q")  # format of a process id, and later its exit code, as the server sends them
 
 
 class Process:
-    """A forked command, used as subprocess.Popen is; stdout and stderr are always kept, as text."""
+    """A forked command with the interface of subprocess.Popen; stdout and stderr are captured as text."""
 
-    def __init__(self, words: list[str], env: dict[str, str], cwd=ROOT):
-        self.args = words
+    def __init__(self, command: list[str], env: dict[str, str], cwd=ROOT):
+        self.args = command
         self.returncode: int | None = None
         with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
             self.stdout, self.stderr = open(stdout.name), open(stderr.name)
-            request = json.dumps({"words": words, "env": env, "cwd": str(cwd)}).encode()
+            request = json.dumps({"command": command, "env": env, "cwd": str(cwd)}).encode()
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(_server())
             socket.send_fds(self._socket, [NUMBER.pack(len(request))], [stdout.fileno(), stderr.fileno()])
@@ -59,7 +59,7 @@ class Process:
             self.pid = self._receive()
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code. Raises subprocess.TimeoutExpired."""
+        """Return the exit code. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
             self._socket.settimeout(timeout)
             try:
@@ -95,18 +95,18 @@ class Process:
         return NUMBER.unpack(data)[0]
 
 
-def run(words: list[str], env: dict[str, str], cwd=ROOT, timeout: float = 600) -> subprocess.CompletedProcess:
-    """As subprocess.run with text output captured; words begin with the interpreter."""
-    return ranks([words], [env], cwd, timeout)
+def run(command: list[str], env: dict[str, str], cwd=ROOT, timeout: float = 600) -> subprocess.CompletedProcess:
+    """Like subprocess.run with captured text output; `command` begins with the interpreter."""
+    return ranks([command], [env], cwd, timeout)
 
 
-def ranks(words: list[list[str]], envs: list[dict[str, str]], cwd=ROOT, timeout: float = 600):
-    """Several at once: one CompletedProcess with the output of each in turn and the exit code of the first that failed.
+def ranks(commands: list[list[str]], envs: list[dict[str, str]], cwd=ROOT, timeout: float = 600):
+    """Run several commands at once. Return the outputs one after another and the exit code of the first that failed.
 
-    When one has failed, the others have a minute to end by themselves, as behind a launcher that sends no SIGTERM.
+    When one has failed, the others have a minute to end by themselves, as under a launcher that sends no SIGTERM.
     """
-    all_of_them = [Process(w, env, cwd) for w, env in zip(words, envs, strict=True)]
-    running, deadline, code = list(all_of_them), time.monotonic() + timeout, 0
+    processes = [Process(command, env, cwd) for command, env in zip(commands, envs, strict=True)]
+    running, deadline, code = list(processes), time.monotonic() + timeout, 0
     try:
         while running:
             for process in list(running):
@@ -122,22 +122,22 @@ def ranks(words: list[list[str]], envs: list[dict[str, str]], cwd=ROOT, timeout:
     finally:
         for process in running:
             process.kill()
-    stdout, stderr = ("".join(texts) for texts in zip(*(process.communicate() for process in all_of_them)))
-    return subprocess.CompletedProcess(words[0], code, stdout, stderr)
+    stdout, stderr = ("".join(texts) for texts in zip(*(process.communicate() for process in processes)))
+    return subprocess.CompletedProcess(commands[0], code, stdout, stderr)
 
 
 _address: str | None = None
 
 
 def _server() -> str:
-    """The address of this process's server, started by the first call."""
+    """Return the address of this process's server. The first call starts it."""
     global _address
     if _address is None:
         _address = f"{tempfile.mkdtemp(prefix='forking-')}/socket"
         variables = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         variables["PYTHONPATH"] = str(ROOT)
-        words = [sys.executable, "-m", "tests.support.forking", _address]
-        server = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, env=os.environ | variables)
+        command = [sys.executable, "-m", "tests.support.forking", _address]
+        server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, env=os.environ | variables)
         atexit.register(server.communicate)
         while not Path(_address).exists():
             assert server.poll() is None, "the server of forked processes did not start"
@@ -146,7 +146,7 @@ def _server() -> str:
 
 
 def _serve(address: str) -> tuple[dict, int, int]:
-    """Fork until standard input ends. Returns in each child, with its request and its stdout and stderr."""
+    """Fork a child per request until standard input ends. Return in each child its request, stdout and stderr."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
@@ -165,7 +165,7 @@ def _serve(address: str) -> tuple[dict, int, int]:
                 os.close(descriptor)
                 try:
                     connection.sendall(NUMBER.pack(status))
-                except OSError:  # nobody waits any more
+                except OSError:  # the client has gone
                     pass
                 connection.close()
                 continue
@@ -187,11 +187,11 @@ def _serve(address: str) -> tuple[dict, int, int]:
             selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
 
 
-def _become(request: dict, stdout: int, stderr: int) -> None:
-    """Be the interpreter that was started with these words."""
+def _execute(request: dict, stdout: int, stderr: int) -> None:
+    """Run the command of `request` in this process as a new interpreter would."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for place, descriptor in ((1, stdout), (2, stderr)):
-        os.dup2(descriptor, place)
+    for number, descriptor in ((1, stdout), (2, stderr)):
+        os.dup2(descriptor, number)
         os.close(descriptor)
     if any(os.environ.get(name) != request["env"].get(name) for name in READ_AT_IMPORT):
         for name in [name for name in sys.modules if name.partition(".")[0] in ("huggingface_hub", "transformers")]:
@@ -199,42 +199,41 @@ def _become(request: dict, stdout: int, stderr: int) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    words = [word for word in request["words"] if word != "-u"]
-    sys.orig_argv = list(words)
+    command = [argument for argument in request["command"] if argument != "-u"]
+    sys.orig_argv = list(command)
     path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    ours = [str(ROOT), ""]
-    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in ours)]
-    if str(ROOT) not in sys.path:  # where the package is installed, if only by a link
+    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in (str(ROOT), ""))]
+    if str(ROOT) not in sys.path:  # the package is installed there, if only as a link
         sys.path.append(str(ROOT))
     if threads := os.environ.get("OMP_NUM_THREADS"):
         sys.modules["torch"].set_num_threads(int(threads))
     for entry in path:
         if (Path(entry) / "sitecustomize.py").exists():
             runpy.run_path(str(Path(entry) / "sitecustomize.py"))
-    if words[1] == "-m":
-        sys.argv = ["-m", *words[3:]]
+    if command[1] == "-m":
+        sys.argv = ["-m", *command[3:]]
         sys.path.insert(0, os.getcwd())
-        if words[2].partition(".")[0] == "amplify_ds":
+        if command[2].partition(".")[0] == "amplify_ds":
             sys.modules["amplify_ds.start"].begin()
-        sys.modules.pop(words[2], None)
-        runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-    elif words[1] == "-c":
-        sys.argv = ["-c", *words[3:]]
+        sys.modules.pop(command[2], None)
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+    elif command[1] == "-c":
+        sys.argv = ["-c", *command[3:]]
         sys.path.insert(0, "")
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
-        exec(compile(words[2], "<string>", "exec"), main.__dict__)
+        exec(compile(command[2], "<string>", "exec"), main.__dict__)
     else:
-        sys.argv = words[1:]
-        sys.path.insert(0, str(Path(words[1]).resolve().parent))
-        runpy.run_path(words[1], run_name="__main__")
+        sys.argv = command[1:]
+        sys.path.insert(0, str(Path(command[1]).resolve().parent))
+        runpy.run_path(command[1], run_name="__main__")
 
 
-def _end(command, *arguments) -> NoReturn:
-    """Call it and end as an interpreter does, but for freeing memory: with so many modules that takes seconds."""
+def _run_and_exit(function, *arguments) -> NoReturn:
+    """Call `function` and exit as an interpreter does, except that no memory is freed: that takes seconds."""
     code = 0
     try:
-        command(*arguments)
+        function(*arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code and not isinstance(end.code, int):
@@ -257,5 +256,5 @@ if __name__ == "__main__":
     for _name in MODULES:
         import_module(_name)
     gc.collect()
-    gc.freeze()  # what is there now is never collected: its pages stay shared
-    _end(_become, *_serve(sys.argv[1]))
+    gc.freeze()  # existing objects are never collected, so their pages stay shared
+    _run_and_exit(_execute, *_serve(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""A hub on this machine, which the real client of Hugging Face is pointed at: it answers, and breaks off, and lies."""
+"""A local server for Hugging Face's client that can break off downloads, stall and return wrong data."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-SMALL = 15_000  # bytes up to which a file is kept in git, not in LFS
+SMALL = 15_000  # bytes; larger files are in LFS, not in git
 
 
 def git_sha1(data: bytes) -> str:
@@ -20,9 +20,14 @@ def git_sha1(data: bytes) -> str:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One repository. commits: {commit: {path: content}}, the last one is main. spoil: {path: what becomes of the next
-    downloads of it, one after the other: whole, half, nothing, stall (half, until `resume`), lie}. log: (path, first
-    byte) of each download. refuse: the status and headers of every answer."""
+    """Serves one repository.
+
+    commits: {commit: {path: content}}; the last one is main.
+    spoil: {path: how its next downloads go, in order: "whole", "half", "nothing", "stall" (half, then wait for
+        `resume`) or "lie" (wrong data)}.
+    log: (path, first byte) of each download.
+    refuse: status and headers of every response, if set.
+    """
 
     protocol_version = "HTTP/1.1"
     repository: str
@@ -32,7 +37,7 @@ class Hub(BaseHTTPRequestHandler):
     refuse: tuple[int, dict[str, str]] | None = None
     stalled: threading.Event
     resume: threading.Event
-    close: Callable[[], object]  # no hub any more
+    close: Callable[[], object]  # stops the server
     server: ThreadingHTTPServer
 
     def do_HEAD(self):
@@ -41,22 +46,22 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         if self.refuse:
-            return self.say(self.refuse[0], b"{}", self.refuse[1])
+            return self.respond(self.refuse[0], b"{}", self.refuse[1])
         if match := re.fullmatch("/lfs/([^/]+)/(.+)", path):
-            return self.give(match[2], self.commits[match[1]][match[2]], {})
+            return self.send_file(match[2], self.commits[match[1]][match[2]], {})
         name = self.repository if self.repository in path else self.repository.removeprefix("models/")
         match = re.fullmatch(f"(/api)?/{name}(?:/(revision|tree|resolve)/([^/]+)(?:/(.+))?)?", path)
         if not match:
-            return self.say(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return self.respond(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         commit = [*self.commits][-1] if match[3] in (None, "main") else match[3]
         if commit not in self.commits:
-            return self.say(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            return self.respond(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         if match[2] == "resolve":
             return self.resolve(commit, match[4])
-        self.say(200, json.dumps(self.describe(commit, tree=match[2] == "tree")).encode())
+        self.respond(200, json.dumps(self.describe(commit, tree=match[2] == "tree")).encode())
 
     def describe(self, commit: str, tree: bool):
-        """The files, as the two calls name the same things differently."""
+        """Return the list of files. The tree and revision calls use different keys for the same values."""
         path, oid, digest = ("path", "oid", "oid") if tree else ("rfilename", "blobId", "sha256")
         files = [
             {"type": "file", path: name, "size": len(data), oid: git_sha1(data)}
@@ -71,30 +76,30 @@ class Hub(BaseHTTPRequestHandler):
 
     def resolve(self, commit: str, name: str):
         data = self.commits[commit][name]
-        known = {"X-Repo-Commit": commit, "ETag": f'"{git_sha1(data)}"'}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{git_sha1(data)}"'}
         if len(data) <= SMALL:
-            return self.give(name, data, known)
+            return self.send_file(name, data, headers)
         linked = {"X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Linked-Size": str(len(data))}
-        store = f"http://localhost:{self.server.server_port}/lfs"  # another host, as with the real one
-        self.say(302, b"", {"Location": f"{store}/{commit}/{name}", **known, **linked})
+        store = f"http://localhost:{self.server.server_port}/lfs"  # another host, as on the real hub
+        self.respond(302, b"", {"Location": f"{store}/{commit}/{name}", **headers, **linked})
 
-    def give(self, name: str, data: bytes, headers: dict[str, str]):
+    def send_file(self, name: str, data: bytes, headers: dict[str, str]):
         if self.command == "HEAD":
-            return self.say(200, data, headers)
+            return self.respond(200, data, headers)
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
         self.log.append((name, start))
-        fate = self.spoil[name].pop(0) if self.spoil.get(name) else "whole"
-        rest = (data[:-5] + b"AAAA\n" if fate == "lie" else data)[start:]
-        sent = {"half": len(rest) // 2, "stall": len(rest) // 2, "nothing": 0}.get(fate)
+        outcome = self.spoil[name].pop(0) if self.spoil.get(name) else "whole"
+        rest = (data[:-5] + b"AAAA\n" if outcome == "lie" else data)[start:]
+        sent = {"half": len(rest) // 2, "stall": len(rest) // 2, "nothing": 0}.get(outcome)
         if start:
             headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-        self.say(206 if start else 200, rest, headers, sent)
-        if fate == "stall":
+        self.respond(206 if start else 200, rest, headers, sent)
+        if outcome == "stall":
             self.stalled.set()
             self.resume.wait(60)
         self.close_connection = sent is not None
 
-    def say(self, status: int, body: bytes, headers: dict[str, str] | None = None, sent: int | None = None):
+    def respond(self, status: int, body: bytes, headers: dict[str, str] | None = None, sent: int | None = None):
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
@@ -109,9 +114,9 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(repository: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    """Yield the handler class of a server, to be told what to serve of "datasets/OWNER/NAME" or "models/OWNER/NAME".
+    """Serve "datasets/OWNER/NAME" or "models/OWNER/NAME" and yield the handler class, whose attributes say how.
 
-    Until the end of the test the client knows no other hub, and keeps its cache in `home`.
+    Until the end of the test the client uses only this hub, with its cache in `home`.
     """
     handler: type[Hub] = type("Handler", (Hub,), {"repository": repository, "commits": {}, "spoil": {}, "log": []})
     handler.stalled, handler.resume = threading.Event(), threading.Event()

@@ -1,11 +1,11 @@
-"""A real Megatron-Core model on a CPU, run by test_megatron.py: `python megatron_logits.py FOLDER OWN LOGITS`.
+"""Compute logits with a real Megatron-Core model on a CPU: `python megatron_logits.py FOLDER OWN LOGITS`.
 
-FOLDER: an exported folder in the layout megatron-local or megatron, loaded strictly. OWN: a folder that is made here,
-for the weights of a model of the same shape that Megatron-Core initialised itself. LOGITS: a file of safetensors with
-`ids` [L], added to it are the logits `theirs` of FOLDER and `own` of OWN [L, 32].
+Run by test_megatron.py. FOLDER: an exported folder in the layout megatron-local or megatron, loaded strictly. OWN: a
+folder created here with the weights of a model of the same shape, initialised by Megatron-Core. LOGITS: a safetensors
+file with `ids` [L], to which the logits [L, 32] of both models are added: `theirs` of FOLDER and `own` of OWN.
 
-Norms fused into linear layers exist with TransformerEngine alone, on GPUs: for the layout megatron they are renamed to
-those of local layers, as amplify_ds does nowhere.
+Norms fused into linear layers exist only with TransformerEngine, on GPUs. For the layout megatron this script renames
+them to those of local layers, which amplify_ds never does.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, ids):
-        """[L] -> [L, 32]"""
+        """Return logits [L, 32] of ids [L]."""
         length = len(ids)
         pair = torch.arange(0, 64, 2) / 64
         angles = (torch.arange(length)[:, None] * 10_000.0**-pair).repeat_interleave(2, -1)
@@ -77,20 +77,20 @@ class Encoder(nn.Module):
 
 
 def main():
-    folder, own, logits = map(Path, sys.argv[1:])
-    place = tempfile.mkdtemp()
-    distributed.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=0, world_size=1)
+    folder, own, logits_file = map(Path, sys.argv[1:])
+    directory = tempfile.mkdtemp()
+    distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     megatron_random.get_cuda_rng_tracker().fork = lambda *_: contextlib.nullcontext()
     torch.manual_seed(3)
-    shape, found = json.loads((folder / "config.json").read_text()), load_file(logits)
+    shape, logits = json.loads((folder / "config.json").read_text()), load_file(logits_file)
     with torch.no_grad():
         model = Encoder(shape).eval()
-        model.output_layer.bias.normal_()  # Megatron-Core begins with zeros
+        model.output_layer.bias.normal_()  # Megatron-Core initialises it with zeros
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        found["own"] = model(found["ids"])
+        logits["own"] = model(logits["ids"])
         own.mkdir()
         save_file(model.weights(), own / "model.safetensors")
         tensors = {
@@ -101,8 +101,8 @@ def main():
         }
         states = {name: None for name in model.state_dict() if name.endswith("_extra_state")}
         model.load_state_dict({**tensors, **states}, strict=True)
-        found["theirs"] = model(found["ids"])
-    save_file(found, logits)
+        logits["theirs"] = model(logits["ids"])
+    save_file(logits, logits_file)
     distributed.destroy_process_group()
 
 

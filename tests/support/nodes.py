@@ -1,11 +1,11 @@
-"""Two real nodes on one machine, each with its own ssh server, for what only several nodes can show.
+"""Two nodes on one machine, each with its own ssh server, for tests of several nodes.
 
     loopback_nodes     127.0.0.2 and 127.0.0.3: enough for hostfile, pdsh and ssh
-    namespace_nodes    two network namespaces joined by a cable that can be pulled, each with its own host name,
-                       /etc/hosts and processes, as two machines have; needs root
+    namespace_nodes    two network namespaces connected by a link that can be cut, each with its own host name,
+                       /etc/hosts and processes, like two machines; needs root
 
-Both yield `Nodes`. All files lie in the `place` that is given; the file system is shared, as a cluster's is. In the end
-nothing of them is left, whatever happened.
+Both yield `Nodes`. All files are in the given directory; nodes share the file system, as in a cluster. At the end all
+processes and namespaces are removed, also after a failure.
 """
 
 from __future__ import annotations
@@ -25,111 +25,114 @@ from amplify_ds.processes import end_with_parent
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin") or "sshd"
 LOOPBACK = ("127.0.0.2", "127.0.0.3")
-ISOLATED = ("192.0.2.1", "192.0.2.2")  # RFC 5737: for documentation, no machine has them
-CABLE = "cable"  # the network interface of either end
-NAME = "TEST_NODE"  # in the environment of what runs on a node, or was launched from here
-PREFIX = "amplify-"  # of names of namespaces; the process that has made them follows
-FILES = Path("/etc/netns")  # what `ip netns exec` puts in the place of files in /etc
+ISOLATED = ("192.0.2.1", "192.0.2.2")  # RFC 5737: reserved for documentation
+CABLE = "cable"  # network interface at both ends of the link
+NAME = "TEST_NODE"  # variable of processes that run on a node or were launched from here
+PREFIX = "amplify-"  # of namespace names; followed by the id of the process that created them
+FILES = Path("/etc/netns")  # files that `ip netns exec` mounts over those in /etc
 SECONDS_TO_START = 120
 
 
 class Nodes:
-    """hostfile: both nodes, a slot each. variables: what the launching process needs in its environment. before: words
-    in front of a command that start it on the first node. launcher: words for DeepSpeed's launcher."""
+    """Two nodes and their ssh servers.
 
-    def __init__(self, place: Path, addresses: tuple[str, str], interface: str, before: tuple[str, ...] = ()):
-        self.place, self.addresses, self.before = place, addresses, list(before)
+    hostfile: both nodes with one slot each. variables: environment of the launching process. before: prefix of a
+    command that starts it on the first node. launcher: arguments for DeepSpeed's launcher.
+    """
+
+    def __init__(self, directory: Path, addresses: tuple[str, str], interface: str, before: tuple[str, ...] = ()):
+        self.directory, self.addresses, self.before = directory, addresses, list(before)
         self.ports = [free_port(address) if interface == "lo" else 22 for address in addresses]
-        self.hostfile, self.config = place / "hostfile", place / "ssh_config"
+        self.hostfile, self.config = directory / "hostfile", directory / "ssh_config"
         self.hostfile.write_text("".join(f"{address} slots=1\n" for address in addresses))
         self.config.write_text(
             "".join(f"Host {address}\n  Port {port}\n" for address, port in zip(addresses, self.ports))
-            + f"Host *\n  IdentityFile {place}/user_key\n  IdentitiesOnly yes\n  BatchMode yes\n  LogLevel ERROR\n"
+            + f"Host *\n  IdentityFile {directory}/user_key\n  IdentitiesOnly yes\n  BatchMode yes\n  LogLevel ERROR\n"
             "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n"
         )
-        self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", NAME: f"{place}/launch"}
-        # The runner's own ssh, to check and to find an address, knows nothing of PDSH_SSH_ARGS_APPEND.
+        self.variables = {"PDSH_SSH_ARGS_APPEND": f"-F {self.config}", NAME: f"{directory}/launch"}
+        # DeepSpeed's runner also calls ssh itself, without PDSH_SSH_ARGS_APPEND: to check nodes and to find an address.
         self.launcher = ["--hostfile", str(self.hostfile), "--no_ssh_check", "--master_addr", addresses[0]]
         self.launcher += ["--master_port", str(free_port("127.0.0.1"))]
         self.servers: list[subprocess.Popen] = []
 
     def processes(self, node: int) -> list[psutil.Process]:
-        """What was started on this node through ssh, and all below it."""
+        """Return the processes that were started on this node through ssh, and their children."""
         return [process for name, process in _named_processes() if name == self._name(node)]
 
     def hang_up(self, node: int) -> None:
-        """End the ssh sessions of this node at once. What they have started is left alone; new ones are taken."""
+        """Kill the ssh sessions of this node. Processes they started keep running, and new sessions are accepted."""
         for process in self._sshd(node)[1:]:
             process.kill()
 
     def kill_sshd(self, node: int) -> None:
-        """End its ssh server, too: the node cannot be reached any more."""
+        """Kill the sessions and the ssh server: the node is no longer reachable."""
         for process in self._sshd(node):
             process.kill()
 
     def serve(self, node: int, before: list[str], variables: dict[str, str]) -> None:
-        """Start the ssh server of a node; `variables` are set for all that is started through it."""
-        key, file = self.place / f"host_key_{node}", self.place / f"sshd_config_{node}"
+        """Start the ssh server of a node; `variables` are set in all its sessions."""
+        key, file = self.directory / f"host_key_{node}", self.directory / f"sshd_config_{node}"
         _keygen(key)
-        of_all = {NAME: self._name(node), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        of_all |= variables
+        environment = {NAME: self._name(node), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment |= variables
         file.write_text(
             f"ListenAddress {self.addresses[node]}\nPort {self.ports[node]}\nHostKey {key}\nPidFile none\n"
-            f"AuthorizedKeysFile {self.place}/user_key.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            f"SetEnv {' '.join(f'{name}={value}' for name, value in of_all.items())}\n"
+            f"AuthorizedKeysFile {self.directory}/user_key.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+            f"SetEnv {' '.join(f'{name}={value}' for name, value in environment.items())}\n"
         )
-        with open(self.place / f"sshd_{node}.log", "w") as log:
-            words = [*before, SSHD, "-D", "-e", "-f", str(file)]
-            # They end with this process, too, should it be killed.
-            self.servers.append(subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=end_with_parent))
+        with open(self.directory / f"sshd_{node}.log", "w") as log:
+            command = [*before, SSHD, "-D", "-e", "-f", str(file)]
+            # Servers end with this process even if it is killed.
+            self.servers.append(subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=end_with_parent))
 
-    def wait_until_reached(self) -> None:
+    def wait_until_reachable(self) -> None:
         deadline = time.monotonic() + SECONDS_TO_START
         for address in self.addresses:
-            words = [*self.before, "ssh", "-F", str(self.config), address, "true"]
-            while (result := subprocess.run(words, text=True, capture_output=True)).returncode:
+            command = [*self.before, "ssh", "-F", str(self.config), address, "true"]
+            while (result := subprocess.run(command, text=True, capture_output=True)).returncode:
                 assert time.monotonic() < deadline, f"{address} cannot be reached by ssh: {result.stderr}"
                 time.sleep(0.1)
 
     def end(self) -> None:
-        """End the servers, and what was launched from here or runs on the nodes."""
-        left = [process for name, process in _named_processes() if name.startswith(f"{self.place}/")]
-        for process in [*left, *(process for server in self.servers for process in _tree(server))]:
+        """Kill the servers, the processes launched from here and those on the nodes."""
+        remaining = [process for name, process in _named_processes() if name.startswith(f"{self.directory}/")]
+        for process in [*remaining, *(process for server in self.servers for process in _tree(server))]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         for server in self.servers:
             server.wait()
 
     def _name(self, node: int) -> str:
-        return f"{self.place}/node-{node + 1}"
+        return f"{self.directory}/node-{node + 1}"
 
     def _sshd(self, node: int) -> list[psutil.Process]:
-        """The server first, then one for each session."""
+        """Return the server process, followed by one process per session."""
         return [process for process in _tree(self.servers[node]) if process.name() == "sshd"]
 
 
 @contextmanager
-def loopback_nodes(place: Path, **variables: str) -> Iterator[Nodes]:
-    """variables: also set for what runs on the nodes."""
+def loopback_nodes(directory: Path, **variables: str) -> Iterator[Nodes]:
+    """Start two nodes on loopback addresses; `variables` are also set for processes on the nodes."""
     with ExitStack() as at_end:
-        nodes = Nodes(place, LOOPBACK, "lo")
+        nodes = Nodes(directory, LOOPBACK, "lo")
         at_end.callback(nodes.end)
-        _keygen(place / "user_key")
+        _keygen(directory / "user_key")
         if os.geteuid() == 0:
-            os.makedirs("/run/sshd", exist_ok=True)  # sshd's own directory, which its service makes elsewhere
+            os.makedirs("/run/sshd", exist_ok=True)  # required by sshd; its service usually creates it
         for node in (0, 1):
             nodes.serve(node, [], variables)
-        nodes.wait_until_reached()
+        nodes.wait_until_reachable()
         yield nodes
 
 
 class NamespaceNodes(Nodes):
-    def __init__(self, place: Path, names: list[str]):
-        super().__init__(place, ISOLATED, CABLE, ("ip", "netns", "exec", names[0]))
+    def __init__(self, directory: Path, names: list[str]):
+        super().__init__(directory, ISOLATED, CABLE, ("ip", "netns", "exec", names[0]))
         self.names = names
 
     def cut_off(self) -> None:
-        """Pull the second node's cable: nothing that is sent arrives, and nobody is told."""
+        """Cut the link of the second node: packets are lost without any error."""
         _ip("-n", self.names[1], "link", "set", CABLE, "down")
 
     def rejoin(self) -> None:
@@ -137,9 +140,9 @@ class NamespaceNodes(Nodes):
 
 
 @contextmanager
-def namespace_nodes(place: Path, **variables: str) -> Iterator[NamespaceNodes]:
-    """The same with nodes that can be cut off. Needs the right to make namespaces."""
-    _forget_killed()
+def namespace_nodes(directory: Path, **variables: str) -> Iterator[NamespaceNodes]:
+    """Start two nodes in network namespaces that can be cut off. Needs permission to create namespaces."""
+    _remove_stale_namespaces()
     names = [f"{PREFIX}{os.getpid()}-{node}" for node in (1, 2)]
     with ExitStack() as at_end:
         for name in names:
@@ -155,21 +158,21 @@ def namespace_nodes(place: Path, **variables: str) -> Iterator[NamespaceNodes]:
             _ip("-n", name, "address", "add", f"{address}/24", "dev", CABLE)
             for interface in ("lo", CABLE):
                 _ip("-n", name, "link", "set", interface, "up")
-        nodes = NamespaceNodes(place, names)
+        nodes = NamespaceNodes(directory, names)
         at_end.callback(nodes.end)
-        _keygen(place / "user_key")
+        _keygen(directory / "user_key")
         os.makedirs("/run/sshd", exist_ok=True)
         for node, name in enumerate(names):
-            # The shell is the first process of the node and outlives its ssh server; all end with it.
+            # The shell is process 1 of the node and outlives its ssh server; all its processes end with it.
             program = f'hostname node-{node + 1} && "$@"; exec sleep infinity'
             unshare = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", program, "sh"]
             nodes.serve(node, ["ip", "netns", "exec", name, *unshare], variables)
-        nodes.wait_until_reached()
+        nodes.wait_until_reachable()
         yield nodes
 
 
-def _forget_killed() -> None:
-    """Names of namespaces that a killed process has left."""
+def _remove_stale_namespaces() -> None:
+    """Remove the namespaces that killed processes left behind."""
     for folder in FILES.glob(f"{PREFIX}[0-9]*-[12]"):
         if not psutil.pid_exists(int(folder.name.split("-")[1])):
             subprocess.run(["ip", "netns", "del", folder.name], capture_output=True)
@@ -177,8 +180,9 @@ def _forget_killed() -> None:
 
 
 def _named_processes() -> Iterator[tuple[str, psutil.Process]]:
+    """Yield processes with their node name, "" if they have none."""
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # it has ended, or is somebody else's
+        with suppress(psutil.Error):  # it has ended, or belongs to another user
             yield process.environ().get(NAME, ""), process
 
 
@@ -186,9 +190,9 @@ def _keygen(file: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file], check=True)
 
 
-def _ip(*words: str) -> None:
-    result = subprocess.run(["ip", *words], text=True, capture_output=True)
-    assert result.returncode == 0, f"ip {' '.join(words)}: {result.stderr}"
+def _ip(*arguments: str) -> None:
+    result = subprocess.run(["ip", *arguments], text=True, capture_output=True)
+    assert result.returncode == 0, f"ip {' '.join(arguments)}: {result.stderr}"
 
 
 def _tree(server: subprocess.Popen) -> list[psutil.Process]:

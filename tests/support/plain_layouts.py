@@ -1,7 +1,7 @@
-"""The layouts of NVIDIA's two models in the plainest way, as a yardstick: loops over heads and rows, no shared helper.
+"""The layouts of NVIDIA's two models written independently, for comparison: loops over heads and rows, no helpers.
 
-Written from the description of the layouts alone. Shares no code with ``amplify_ds`` and must not import it.
-weights: a state dict under the published names, float32; both functions return a new one.
+Written only from the description of the layouts; must not import amplify_ds. Each function takes a float32 state dict
+`weights` with the published names and returns a new one.
 """
 
 import torch
@@ -65,9 +65,9 @@ def to_megatron(weights, layers, heads):
 def to_megatron_local(weights, layers, heads):
     out = to_megatron(weights, layers, heads)
     for i in range(layers):
-        place = f"encoder.layers.{i}."
-        out[f"{place}input_layernorm.weight"] = out.pop(f"{place}self_attention.linear_qkv.layer_norm_weight")
-        out[f"{place}pre_mlp_layernorm.weight"] = out.pop(f"{place}mlp.linear_fc1.layer_norm_weight")
+        prefix = f"encoder.layers.{i}."
+        out[f"{prefix}input_layernorm.weight"] = out.pop(f"{prefix}self_attention.linear_qkv.layer_norm_weight")
+        out[f"{prefix}pre_mlp_layernorm.weight"] = out.pop(f"{prefix}mlp.linear_fc1.layer_norm_weight")
     return out
 
 

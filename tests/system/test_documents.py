@@ -1,8 +1,7 @@
-"""The commands of README.md and docs/, run one after another as they stand, on some bundled proteins.
+"""The commands of README.md and docs/ work as printed, on some bundled proteins.
 
-Each document is one story: its bash and Python blocks are run in order, in one copy of the repository, after what the
-documents before it in STORIES have made. Changes: training takes a few steps (a flag behind the command). What is not
-run is listed, with the reason; of those commands that have one, `--help` must work.
+The bash and Python blocks of all DOCUMENTS are run in order, in one copy of the repository. The only change is that
+training takes few steps (SHORTER adds a flag). NOT_RUN lists the commands that are not run, with the reason.
 """
 
 import gzip
@@ -19,18 +18,18 @@ import pytest
 from amplify_ds.__main__ import COMMANDS
 from tests.support.paths import EXAMPLE, ROOT
 
-STORIES = ("README.md", "docs/data.md", "docs/training.md", "docs/using.md", "docs/formats.md", "docs/cluster.md")
+DOCUMENTS = ("README.md", "docs/data.md", "docs/training.md", "docs/using.md", "docs/formats.md", "docs/cluster.md")
 SHORTER = {"amplify_ds.train ": "--training.steps 4"}
 NOT_RUN = {
-    "launch/quickstart.sh": "is run by test_quickstart.py",
-    "tests/run.sh": "would run this",
+    "launch/quickstart.sh": "run by test_quickstart.py",
+    "tests/run.sh": "would run this test",
     "fetch_ur100p.py": "needs a network",
-    "data/UR100P": "needs what the network gives",
-    "git clone": "is this repository",
-    "preflight.sh hostfile": "needs the machines of a hostfile; test_preflight.py has some",
+    "data/UR100P": "needs downloaded files",
+    "git clone": "this repository",
+    "preflight.sh hostfile": "needs the machines of a hostfile; test_preflight.py creates some",
     "pretrain_120m.sh": "needs the machines of a hostfile",
     "sbatch": "needs SLURM",
-    "contacts fit": "needs structures; test_contacts.py makes some",
+    "contacts fit": "needs structures; test_contacts.py creates some",
     "contacts evaluate": "the same",
     "contacts predict": "the same",
     "amplify_ds.contacts(": "the same",
@@ -38,7 +37,7 @@ NOT_RUN = {
     "done": "the same",
 }
 NEEDS = {"data_prep/decontaminate.py": "mmseqs", "similar.fasta": "mmseqs", "shards/apart": "mmseqs"}
-MADE = """
+OUTPUTS = """
 shards/train/manifest.json shards.png shards/split/validation/manifest.json
 runs/first/result.json runs/first/plots/validation_ppl.png
 exported/first/model.safetensors exported/megatron/model.safetensors
@@ -47,12 +46,12 @@ embeddings.npz residues.npz perplexities.csv effects.csv map.png
 
 
 def blocks(document: str) -> list[tuple[str, str]]:
-    """(language, text) of the bash and Python blocks of a document, in order."""
+    """Return (language, text) of the bash and Python blocks of a document, in order."""
     return re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S)
 
 
 def commands(document: str) -> list[tuple[str, str]]:
-    """The same, bash line by line."""
+    """Return (language, command): bash blocks line by line, Python blocks whole."""
     return [
         (language, line)
         for language, text in blocks(document)
@@ -61,13 +60,13 @@ def commands(document: str) -> list[tuple[str, str]]:
     ]
 
 
-def excused(command: str) -> bool:
-    return any(words in command for words in NOT_RUN)
+def is_not_run(command: str) -> bool:
+    return any(text in command for text in NOT_RUN)
 
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
-    """A copy of the repository, as after its first start, with the files that the documents take for given."""
+    """A copy of the repository after its first start, with the input files that the documents use."""
     top = tmp_path_factory.mktemp("documents") / "amplify_ds"
     skipped = shutil.ignore_patterns(".git", ".venv", "runs", "shards", "__pycache__")
     shutil.copytree(ROOT, top, ignore=skipped)
@@ -87,27 +86,27 @@ def top(tmp_path_factory):
     return top
 
 
-def test_every_exception_excuses_something():
-    found = [command for document in STORIES for _, command in commands(document)]
+def test_every_exception_is_needed():
+    printed = [command for document in DOCUMENTS for _, command in commands(document)]
     for exception in (*NOT_RUN, *NEEDS, *SHORTER):
-        assert any(exception in command for command in found), f"{exception} is an exception to nothing"
+        assert any(exception in command for command in printed), f"no document has the command {exception}"
 
 
-def test_every_document_is_read():
+def test_every_document_with_commands_is_tested():
     documents = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")} | {"README.md"}
-    without = {document for document in documents - set(STORIES) if blocks(document)}
-    assert not without, f"commands of {without} are run by no test"
+    untested = {document for document in documents - set(DOCUMENTS) if blocks(document)}
+    assert not untested, f"no test runs the commands of {untested}"
 
 
-def test_the_readme_has_every_command_in_its_table():
+def test_the_readme_lists_every_command():
     assert re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(), re.M) == list(COMMANDS)
 
 
-def test_the_readme_is_read_in_three_minutes():
+def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def test_links_lead_somewhere():
+def test_links_exist():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([\w-]+))?\)", document.read_text()):
             file = document.parent / target if target else document
@@ -121,18 +120,18 @@ def test_links_lead_somewhere():
 def test_the_commands_work_one_after_another(top):
     environment = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", "OMP_NUM_THREADS")}
     environment |= {"PYTHONPATH": str(top), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
-    told = [(document, language, command) for document in STORIES for language, command in commands(document)]
-    for document, language, command in told:
-        missing = [program for words, program in NEEDS.items() if words in command and not shutil.which(program)]
-        if missing or (language == "bash" and excused(command)):
+    printed = [(document, language, command) for document in DOCUMENTS for language, command in commands(document)]
+    for document, language, command in printed:
+        missing = [program for text, program in NEEDS.items() if text in command and not shutil.which(program)]
+        if missing or (language == "bash" and is_not_run(command)):
             continue
         if language == "python":
-            kept = [line for line in command.splitlines() if not excused(line)]
-            words = [sys.executable, "-c", "\n".join(kept)]
+            lines = [line for line in command.splitlines() if not is_not_run(line)]
+            arguments = [sys.executable, "-c", "\n".join(lines)]
         else:
             command = next((f"{command} {more}" for name, more in SHORTER.items() if name in command), command)
-            words = ["bash", "-c", f". .venv/bin/activate; {command}"]
-        result = subprocess.run(words, cwd=top, env=environment, text=True, capture_output=True)
+            arguments = ["bash", "-c", f". .venv/bin/activate; {command}"]
+        result = subprocess.run(arguments, cwd=top, env=environment, text=True, capture_output=True)
         assert result.returncode == 0, f"{document}: {command}\n{result.stdout}{result.stderr}"
-    for path in MADE:
+    for path in OUTPUTS:
         assert (top / path).exists(), path

@@ -51,7 +51,7 @@ def unlike_nodes(place, befores, variables):
             os.makedirs("/run/sshd", exist_ok=True)
         for number, (before, own) in enumerate(zip(befores, variables)):
             nodes.serve(number, before, own)
-        nodes.wait_until_reached()
+        nodes.wait_until_reachable()
         yield nodes
 
 

@@ -1,4 +1,4 @@
-"""CITATION.cff has what the format of version 1.2.0 requires, and says the same of the software as the package does."""
+"""CITATION.cff has the keys required by format version 1.2.0 and agrees with the package."""
 
 import re
 
@@ -19,7 +19,7 @@ def test_required_keys(citation):
     assert citation["cff-version"] == "1.2.0" and citation["authors"] == [{"name": "The amplify_ds contributors"}]
 
 
-def test_name_version_and_licence_are_those_of_the_package(citation):
+def test_name_version_and_licence_match_the_package(citation):
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(r'^version = \{ attr = "amplify_ds.__version__" \}$', project, re.M)
     assert citation["version"] == amplify_ds.__version__
@@ -27,7 +27,7 @@ def test_name_version_and_licence_are_those_of_the_package(citation):
         assert f'\n{name} = "{citation[key]}"\n' in project
 
 
-def test_the_paper_is_the_one_that_the_readme_names(citation):
+def test_the_paper_is_the_one_in_the_readme(citation):
     [paper] = citation["references"]
     assert {"type", "title", "authors"} <= paper.keys()
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

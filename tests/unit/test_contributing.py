@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md and CHANGELOG.md name what exists."""
+"""Paths, names and commands in CONTRIBUTING.md and CHANGELOG.md exist."""
 
 import re
 
@@ -6,7 +6,7 @@ import amplify_ds
 from amplify_ds.__main__ import COMMANDS
 from tests.support.paths import ROOT
 
-PLACES = ("", "amplify_ds")  # a path is given from the top, or from the package
+FOLDERS = ("", "amplify_ds")  # paths are relative to the top directory or the package
 
 
 def text_of(name: str) -> str:
@@ -14,7 +14,7 @@ def text_of(name: str) -> str:
 
 
 def find(path: str):
-    return next((ROOT / place / path for place in PLACES if (ROOT / place / path).exists()), None)
+    return next((ROOT / folder / path for folder in FOLDERS if (ROOT / folder / path).exists()), None)
 
 
 def in_backticks(text: str) -> set[str]:
@@ -22,21 +22,21 @@ def in_backticks(text: str) -> set[str]:
 
 
 def test_paths_exist():
-    named = set(re.findall(r"[\w./-]*/[\w.-]+\w", text_of("CONTRIBUTING.md")))
-    assert {"tests/run.sh", "prepare/formats.py", "amplify_ds/hub/layouts.py", "tests/recorded/kept"} <= named
-    assert not {name for name in named if find(name) is None and not name.startswith(".venv/")}
+    paths = set(re.findall(r"[\w./-]*/[\w.-]+\w", text_of("CONTRIBUTING.md")))
+    assert {"tests/run.sh", "prepare/formats.py", "amplify_ds/hub/layouts.py", "tests/recorded/kept"} <= paths
+    assert not {path for path in paths if find(path) is None and not path.startswith(".venv/")}
 
 
-def test_what_contributors_are_to_change_is_in_the_files_named_beside_it():
+def test_names_to_change_are_in_the_files_given_with_them():
     text = text_of("CONTRIBUTING.md")
     sections = re.split("^## ", text, flags=re.M)
-    added = [section for section in sections if section.startswith("Add ")]
-    assert [section.splitlines()[0] for section in added] == [
+    guides = [section for section in sections if section.startswith("Add ")]
+    assert [section.splitlines()[0] for section in guides] == [
         "Add a source of sequences",
         "Add a weight layout",
         "Add an optimizer",
     ]
-    for section in added:
+    for section in guides:
         terms = in_backticks(section)
         files = [find(term) for term in terms if re.search(r"/.*\.py$", term)]
         code = "".join(file.read_text(encoding="utf-8") for file in files)
@@ -45,7 +45,7 @@ def test_what_contributors_are_to_change_is_in_the_files_named_beside_it():
         assert not {name for name in names if not re.search(rf"\b{name}\b", code)}, section
 
 
-def test_the_changelog_has_the_version_and_commands_that_are_there():
+def test_the_changelog_has_the_current_version_and_existing_commands():
     text = text_of("CHANGELOG.md")
     assert f"the next one is {amplify_ds.__version__}" in text or f"\n## [{amplify_ds.__version__}]" in text
     added = text.partition("### Added")[2].partition("### Changed")[0]

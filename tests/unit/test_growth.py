@@ -1,4 +1,4 @@
-"""The benchmark of growth: lengths are what they are called, FLOPs and shares those of a count by hand."""
+"""The growth benchmark: windows have the given length, and FLOPs and shares match a count by hand."""
 
 import argparse
 import re
@@ -54,29 +54,29 @@ def test_windows_have_exactly_the_length(tmp_path, length):
     assert batch.residues == 2 * 8192 - 2 * np.count_nonzero(lengths)
 
 
-class Said:
-    """A process that has taken these steps."""
+class FakeProcess:
+    """A contestant's process whose steps took the given seconds."""
 
     def __init__(self, seconds, communication):
         self.steps = iter([{"seconds": s, "residues": 100.0, "flops": 10.0} for s in seconds])
         self.communication, self.ended = communication, False
 
-    def tell(self, what):
-        self.asked = what
+    def send(self, method):
+        self.method = method
 
     def wait(self):
-        if not hasattr(self, "asked"):
+        if not hasattr(self, "method"):
             return {}
-        if self.asked == "step":
+        if self.method == "step":
             return next(self.steps)
-        return {"parts": {"forward": 1.0, "communication": self.communication}, "memory": {"memory": 7.0}}[self.asked]
+        return {"parts": {"forward": 1.0, "communication": self.communication}, "memory": {"memory": 7.0}}[self.method]
 
     def end(self):
         self.ended = True
 
 
 def test_the_slowest_rank_counts_and_the_first_step_does_not():
-    ranks = [Said([99, 1, 5, 2], 1.0), Said([1, 3, 4, 1], 3.0)]
+    ranks = [FakeProcess([99, 1, 5, 2], 1.0), FakeProcess([1, 3, 4, 1], 3.0)]
     found = steps.measure({"two": ranks}, 3, "")["two"]
     assert found == steps.Measured(np.median([3, 5, 2]), 200.0, 20.0, 7.0, np.mean([1 / 2, 3 / 4]))
     assert all(one.ended for one in ranks)
@@ -87,7 +87,7 @@ def test_models_by_size(tmp_path, monkeypatch):
 
     def start(kind, config, *words):
         started.append((kind, config.model.hidden_size, config.model.num_hidden_layers, *words[:2]))
-        return [Said([9, 2], 0.0)]
+        return [FakeProcess([9, 2], 0.0)]
 
     monkeypatch.setattr(growth, "_free_memory", lambda: 1e12)
     monkeypatch.setattr(growth, "start_contestant", start)

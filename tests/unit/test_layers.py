@@ -1,4 +1,4 @@
-"""Imports go downwards only, and what is shipped needs nothing of the tests: read off the source, nothing is run."""
+"""Imports go down only, and the package does not use the tests. Checked in the source, without running it."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 PACKAGE = ROOT / "amplify_ds"
 PRODUCT = sorted(path for folder in ("amplify_ds", "data_prep", "launch") for path in (ROOT / folder).rglob("*.py"))
 COMMANDS = {path.stem for path in PACKAGE.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
-# From the top to the bottom: each imports of its own and of what is below it, never of what is beside it.
+# From top to bottom: a package imports from itself and from lower layers, not from others of its layer.
 LAYERS = (
     {"commands"},
     {"benchmarks"},
@@ -21,14 +21,14 @@ LAYERS = (
     {"training", "prepare"},
     {"data", "model"},
     {"config", "recipes"},
-    {"base"},  # vocab, files, errors and the other modules that are no command
+    {"base"},  # vocab, files, errors and the other modules that are not commands
 )
-OF_TORCH = {"loader", "workers"}  # of data/
-OF_MODEL = {"__future__", "dataclasses", "flash_attn", "functools", "inspect", "torch", "transformers", "typing"}
+TORCH_MODULES = {"loader", "workers"}  # modules of data/ that may import torch
+MODEL_IMPORTS = {"__future__", "dataclasses", "flash_attn", "functools", "inspect", "torch", "transformers", "typing"}
 
 
 def imports(source: str, package: str = "") -> Iterator[str]:
-    """Full names of what is imported anywhere in it; `package`: what a relative import begins with."""
+    """Yield the full names of all imports; relative imports are relative to `package`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -42,42 +42,42 @@ def imports_of(path: Path) -> set[str]:
 
 
 def layer_of(name: str) -> int:
-    """Of `amplify_ds.NAME…`."""
+    """Return the number of the layer of `amplify_ds.NAME…`."""
     first = name.split(".")[1]
     kind = first if (PACKAGE / first).is_dir() or first == "config" else "commands" if first in COMMANDS else "base"
     return next(number for number, layer in enumerate(LAYERS) if kind in layer)
 
 
-def goes_up(importer: str, imported: str) -> bool:
-    """Or sideways: only commands and the modules of the base may import what is beside them."""
-    own, other = layer_of(importer), layer_of(imported)
-    if own != other:
-        return other < own
-    return own not in (0, len(LAYERS) - 1) and importer.split(".")[1] != imported.split(".")[1]
+def forbidden(importer: str, imported: str) -> bool:
+    """Return whether the import goes up or sideways. Commands and modules of the base may import each other."""
+    layer, other = layer_of(importer), layer_of(imported)
+    if layer != other:
+        return other < layer
+    return layer not in (0, len(LAYERS) - 1) and importer.split(".")[1] != imported.split(".")[1]
 
 
 def strings(source: str) -> Iterator[str]:
-    """All strings, docstrings left out."""
+    """Yield all strings except docstrings."""
     tree = ast.parse(source)
-    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value
 
 
-def of_the_tests(source: str) -> list[str]:
-    """What it imports of the tests, and its strings that name their folder."""
-    named = [text for text in strings(source) if re.search(r"\btests(/|$)", text)]
-    return [name for name in imports(source) if name.split(".")[0] == "tests"] + named
+def uses_of_tests(source: str) -> list[str]:
+    """Return the imports from tests, and the strings that contain their path."""
+    paths = [text for text in strings(source) if re.search(r"\btests(/|$)", text)]
+    return [name for name in imports(source) if name.split(".")[0] == "tests"] + paths
 
 
 def test_imports_go_downwards_only():
-    found = {}
+    wrong = {}
     for path in PACKAGE.rglob("*.py"):
-        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if wrong := [name for name in imports_of(path) if name.startswith("amplify_ds.") and goes_up(own, name)]:
-            found[own] = wrong
-    assert not found
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if names := [name for name in imports_of(path) if name.startswith("amplify_ds.") and forbidden(module, name)]:
+            wrong[module] = names
+    assert not wrong
 
 
 @pytest.mark.parametrize(
@@ -94,37 +94,37 @@ def test_imports_go_downwards_only():
         ("amplify_ds.export", "amplify_ds.__version__", False),
     ],
 )
-def test_what_goes_up(importer, imported, wrong):
-    assert goes_up(importer, imported) is wrong
+def test_forbidden_imports(importer, imported, wrong):
+    assert forbidden(importer, imported) is wrong
 
 
 def test_only_engine_and_full_state_import_deepspeed():
-    found = {path for path in PRODUCT if any(name.split(".")[0] == "deepspeed" for name in imports_of(path))}
-    assert found == {PACKAGE / "training/engine.py", PACKAGE / "training/full_state.py"}
+    paths = {path for path in PRODUCT if any(name.split(".")[0] == "deepspeed" for name in imports_of(path))}
+    assert paths == {PACKAGE / "training/engine.py", PACKAGE / "training/full_state.py"}
 
 
-def test_data_is_read_without_torch_but_by_the_loader():
-    found = {path.stem for path in (PACKAGE / "data").glob("*.py") if "torch" in str(imports_of(path))}
-    assert found == OF_TORCH
+def test_in_data_only_loader_and_workers_import_torch():
+    modules = {path.stem for path in (PACKAGE / "data").glob("*.py") if "torch" in str(imports_of(path))}
+    assert modules == TORCH_MODULES
 
 
-def test_the_model_knows_of_no_files_and_no_command_line():
+def test_the_model_opens_no_files_and_imports_little():
     for path in (PACKAGE / "model").glob("*.py"):
         names = imports_of(path)
-        assert all(name.split(".")[0] in OF_MODEL or name.startswith("amplify_ds.model.") for name in names), path
+        assert all(name.split(".")[0] in MODEL_IMPORTS or name.startswith("amplify_ds.model.") for name in names), path
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert not [function for function in calls if isinstance(function, ast.Name) and function.id == "open"], path
 
 
-def test_the_independent_model_shares_nothing_with_ours():
+def test_the_padded_model_imports_only_torch():
     assert {name.split(".")[0] for name in imports_of(PACKAGE / "benchmarks/padded_model.py")} == {
         "__future__",
         "torch",
     }
 
 
-def test_the_product_loads_nothing_of_the_tests():
-    assert not {path: found for path in PRODUCT if (found := of_the_tests(path.read_text()))}
+def test_the_package_and_scripts_do_not_use_the_tests():
+    assert not {path: uses for path in PRODUCT if (uses := uses_of_tests(path.read_text()))}
     scripts = [path for path in (ROOT / "launch").iterdir() if path.suffix in (".sh", ".sbatch")]
     lines = [line.partition("#")[0] for path in scripts for line in path.read_text().splitlines()]
     assert len(scripts) > 5 and not [line for line in lines if "tests/" in line]
@@ -141,5 +141,5 @@ def test_the_product_loads_nothing_of_the_tests():
         ("'''Compared in tests/unit/test_model.py.'''  # and in tests/integration\nname = 'contests'", 0),
     ],
 )
-def test_what_would_load_the_tests_is_seen(source, count):
-    assert len(of_the_tests(source)) == count
+def test_uses_of_tests_are_detected(source, count):
+    assert len(uses_of_tests(source)) == count

@@ -1,4 +1,4 @@
-"""The code is as ruff and mypy want it, with the settings of pyproject.toml; exceptions are few and say why."""
+"""ruff and mypy pass with the settings of pyproject.toml; exceptions are few and give a reason."""
 
 import re
 import subprocess
@@ -13,10 +13,10 @@ from tests.support.paths import ROOT
 FOLDERS = ("amplify_ds", "data_prep", "launch", "tests")
 
 
-def check(*words: str) -> None:
-    result = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+def check(*arguments: str) -> None:
+    result = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
-        pytest.fail(f"python -m {' '.join(words)}\n{result.stdout}{result.stderr}", pytrace=False)
+        pytest.fail(f"python -m {' '.join(arguments)}\n{result.stdout}{result.stderr}", pytrace=False)
 
 
 @needs_tools("ruff")
@@ -36,7 +36,7 @@ def test_types():
 
 
 def comments(pattern: str) -> list[str]:
-    """Place and text of the comments, in all our files but this one, that `pattern` is found in."""
+    """Return file, line and text of the comments that match `pattern`, in all files except this one."""
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")) if path != Path(__file__)]
     return [
         f"{path.relative_to(ROOT)}:{number}: {comment}"
@@ -47,13 +47,13 @@ def comments(pattern: str) -> list[str]:
     ]
 
 
-def test_exceptions_from_the_types_are_few_and_say_why():
-    found = comments(r"type:\s*ignore")
-    assert len(found) <= 12
-    assert not [comment for comment in found if not re.search(r": # type: ignore\[[a-z, -]+\]  # \w", comment)]
+def test_ignored_types_are_few_and_give_a_reason():
+    ignored = comments(r"type:\s*ignore")
+    assert len(ignored) <= 12
+    assert not [comment for comment in ignored if not re.search(r": # type: ignore\[[a-z, -]+\]  # \w", comment)]
 
 
-def test_what_is_not_formatted_is_a_table():
-    found = comments(r"fmt:\s*(skip|off)")
-    assert len(found) <= 12
-    assert not [comment for comment in found if not re.search(r": # a table.*  # fmt: skip$", comment)]
+def test_only_tables_are_left_unformatted():
+    skipped = comments(r"fmt:\s*(skip|off)")
+    assert len(skipped) <= 12
+    assert not [comment for comment in skipped if not re.search(r": # a table.*  # fmt: skip$", comment)]

@@ -1,4 +1,4 @@
-"""Phrases that nobody says aloud to a colleague stay out of code, messages and documents (docs/architecture.md)."""
+"""Phrases that were replaced by plain English stay out of code, messages and documents."""
 
 import re
 
@@ -9,13 +9,13 @@ from tests.support.paths import ROOT
 FOLDERS = ("amplify_ds", "data_prep", "launch", "docs", "ds_configs")
 FILES = sorted(
     path
-    for place in (*(ROOT / folder for folder in FOLDERS), ROOT)
-    for path in (place.rglob("*") if place != ROOT else place.glob("*.md"))
+    for directory in (*(ROOT / folder for folder in FOLDERS), ROOT)
+    for path in (directory.rglob("*") if directory != ROOT else directory.glob("*.md"))
     if path.suffix in (".py", ".sh", ".yaml", ".md", ".sbatch")
 )
 COUNTED = "tokens|rows|vectors?|steps|residues|nats|seconds|GiB|blocks|sequences|windows"
 UNITS = "step|token|row|protein|device|second|epoch|target|residue|machine|micro batch|GPU"
-# phrase: what to write
+# {regular expression of a phrase: what to write instead}
 INSTEAD = {
     rf"\b({COUNTED}) an? ({UNITS})\b": "tokens per step, one vector per protein",
     r"does not hold\b(?! a)": "is invalid",
@@ -31,13 +31,13 @@ INSTEAD = {
 
 @pytest.mark.parametrize("phrase", INSTEAD)
 def test_phrase_stays_out(phrase):
-    found = [
+    matches = [
         f"{path.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}: {match[0]}"
         for path in FILES
         for text in [path.read_text(encoding="utf-8")]
         for match in re.finditer(phrase, text)
     ]
-    assert not found, f"write {INSTEAD[phrase]!r}:\n" + "\n".join(found)
+    assert not matches, f"write {INSTEAD[phrase]!r}:\n" + "\n".join(matches)
 
 
 def test_the_files_are_there():

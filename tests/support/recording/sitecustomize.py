@@ -1,5 +1,8 @@
-"""With this folder on PYTHONPATH and RECORD=FILE set, training appends to FILE what every row it reads holds:
-its position in the stream and a digest of its masked tokens, masked positions and labels."""
+"""Record the rows that training reads, with this folder on PYTHONPATH and RECORD=FILE set.
+
+Appends one line per row to FILE: its position in the stream and a digest of its masked tokens, masked positions and
+labels.
+"""
 
 import os
 import sys
@@ -23,7 +26,7 @@ if "RECORD" in os.environ and "amplify_ds.train" in sys.orig_argv:
             digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in (ids, masked, labels))).hexdigest()
             lines += f"{position} {digest}\n"
         descriptor = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(descriptor, lines.encode())  # at once: ranks write to the same file
+        os.write(descriptor, lines.encode())  # in one call, because ranks write to the same file
         os.close(descriptor)
         return batch
 
