@@ -38,9 +38,9 @@ SMALL = ["--max-length", "64", "--row-tokens", "256"]
 IMPATIENT = """\
 import os, signal, time
 from amplify_ds.prepare import build_ranks
-build_ranks.SECONDS_BETWEEN_LOOKS, build_ranks.SILENT_LOOKS = 0.1, 20
+build_ranks.POLL_SECONDS, build_ranks.SILENT_POLLS = 0.1, 20
 """
-PATIENT = "build_ranks.SILENT_LOOKS = 60"  # where ranks need seconds to start
+PATIENT = "build_ranks.SILENT_POLLS = 60"  # where ranks need seconds to start
 
 
 def killed(where: str) -> str:
@@ -203,15 +203,15 @@ def test_the_message_of_a_rank_that_fails_ends_the_others(several):
 
 
 def test_a_rank_that_never_begins_is_named(several):
-    [(_, _), (code, message)] = several.run("sys.exit()", "build_ranks.SILENT_LOOKS = 5")
+    [(_, _), (code, message)] = several.run("sys.exit()", "build_ranks.SILENT_POLLS = 5")
     assert code == 1 and f"the ranks could not meet at 127.0.0.1:{several.port}: Connection refused" in message
-    [(code, message), _] = several.run("build_ranks.SILENT_LOOKS = 5", "sys.exit()")
-    assert code == 1 and "rank 1 of 2 has shown no sign of life" in message
+    [(code, message), _] = several.run("build_ranks.SILENT_POLLS = 5", "sys.exit()")
+    assert code == 1 and "rank 1 of 2 has not responded" in message
 
 
 def test_a_rank_that_sees_other_inputs_is_refused(several):
     found = several.run("", "rows.CHUNK_BYTES = 5000")
-    assert [code for code, _ in found] == [1, 1] and "rank 1 of 2 is to do other work" in found[1][1]
+    assert [code for code, _ in found] == [1, 1] and "rank 1 of 2 would build other shards" in found[1][1]
 
 
 def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
@@ -221,7 +221,7 @@ def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
         assert code == 1 and "another build is writing this directory" in message
     several.port = port
     third = several.start(1)  # would be a rank of the first
-    assert third.wait(30) == 1 and "have a rank 1 already" in said(third)
+    assert third.wait(30) == 1 and "already has a rank 1" in said(third)
     assert [rank.wait(30) for rank in first] == [0, 0], [said(rank) for rank in first]
     assert several.is_as_undisturbed()
 
@@ -236,7 +236,7 @@ def test_a_rank_that_is_stopped_alone_is_named(several, victim):
     ranks[victim].send_signal(signal.SIGSTOP)
     assert ranks[1 - victim].wait(60) == 1
     message = said(ranks[1 - victim])
-    assert f"error: rank {victim} of 2 on {platform.node()} has shown no sign of life for 6 s" in message
+    assert f"error: rank {victim} of 2 on {platform.node()} has not responded for 6 s" in message
     assert message.count("\n") == 1
 
 
@@ -350,7 +350,7 @@ def test_a_link_to_a_place_elsewhere_is_followed(tmp_path):
 def test_outputs_within_each_other_are_refused(tmp_path, output, other):
     path = write_fasta(tmp_path / "in.fasta", proteins(30))
     words = ["--validation-fraction", 0.3, "--validation-output", tmp_path / other]
-    with pytest.raises(AmplifyError, match="they must be two"):
+    with pytest.raises(AmplifyError, match="must be two separate directories"):
         build(path, tmp_path / output, *words)
     assert [file.name for file in tmp_path.iterdir()] == ["in.fasta"]
 

@@ -136,7 +136,7 @@ def test_excluded_sequences_are_not_in_the_shards(tmp_path):
 def test_cleaning_agrees_with_its_rules_one_character_at_a_time(text):
     cleaner = Cleaner(Rules())
     kept = cleaner.clean(Batch([""], text.encode()))
-    ids, mended, rejected = kept[0] if kept else None, cleaner.mended, cleaner.rejected
+    ids, mended, rejected = kept[0] if kept else None, cleaner.normalised, cleaner.rejected
     solid = [character for character in text if not character.isspace()]
     raised = [character.upper() for character in solid]
     while raised and raised[-1] == "*":

@@ -245,7 +245,7 @@ def test_a_dataset_that_changes_is_not_mixed(hub, tmp_path):
     holds(tmp_path / "new", files=changed)
     refuses(fetch(tmp_path / "other", "--revision", "v9"), "no revision v9")
     del hub.commits[FIRST]
-    text = refuses(fetch(output), "4 of 4 missing files", f"no revision {FIRST}", f"delete {output} and start anew")
+    text = refuses(fetch(output), "4 of 4 missing files", f"no revision {FIRST}", f"delete {output} and start again")
     assert "no network" not in text
     holds(output, [name for name in DATA if not name.startswith("UniProt")])
 

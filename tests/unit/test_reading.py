@@ -86,7 +86,7 @@ def test_what_people_have_is_read(tmp_path, name, expected):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("dna.fasta", "the first 2 sequences hold hardly a letter but A C G T U N.*--allow-nucleotides"),
+        ("dna.fasta", "the first 2 sequences are almost all A C G T U N.*--allow-nucleotides"),
         ("indels_v0.csv", 'no column "sequence" .*proteins seem to be in .mutant.'),
         ("subs_only_sequence.csv", "proteins seem to be in .mutated_sequence."),
         ("offset24.csv", 'no column "sequence" among its columns: mutant, DMS_score'),
@@ -415,7 +415,7 @@ def test_archives_that_are_not_read(tmp_path, monkeypatch):
         with pytest.raises(AmplifyError, match=f"a.zip.*{re.escape(words)}"):
             read(archive(tmp_path / "a.zip", members))
     monkeypatch.setattr(archives, "_FREE", 10**4)
-    with pytest.raises(AmplifyError, match="a.fasta would grow from .* to 10,000,000 bytes"):
+    with pytest.raises(AmplifyError, match="a.fasta would expand from .* to 10,000,000 bytes"):
         read(archive(tmp_path / "a.zip", {"a.fasta": b"A" * 10**7}))
     damaged = bytearray(archive(tmp_path / "b.zip", {"a.fasta": f">a\n{A}\n".encode() * 50}).read_bytes())
     damaged[60:80] = bytes(20)
@@ -467,7 +467,7 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path, capsys):
         (folder / name).write_text(text)
     assert built(folder, tmp_path / "out")[0] == Counter([A, B, C])
     told = capsys.readouterr().err
-    assert f"note: left out of {folder}: 'README.md', 'd.fna', 'e.txt'; to read such a file, give its own name" in told
+    assert f"note: left out of {folder}: 'README.md', 'd.fna', 'e.txt'; to read such a file, give its name" in told
     assert read(folder) == [("a", A), ("b", B), ("c", C)]
     assert read(folder / "e.txt") == [("e", "MKV")]
 
@@ -499,7 +499,7 @@ def test_json_lines_are_named_where_they_are_wrong(tmp_path):
     for text, words in (
         ('{"sequence": "MKV"}\n{"sequence": \n', "line 2: not JSON"),
         ('{"sequence": "MKV"}\n{"seq": "MLL"}\n', 'line 2: no value for "sequence"'),
-        ('{"sequence": "MKV"}\n3\n', "line 2: .*no JSON object"),
+        ('{"sequence": "MKV"}\n3\n', "line 2: .*not a JSON object"),
     ):
         path.write_text(text)
         with pytest.raises(AmplifyError, match=f"a.jsonl, {words}"):
@@ -592,7 +592,7 @@ def test_what_an_option_means_nothing_for_is_told(tmp_path, capsys):
     for name, data in (("a.fasta", f">a\n{A}\n".encode()), ("b.fasta.gz", gzip.compress(f">a\n{A}\n".encode()))):
         (tmp_path / name).write_bytes(data)
         built(tmp_path / name, tmp_path / name[0], "--sequence-column", "protein")
-        assert f"{name} is FASTA: --sequence-column are for tables" in capsys.readouterr().err
+        assert f"{name} is FASTA, so options for tables have no effect: --sequence-column" in capsys.readouterr().err
 
 
 def test_a_column_that_was_chosen_is_told(tmp_path):
