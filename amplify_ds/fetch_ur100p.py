@@ -1,8 +1,8 @@
-"""Download UR100P, the sequences AMPLIFY was trained on, from the Hugging Face hub; without a network, say what to do.
+"""Download UR100P, the sequences AMPLIFY was trained on, from the Hugging Face hub.
 
     python data_prep/fetch_ur100p.py --output data/UR100P
 
-The work is done in prepare/hub_download.py; prepare/download_list.py says what a fetched folder is.
+The work is done in prepare/hub_download.py; prepare/download_list.py lists and checks the files of a fetched folder.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from amplify_ds.prepare.download_list import (
     REPOSITORY,
     File,
     find_defects,
-    first_of,
+    first_defects,
+    format_bytes,
     read_listing,
-    readable,
     split_names,
-    total,
+    total_bytes,
 )
-from amplify_ds.prepare.hub_download import fetch, free_bytes, pinned
+from amplify_ds.prepare.hub_download import fetch, free_bytes, pinned_listing
 from amplify_ds.prepare.manifest_text import table
 from amplify_ds.processes import check_workers
 from amplify_ds.shell import next_commands
 
 DESCRIPTION = f"""\
 Download UR100P ({REPOSITORY} on the Hugging Face hub, {LICENCE}): the folders
-UniProt, OAS and SCOP, each with train and test files, well over 100 GB in all. Run again
-after an interruption, the same command fetches what is missing, from the same commit of
-the dataset. Every file is compared with its size and checksum.
+UniProt, OAS and SCOP, each with train and test files, well over 100 GB in all. After an
+interruption, the same command fetches the missing files, from the same commit of the
+dataset. The size and checksum of every file are checked.
 
 Without a network: run it on a machine that has one, copy DIR, and check the copy with
 --check. Then build shards from it as from any folder; the command prints how."""
@@ -49,24 +49,24 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    start.ending()  # Ctrl-C ends the process at once, without waiting for threads: the next run removes what is half
+    start.ending()  # Ctrl-C ends the process at once, without waiting for threads: the next run removes partial files
     if options.check:
         _check(options.output, options.part, options.workers)
     elif options.dry_run:
-        listing = pinned(options.output, options.part, options.revision)
-        _print_plan(options.output, listing.commit, listing.select(options.part))
+        listing = pinned_listing(options.output, options.part, options.revision)
+        _print_sizes(options.output, listing.commit, listing.select(options.part))
     else:
         _fetch(options.output, options.part, options.revision, options.workers)
 
 
 def _fetch(output: Path, parts: Sequence[str], revision: str | None, workers: int) -> None:
     with working(output.absolute()):
-        listing, fetched = fetch(output, pinned(output, parts, revision), parts, workers)
+        listing, fetched = fetch(output, pinned_listing(output, parts, revision), parts, workers)
     files = listing.select(parts)
     counts = f"{fetched} fetched, {len(files) - fetched} were there"
     lines = [
         ("dataset", f"{REPOSITORY}, commit {listing.commit}, {LICENCE}"),
-        ("files", f"{len(files)} in {output}, {readable(total(files))}; {counts}"),
+        ("files", f"{len(files)} in {output}, {format_bytes(total_bytes(files))}; {counts}"),
         ("checked", "size and checksum of each"),
     ]
     print(table(lines))
@@ -74,42 +74,43 @@ def _fetch(output: Path, parts: Sequence[str], revision: str | None, workers: in
 
 
 def _check(output: Path, parts: Sequence[str], workers: int) -> None:
-    """AmplifyError unless `output` holds all files of `parts`, as listed; by default, those it was fetched for."""
+    """Raise AmplifyError unless `output` holds all files of `parts` (default: those fetched before), as listed."""
     if (listing := read_listing(output)) is None:
         raise AmplifyError(
             f"there is no {output / FETCHED}, which fetch_ur100p.py writes, so there is nothing to check against. Copy "
-            "it with the files, or run the same command without --check where there is a network: it checks them."
+            "it with the files, or run the same command without --check on a machine with a network: it checks them."
         )
     files = listing.select(parts or listing.parts)
-    if wrong := find_defects(output, files, workers):
+    if defects := find_defects(output, files, workers):
         raise AmplifyError(
-            f"{len(wrong)} of {len(files)} files of {output} are not as {FETCHED} says: {first_of(wrong)}\nCopy them "
-            "again, or run the same command without --check where there is a network: it fetches these alone."
+            f"{len(defects)} of {len(files)} files of {output} are not as listed in {FETCHED}: "
+            f"{first_defects(defects)}\nCopy them again, or run the same command without --check on a machine with a "
+            "network: it fetches only these."
         )
     print(f"all {len(files)} files of {output} have the sizes and checksums of commit {listing.commit}")
     _print_next(output, split_names(files))
 
 
-def _print_plan(output: Path, commit: str, files: Mapping[str, File]) -> None:
-    """Print what a run would fetch; what is there is compared by its size alone."""
+def _print_sizes(output: Path, commit: str, files: Mapping[str, File]) -> None:
+    """Print what a run would fetch; existing files are compared by size only."""
     print(f"{REPOSITORY}, commit {commit}, {LICENCE}\n{'part':<20}{'files':>6}{'size':>10}{'to fetch':>10}")
     paths = {name: output / name for name in files}
-    here = {name for name, path in paths.items() if path.is_file() and path.stat().st_size == files[name].bytes}
+    existing = {name for name, path in paths.items() if path.is_file() and path.stat().st_size == files[name].bytes}
     for split in (*split_names(files), "all"):
         some = {name: file for name, file in files.items() if split in ("all", *split_names([name]))}
-        missing = {name: file for name, file in some.items() if name not in here}
-        print(f"{split:<20}{len(some):>6}{readable(total(some)):>10}{readable(total(missing)):>10}")
-    print(f"{'free':<20}{readable(free_bytes(output)):>26}")
+        missing = {name: file for name, file in some.items() if name not in existing}
+        print(f"{split:<20}{len(some):>6}{format_bytes(total_bytes(some)):>10}{format_bytes(total_bytes(missing)):>10}")
+    print(f"{'free':<20}{format_bytes(free_bytes(output)):>26}")
 
 
 def _print_next(output: Path, splits: Iterable[str]) -> None:
-    """Print how to make shards of each split; training leaves out whatever a test set has too."""
+    """Print how to build shards of each split; training splits exclude the sequences of all test splits."""
     splits = list(splits)
     tests = [f"{output}:{split}" for split in splits if split.endswith("test")]
     for split in sorted(splits, key=lambda split: (not split.endswith("test"), split)):
         exclude = ["--exclude", *tests] if tests and not split.endswith("test") else []
-        words = ["--input", f"{output}:{split}", *exclude, "--output", f"shards/{split.replace('/', '-')}"]
-        print(next_commands(("python", "data_prep/build_shards.py", *words)))
+        arguments = ["--input", f"{output}:{split}", *exclude, "--output", f"shards/{split.replace('/', '-')}"]
+        print(next_commands(("python", "data_prep/build_shards.py", *arguments)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -117,15 +118,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to fetch into")
-    which = "fetch the files whose paths begin with one of these: UniProt/train, SCOP, … (default: all)"
-    parser.add_argument("--part", nargs="+", default=[], metavar="START", help=which)
+    parser.add_argument(
+        "--part",
+        nargs="+",
+        default=[],
+        metavar="START",
+        help="fetch the files whose paths begin with one of these: UniProt/train, SCOP, … (default: all)",
+    )
     parser.add_argument(
         "--revision", metavar="REV", help="commit, branch or tag (default: the newest at the first fetch into DIR)"
     )
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="files at a time (default: %(default)s)")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="print what would be fetched, and how much it is")
-    instead.add_argument("--check", action="store_true", help=f"compare DIR with its {FETCHED}, without a network")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="print what would be fetched, and its size")
+    mode.add_argument("--check", action="store_true", help=f"compare DIR with its {FETCHED}; needs no network")
     options = parser.parse_args(arguments)
     check_workers("--workers", options.workers)
     return options

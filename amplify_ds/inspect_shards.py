@@ -1,4 +1,4 @@
-"""Look into a directory of shards: a summary from the manifest, a check of every file, rows as text, a picture.
+"""Inspect a directory of shards: a summary of the manifest, a check of every file, rows as text, a picture.
 
 python data_prep/inspect_shards.py data/train --verify --show 0
 """
@@ -24,8 +24,8 @@ from amplify_ds.processes import check_workers
 from amplify_ds.vocab import BOS, EOS, decode
 
 DESCRIPTION = """\
-Say what a directory of shards holds: where its sequences come from, how many there are
-and how long, how often each residue occurs, how full the rows are. With --verify, check
+Summarise a directory of shards: where its sequences come from, how many there are and
+how long, how often each residue occurs, how full the rows are. With --verify, check
 every file against its checksum; with --show, print the proteins of a row; with --fasta,
 write all windows as FASTA; with --plot, draw the summary."""
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyError as error:
         raise AmplifyError(
             f"{shards.path / MANIFEST} lacks {error}, which build_shards.py writes: these shards can be read, but not "
-            f"described. {REBUILD}"
+            f"summarised. {REBUILD}"
         ) from None
     print(table(summary))
     if options.verify:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """AmplifyError for what could not be done once the files are read."""
+    """Raise AmplifyError for options that would fail after the files are read."""
     check_workers("--workers", options.workers)
     if options.fasta and options.fasta.exists():
         raise AmplifyError(f"{options.fasta} exists; choose another --fasta, or delete it.")
@@ -74,27 +74,28 @@ def _check(options: argparse.Namespace) -> None:
         require("matplotlib", "--plot")
     for file in (options.fasta, options.plot):
         if file and not file.absolute().parent.is_dir():
-            raise AmplifyError(f"cannot write {file}: there is no directory {file.parent}. Make it first.")
+            raise AmplifyError(f"cannot write {file}: there is no directory {file.parent}. Create it first.")
 
 
 def _summary(shards: Shards) -> list[tuple[str, str]]:
-    """Return what the manifest says as (name, value) lines."""
+    """Return a summary of the manifest as (name, value) lines."""
     manifest = shards.manifest
     lengths, sequences = np.array(manifest["length_histogram"]).T
-    upto = np.cumsum(sequences)  # how many sequences are at most that long
-    quantiles = [f"{name} {lengths[np.searchsorted(upto, share * upto[-1])]:,}" for name, share in QUANTILES.items()]
+    cumulative = np.cumsum(sequences)  # number of sequences of at most each length
+    ranks = {name: np.searchsorted(cumulative, share * cumulative[-1]) for name, share in QUANTILES.items()}
+    quantiles = [f"{name} {lengths[rank]:,}" for name, rank in ranks.items()]
     residues = sorted(frequencies(manifest).items(), key=lambda item: -item[1])
     return [
         ("directory", str(shards.path)),
         ("fingerprint", shards.fingerprint),
         *(
-            (what, f"{file['name']}, {file['bytes']:,} bytes, sha256 {file['sha256']}")
-            for what in ("inputs", "exclude")
-            for file in manifest[what]
+            (kind, f"{file['name']}, {file['bytes']:,} bytes, sha256 {file['sha256']}")
+            for kind in ("inputs", "exclude")
+            for file in manifest[kind]
         ),
         ("settings", ", ".join(f"{name} {manifest[name]}" for name in ("max_length", "row_tokens", "windows", "seed"))),
         *counts(manifest),
-        ("sequence length (residues)", f"mean {lengths @ sequences / upto[-1]:,.0f}, {', '.join(quantiles)}"),
+        ("sequence length (residues)", f"mean {lengths @ sequences / cumulative[-1]:,.0f}, {', '.join(quantiles)}"),
         ("residue frequencies (%)", "  ".join(f"{residue} {share:.2f}" for residue, share in residues)),
         ("  in Swiss-Prot", "  ".join(f"{residue} {UNIPROT[residue]:.2f}" for residue, _ in residues)),
         (
@@ -108,7 +109,7 @@ def _summary(shards: Shards) -> list[tuple[str, str]]:
 
 
 def _show(shards: Shards, row: int) -> str:
-    """Return the proteins of a row as text, one a line."""
+    """Return the proteins of a row as text, one per line."""
     if not 0 <= row < shards.num_rows:
         raise AmplifyError(f"there is no row {row} in {shards.path}, whose rows are 0 to {shards.num_rows - 1}.")
     tokens, lengths = shards.row(row)
@@ -118,18 +119,18 @@ def _show(shards: Shards, row: int) -> str:
 
 
 def _write_fasta(shards: Shards, file: Path) -> int:
-    """Write every window of every row as a FASTA record that says where it stands; return how many there are."""
+    """Write every window as a FASTA record with its row and position in the name; return their number."""
     count = 0
     with writing(file), replacing(file) as partial, open(partial, "w") as out:
         for row in range(shards.num_rows):
-            for place, (kind, text) in enumerate(_windows(*shards.row(row))):
-                out.write(f">row{row}.{place} {kind}\n{text}\n")
+            for index, (kind, text) in enumerate(_windows(*shards.row(row))):
+                out.write(f">row{row}.{index} {kind}\n{text}\n")
                 count += 1
     return count
 
 
 def _windows(tokens: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[str, str]]:
-    """Yield what part of a protein each window of a row is, and its text without <bos> and <eos>."""
+    """Yield for each window of a row which part of a protein it is, and its text without <bos> and <eos>."""
     for window in np.split(tokens, np.cumsum(lengths))[:-1]:
         begins, ends = window[0] == BOS, window[-1] == EOS
         kind = {
@@ -145,21 +146,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory that build_shards.py made")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory written by build_shards.py")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read every file and compare it with its checksum, check that rows are sound, and exit "
-        "with an error that names the first file that is not as it should be",
+        help="compare every file with its checksum, check that the rows are valid, and exit with an "
+        "error that names the first file that is not",
     )
     parser.add_argument(
         "--show",
         type=int,
         metavar="ROW",
-        help="print the proteins of this row (0 is the first) as text, one a line, each with its "
-        "length and whether it is a whole protein or a window of a longer one",
+        help="print the proteins of this row (from 0) as text, one per line, each with its length and "
+        "whether it is a whole protein or a window of a longer one",
     )
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of --verify (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="number of processes for --verify (default: 1)"
+    )
     parser.add_argument("--fasta", type=Path, metavar="FILE", help="write all windows to this new file as FASTA")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw lengths, residues, records and rows")
     return parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""Protein sequences -> shards: `python data_prep/build_shards.py --input … --output DIR`.
+"""Turn protein sequences into shards: `python data_prep/build_shards.py --input … --output DIR`.
 
-The command is amplify_ds/build_shards.py. Worker processes import this file again, and nothing with it.
+Starts amplify_ds/build_shards.py. Worker processes import this file again; only the command itself imports the rest.
 """
 
 from amplify_ds import start

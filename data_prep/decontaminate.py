@@ -1,6 +1,6 @@
-"""Training sequences similar to a validation sequence: `python data_prep/decontaminate.py --train … --output FILE`.
+"""Find training sequences similar to validation: `python data_prep/decontaminate.py --train … --output FILE`.
 
-The command is amplify_ds/decontaminate.py.
+Starts amplify_ds/decontaminate.py.
 """
 
 from amplify_ds import start

@@ -1,6 +1,6 @@
 """Download UR100P: `python data_prep/fetch_ur100p.py --output DIR`.
 
-The command is amplify_ds/fetch_ur100p.py.
+Starts amplify_ds/fetch_ur100p.py.
 """
 
 from amplify_ds import start

@@ -1,6 +1,6 @@
-"""Look into a directory of shards: `python data_prep/inspect_shards.py DIR`.
+"""Inspect a directory of shards: `python data_prep/inspect_shards.py DIR`.
 
-The command is amplify_ds/inspect_shards.py. Worker processes import this file again, and nothing with it.
+Starts amplify_ds/inspect_shards.py. Worker processes import this file again; only the command itself imports the rest.
 """
 
 from amplify_ds import start

@@ -1,15 +1,16 @@
-"""What every reader gives: records in batches; and what it raises where a file is malformed."""
+"""Batches of records, which every reader yields, and the error it raises for a malformed input."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 LONGEST_RECORD = 2**25  # bytes; the longest known protein has 45,000 residues
-# What some files hold beside proteins, known by its header.
-_OTHERS = (
+# Records that are not proteins, recognised by their headers: reason, quick test, pattern.
+_NOT_PROTEINS = (
     ("nucleic acid chains (mol:na)", b"mol:na", re.compile(r"\S+\s+mol:na\b")),
     ("secondary structure (ss_pred, ss_conf, ss_dssp)", b"ss_", re.compile(r"ss_(pred|conf|dssp)(\s|$)")),
 )
@@ -18,9 +19,9 @@ _OTHERS = (
 class Batch(NamedTuple):
     """Records as they are in the input.
 
-    names: of each record, the FASTA header or what a table says, "" where there is nothing. text: a sequence per line.
-    ids: the short names, where they are not the first words of `names`. left_out: how many records are not among these,
-    by reason. noted: what else a report should say, and how often it was. named: whether there are names at all.
+    names: the FASTA header of each record or its name in a table, "" if it has none. text: one sequence per line.
+    ids: the short names, unless they are the first words of `names`. left_out: the number of records left out, by
+    reason. noted: other counts for the report. named: whether the input has names at all.
     """
 
     names: list[str]
@@ -31,16 +32,16 @@ class Batch(NamedTuple):
     named: bool = True
 
     @classmethod
-    def of(cls, names: list[str], sequences: Sequence[bytes], **others: Any) -> Batch:
-        """Line breaks within a sequence are removed, as those of FASTA are."""
+    def of(cls, names: list[str], sequences: Sequence[bytes], **fields: Any) -> Batch:
+        """Return a batch of these sequences, without the line breaks in them, as in FASTA."""
         text = b"\n".join(sequences)
         if text.count(b"\n") >= max(1, len(sequences)):
             text = b"\n".join([sequence.replace(b"\n", b"") for sequence in sequences])
-        return cls(names, text.replace(b"\r", b"") if b"\r" in text else text, **others)
+        return cls(names, text.replace(b"\r", b"") if b"\r" in text else text, **fields)
 
     @property
     def records(self) -> int:
-        """How many records were read, those that are left out among them."""
+        """The number of records read, including those left out."""
         return len(self.names) + sum(self.left_out.values())
 
     @property
@@ -48,34 +49,37 @@ class Batch(NamedTuple):
         return self.text.split(b"\n") if self.names else []
 
     def short_names(self) -> list[str]:
-        """The ids: of a FASTA header the first word, "" where there is none."""
+        """Return the ids: of a FASTA header the first word, "" if it is empty."""
         return self.ids if self.ids is not None else [(name.split(None, 1) or [""])[0] for name in self.names]
 
 
 class Malformed(Exception):
-    """What is wrong, and in which line of the stream (1 is the first); None where lines mean nothing."""
+    """Raised for a malformed input. line: where in the stream, counted from 1; None if it has no lines."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
         self.message, self.line = message, line
 
 
-def without_others(
+def drop_non_proteins(
     names: list[str], sequences: list[bytes], joined: bytes
 ) -> tuple[list[str], list[bytes], Counter[str]]:
-    """Leave out the records whose headers say that they are no proteins; joined: all headers, to look quickly."""
+    """Return the records without those whose headers say they are not proteins, and the counts of these by reason.
+
+    joined: all headers, for a quick test.
+    """
     left_out: Counter[str] = Counter()
-    for reason, marker, pattern in _OTHERS:
+    for reason, marker, pattern in _NOT_PROTEINS:
         if marker in joined:
-            keep = [not pattern.match(name) for name in names]
-            left_out[reason] = len(keep) - sum(keep)
-            names = [name for name, kept in zip(names, keep) if kept]
-            sequences = [sequence for sequence, kept in zip(sequences, keep) if kept]
+            is_protein = [not pattern.match(name) for name in names]
+            left_out[reason] = len(is_protein) - sum(is_protein)
+            names = list(compress(names, is_protein))
+            sequences = list(compress(sequences, is_protein))
     return names, sequences, +left_out
 
 
 def decoded(text: bytes) -> str:
-    """Names are UTF-8, or else Latin-1, in which every byte is a letter."""
+    """Return a name as text: UTF-8, or else Latin-1, which every byte string is."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -83,12 +87,12 @@ def decoded(text: bytes) -> str:
 
 
 def lines_in(text: bytes) -> int:
-    """Count the line ends, "\\n", "\\r\\n" and "\\r"."""
+    """Return the number of line ends: "\\n", "\\r\\n" and "\\r"."""
     count = text.count(b"\n")
     return count + text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else count
 
 
 def quoted(names: Iterable[str], most: int = 5) -> str:
-    """Some of the names for a message."""
+    """Return the first names in quotes, for a message, and how many more there are."""
     names = list(names)
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""The options of build_shards.py: what can be asked for, and what of it makes no sense."""
+"""The options of build_shards.py and the checks of their values."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ Turn protein sequences into shards: the directory of packed, memory-mapped rows 
 training and evaluation read.
 
 An input (--input, --exclude) is one of
-  FILE                      FASTA (A3M too), CSV, TSV and their kin, JSON lines, Parquet,
+  FILE                      FASTA (A3M too), CSV, TSV and similar text, JSON lines, Parquet,
                             Arrow, Feather; a zip or tar archive of such files
-  'PATTERN*.fasta.gz'       many of them
-  FOLDER, FOLDER:START      a folder of such files, or those whose paths in it begin with
-                            START; a dataset that Hugging Face saved to disk is one
-  OWNER/NAME:FOLDER/SPLIT   a dataset on the Hugging Face hub, as a stream, or those of
-                            its files whose paths begin with what follows the colon:
+  'PATTERN*.fasta.gz'       all files that match
+  FOLDER, FOLDER:START      all such files in a folder, or those whose paths in it begin
+                            with START; also a dataset that Hugging Face saved to disk
+  OWNER/NAME:FOLDER/SPLIT   a dataset on the Hugging Face hub, streamed, or those of its
+                            files whose paths begin with the part after the colon:
                             chandar-lab/UR100P:UniProt/train, :OAS/test, :SCOP/train, …
   -                         standard input, text
-  http(s)://…               a text file, over one connection
-Text may be plain, gzip, zstd, bzip2 or xz; this is seen from the content.
+  http(s)://…               a text file, read over one connection
+Text may be plain or compressed (gzip, zstd, bzip2, xz); the content shows which.
 
-Sequences are cleaned (blanks, lower case and a * at the end are normalised; sequences with
-any of B J O U X Z or other characters are dropped), exact duplicates are dropped, the
-rest is shuffled, cut into windows and packed into rows of equal size. Everything that
-is dropped is counted by reason. The same sequences, options and seed give the same
-bytes, whatever their order, their files and the number of workers. DIR appears only
-when it is complete; if it already is, it is reused. Interrupted at any moment, the same
-command continues from what is complete in .DIR.partial."""
+Sequences are cleaned (blanks, lower case and a trailing * are normalised; sequences with
+any of B J O U X Z or other characters are dropped), exact duplicates are dropped, and the
+rest is shuffled, cut into windows and packed into rows of equal size. Dropped records are
+counted by reason. The same sequences, options and seed give the same bytes, whatever
+their order, their files and the number of workers. DIR appears only when it is complete;
+a complete one is reused. After an interruption, the same command continues from what is
+complete in .DIR.partial."""
 
 EXAMPLE = """\
 examples: a validation set, then a training set that shares no sequence with it
   python data_prep/build_shards.py --input valid.fasta.gz --output data/valid
   python data_prep/build_shards.py --input uniprot.fasta.gz --exclude valid.fasta.gz --output data/train
   python data_prep/inspect_shards.py data/train --verify
-UR100P from the hub, on every machine of a hostfile (a file system that all share); or by
-another launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT:
+UR100P from the hub, on all machines of a hostfile, which must share a file system (or with
+another launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT):
   deepspeed --hostfile hostfile --no_local_rank data_prep/build_shards.py --workers 8 \\
     --input chandar-lab/UR100P:UniProt/train --output data/uniprot"""
 
@@ -53,8 +53,8 @@ LONGEST_WINDOW = 2**16 - 1  # window lengths are stored as uint16
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for. settings: what the bytes depend on, as the manifest says it. outputs: directories by part."""
+class BuildOptions:
+    """The parsed options. settings: what the bytes depend on, for the manifest. outputs: the directory of each part."""
 
     input: list[str]
     exclude: list[str]
@@ -65,8 +65,8 @@ class Asked:
     workers: int
 
 
-def parse(arguments: Sequence[str] | None) -> Asked:
-    """Return what the command line asks for; AmplifyError for what cannot be."""
+def parse(arguments: Sequence[str] | None) -> BuildOptions:
+    """Return the parsed command line; raise AmplifyError for an invalid value."""
     options = _parser().parse_args(arguments)
     rules = Rules(
         options.ambiguous,
@@ -89,17 +89,17 @@ def parse(arguments: Sequence[str] | None) -> Asked:
         "shard_megabytes": options.shard_megabytes,
         "validation_fraction": options.validation_fraction,
         "rules": asdict(rules),
-        "reading": reading.unusual(),
+        "reading": reading.changed(),
     }
     _check(settings, options)
     outputs = {"all": options.output.resolve()}
     if options.validation_output:
         outputs = {"train": options.output.resolve(), "validation": options.validation_output.resolve()}
-    return Asked(options.input, options.exclude, reading, rules, settings, outputs, options.workers)
+    return BuildOptions(options.input, options.exclude, reading, rules, settings, outputs, options.workers)
 
 
 def _check(settings: dict, options: argparse.Namespace) -> None:
-    """AmplifyError for settings with which no shards can be made."""
+    """Raise AmplifyError for settings from which no shards can be made."""
     max_length, row_tokens, seed = settings["max_length"], settings["row_tokens"], settings["seed"]
     if not 3 <= max_length <= LONGEST_WINDOW:
         raise AmplifyError(f"--max-length is {max_length}, expected 3 (<bos>, a residue, <eos>) to {LONGEST_WINDOW}.")
@@ -122,12 +122,15 @@ def _check(settings: dict, options: argparse.Namespace) -> None:
         )
     outputs = [path.resolve() for path in (options.output, options.validation_output) if path]
     if any(one.is_relative_to(other) for one, other in permutations(outputs, 2)):
-        raise AmplifyError(f"{outputs[0]} and {outputs[1]} are the same or one within the other; they must be two.")
+        raise AmplifyError(
+            f"--output {outputs[0]} and --validation-output {outputs[1]} must be two separate directories, neither "
+            "inside the other."
+        )
     longest = options.shortest if options.longest is None else options.longest
     if not 1 <= options.shortest <= longest < 2**63:
         raise AmplifyError(
             f"--min-residues is {options.shortest} and --max-residues {options.longest}; expected 1 or more, below "
-            "2^63, and the second not below the first."
+            "2^63, and --max-residues not below --min-residues."
         )
 
 
@@ -143,25 +146,24 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="directory to make; must not exist yet, be empty, or hold the same shards",
+        help="directory to create; must be new, be empty, or hold the same shards",
     )
     add(
         "--exclude",
         nargs="+",
         default=[],
         metavar="INPUT",
-        help="sequences that are dropped from the input where they are identical, such as a validation set "
-        "(default: none)",
+        help="sequences to drop from the input if they are identical, such as a validation set (default: none)",
     )
     add(
         "--validation-fraction",
         type=float,
         default=0.0,
         metavar="F",
-        help="put this share of the sequences into --validation-output instead of --output; which ones is a matter of "
-        "the sequence alone, not of the seed or of what else there is (default: %(default)s)",
+        help="put this share of the sequences into --validation-output instead of --output; the choice depends on each "
+        "sequence alone, not on the seed or the other sequences (default: %(default)s)",
     )
-    add("--validation-output", type=Path, metavar="DIR", help="directory to make for --validation-fraction")
+    add("--validation-output", type=Path, metavar="DIR", help="directory to create for --validation-fraction")
 
     add_arguments(parser)
 
@@ -170,12 +172,17 @@ def _parser() -> argparse.ArgumentParser:
         "--ambiguous",
         choices=MODES,
         default="drop",
-        help="sequences with any of B J O U X Z; kept, B is a token of its own and the others become "
-        "<unk> (default: %(default)s)",
+        help="what to do with sequences that have any of B J O U X Z; if kept, B is a token of its own and the others "
+        "become <unk> (default: %(default)s)",
     )
-    rules.add_argument("--duplicates", choices=MODES, default="drop", help="exact ones (default: %(default)s)")
     rules.add_argument(
-        "--fragments", choices=MODES, default="keep", help='entries whose name says "(Fragment)" (default: %(default)s)'
+        "--duplicates", choices=MODES, default="drop", help="what to do with exact duplicates (default: %(default)s)"
+    )
+    rules.add_argument(
+        "--fragments",
+        choices=MODES,
+        default="keep",
+        help='what to do with entries whose name says "(Fragment)" (default: %(default)s)',
     )
     rules.add_argument(
         "--max-existence",
@@ -183,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=LEVELS,
         default=max(LEVELS),
         metavar="LEVEL",
-        help="drop entries whose name says PE= and a higher number: "
+        help="drop entries whose name has PE= with a higher number: "
         + ", ".join(f"{level} {name}" for level, name in LEVELS.items())
         + " (default: %(default)s; AMPLIFY's validation proteins have 1 or 2, and are no fragments)",
     )
@@ -202,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-normalise",
         "--no-mending",  # its name until version 0.1
         action="store_true",
-        help="drop sequences with blanks, lower case or a * at the end instead of normalising them",
+        help="drop sequences with blanks, lower case or a trailing * instead of normalising them",
     )
 
     rows = parser.add_argument_group("rows")
@@ -217,26 +224,26 @@ def _parser() -> argparse.ArgumentParser:
         "--windows",
         choices=("tile", "random"),
         default="tile",
-        help="longer sequences are cut into windows of nearly equal length, nothing is lost (tile), or "
-        "one window of --max-length at a random place is taken (random) (default: %(default)s)",
+        help="what to do with longer sequences: cut them into windows of nearly equal length, without loss (tile), or "
+        "take one window of --max-length at a random place (random) (default: %(default)s)",
     )
     rows.add_argument(
         "--row-tokens",
         type=int,
         default=8192,
         metavar="TOKENS",
-        help="tokens in a row, the unit in which training reads; 4 x --max-length or more fill over "
-        "99 %% (default: %(default)s)",
+        help="tokens in a row, the unit that training reads; at 4 x --max-length or more, rows are over "
+        "99 %% full (default: %(default)s)",
     )
     rows.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the shuffle (default: %(default)s)")
 
     work = parser.add_argument_group("work")
-    work.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    work.add_argument("--workers", type=int, default=1, metavar="N", help="number of processes (default: %(default)s)")
     work.add_argument(
         "--shard-megabytes",
         type=int,
         default=200,
         metavar="MB",
-        help="about how large a shard is; a worker needs about 4 times that much memory (default: %(default)s)",
+        help="approximate size of a shard; a worker needs about 4 times as much memory (default: %(default)s)",
     )
     return parser

@@ -1,10 +1,10 @@
-"""Clean sequences: text in, token ids out; what is normalised or dropped is counted by reason.
+"""Clean sequences: convert text to token ids, and count by reason what is normalised or dropped.
 
-Mended: blanks within the sequence and `*` at its end are removed, lower case is raised. Dropped: an empty sequence; one
-with a character that is no token (gaps are counted apart); one with any of B J O U X Z (the rule by which UR100P was
-made); if asked for, what UniProt's header calls a fragment or puts below a level of protein existence, and what is too
-short or too long. The chain break `|` passes. Sequences of A C G T N alone pass too, and are counted. Nearly every
-sequence needs nothing of this: one table look-up for a whole batch shows it and gives the ids.
+Normalised: blanks within a sequence and a trailing `*` are removed, lower case becomes upper case. Dropped: an empty
+sequence; one with a character that is not a token (gaps are counted separately); one with any of B J O U X Z (the rule
+by which UR100P was made); on request, entries that UniProt's header calls a fragment or puts below a level of protein
+existence, and sequences that are too short or too long. The chain break `|` is kept. Sequences of A C G T N alone are
+kept and counted. Nearly all sequences are clean: one table look-up for a whole batch shows it and gives the ids.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ _ALLOWED = RESIDUES.encode() + b"|"
 WITH_GAPS = "gaps of an alignment (--alignment strip)"
 LIKE_NUCLEOTIDES = "made of A C G T N alone, like nucleotides (kept)"
 _NUCLEOTIDES = encode_bytes(b"ACGTN")
-_FEWEST = 20  # residues: of proteins' residues a quarter are A C G T N
-_BETWEEN, _UNCLEAN = 0xFE, 0xFF  # no ids: what stands between two sequences, and what is no token
+_MIN_RESIDUES = 20  # to count as nucleotides: a quarter of the residues of proteins are A C G T N
+_SEPARATOR, _UNCLEAN = 0xFE, 0xFF  # not ids: between two sequences, and for a character that is not a token
 _EXISTENCE = re.compile(r"\bPE=([1-5])\b")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is dropped and normalised. Every field is an option of build_shards.py and is recorded in the manifest."""
+    """What is dropped and normalised. Every field is an option of build_shards.py and recorded in the manifest."""
 
     ambiguous: str = "drop"  # or "keep": B is a token, J O U X Z become <unk>
     fragments: str = "keep"
     max_existence: int = 5  # the highest PE= that passes; UR100P's validation proteins have 1 or 2
     shortest: int = 1  # residues, `|` counted
     longest: int | None = None
-    mend: bool = True
+    mend: bool = True  # normalise; manifests have this name
     duplicates: str = "drop"
 
     @property
-    def of_names(self) -> list[str]:
-        """The rules that read names, as the report calls them."""
+    def name_rules(self) -> list[str]:
+        """The rules that read names, as they are called in the report."""
         return [FRAGMENTS] * (self.fragments == "drop") + [EXISTENCE] * (self.max_existence < max(LEVELS))
 
-    def of_sequences(self) -> Rules:
-        """The same without the rules that drop an entry for its name or its length."""
+    def sequence_rules(self) -> Rules:
+        """Return these rules without those that drop an entry for its name or its length."""
         return Rules(ambiguous=self.ambiguous, mend=self.mend)
 
 
 @dataclass
 class Cleaner:
-    """Applies rules to batches and counts what it does."""
+    """Applies rules to batches and counts by reason what it normalises and rejects."""
 
     rules: Rules
-    mended: Counter[str] = field(default_factory=Counter)
+    normalised: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
-    noted: Counter[str] = field(default_factory=Counter)  # what else a report should say
+    noted: Counter[str] = field(default_factory=Counter)  # other counts for the report
 
     def __post_init__(self) -> None:
         self._allowed = _ALLOWED + (AMBIGUOUS if self.rules.ambiguous == "keep" else b"")
-        ids = {x: encode_bytes(bytes([x]))[0] for x in self._allowed} | {ord("\n"): _BETWEEN}
+        ids = {x: encode_bytes(bytes([x]))[0] for x in self._allowed} | {ord("\n"): _SEPARATOR}
         self._table = bytes(ids.get(x, _UNCLEAN) for x in range(256))
-        self._of_names = bool(self.rules.of_names)
-        self._of_length = self.rules.shortest > 1 or self.rules.longest is not None
+        self._reads_names = bool(self.rules.name_rules)
+        self._limits_length = self.rules.shortest > 1 or self.rules.longest is not None
 
     def clean(self, batch: Batch) -> list[bytes]:
         """Return the ids, one byte each, of the sequences that are kept."""
@@ -75,24 +75,24 @@ class Cleaner:
         if not batch.names:
             return []
         text = batch.text
-        if self._of_names:
-            lines = [line for name, line in zip(batch.names, text.split(b"\n")) if self._passes(name)]
+        if self._reads_names:
+            lines = [line for name, line in zip(batch.names, text.split(b"\n")) if self._name_passes(name)]
             if not lines:
                 return []
             text = b"\n".join(lines)
         translated = text.translate(self._table)
-        kept = translated.split(bytes([_BETWEEN]))
+        kept = translated.split(bytes([_SEPARATOR]))
         if _UNCLEAN in translated or b"" in kept:
             pairs = zip(kept, text.split(b"\n"))
-            kept = [ids if ids and _UNCLEAN not in ids else self._mend(line) for ids, line in pairs]
+            kept = [ids if ids and _UNCLEAN not in ids else self._normalise(line) for ids, line in pairs]
             kept = [ids for ids in kept if ids]
-        if self._of_length:
-            kept = [ids for ids in kept if self._fits(len(ids))]
-        if suspects := [ids for ids in kept if not ids[:_FEWEST].translate(None, _NUCLEOTIDES)]:
+        if self._limits_length:
+            kept = [ids for ids in kept if self._length_passes(len(ids))]
+        if suspects := [ids for ids in kept if not ids[:_MIN_RESIDUES].translate(None, _NUCLEOTIDES)]:
             self.noted[LIKE_NUCLEOTIDES] += sum(map(_is_like_nucleotides, suspects))
         return kept
 
-    def _passes(self, name: str) -> bool:
+    def _name_passes(self, name: str) -> bool:
         if self.rules.fragments == "drop" and ("(Fragment)" in name or "(Fragments)" in name):
             self.rejected[FRAGMENTS] += 1
             return False
@@ -105,7 +105,7 @@ class Cleaner:
                 return False
         return True
 
-    def _fits(self, length: int) -> bool:
+    def _length_passes(self, length: int) -> bool:
         if length < self.rules.shortest:
             self.rejected["too short"] += 1
             return False
@@ -114,12 +114,12 @@ class Cleaner:
             return False
         return True
 
-    def _mend(self, text: bytes) -> bytes:
-        """Return the ids of a sequence that is not clean as it stands, or nothing."""
-        solid = upper = sequence = text
+    def _normalise(self, text: bytes) -> bytes:
+        """Return the ids of a sequence that is not clean, or b"" if it is dropped."""
+        joined = upper = sequence = text
         if self.rules.mend:
-            solid = b"".join(text.split())
-            upper = solid.upper()
+            joined = b"".join(text.split())
+            upper = joined.upper()
             sequence = upper.rstrip(b"*")
         if not sequence:
             self.rejected["empty"] += 1
@@ -128,12 +128,12 @@ class Cleaner:
         elif sequence.translate(None, self._allowed):
             self.rejected["B J O U X Z"] += 1
         else:
-            self.mended["blanks removed"] += solid != text
-            self.mended["lower case raised"] += upper != solid
-            self.mended["* at the end removed"] += sequence != upper
+            self.normalised["blanks removed"] += joined != text
+            self.normalised["lower case raised"] += upper != joined
+            self.normalised["* at the end removed"] += sequence != upper
             return encode_bytes(sequence)
         return b""
 
 
 def _is_like_nucleotides(ids: bytes) -> bool:
-    return len(ids) >= _FEWEST and not ids.translate(None, _NUCLEOTIDES) and set(_NUCLEOTIDES[:4]) <= set(ids)
+    return len(ids) >= _MIN_RESIDUES and not ids.translate(None, _NUCLEOTIDES) and set(_NUCLEOTIDES[:4]) <= set(ids)

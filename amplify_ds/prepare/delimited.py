@@ -1,5 +1,5 @@
-"""Read CSV, TSV and their kin: the first row says how the text is laid out, blocks of whole rows (rows.py) become cells
-(cells.py) by the names of their columns."""
+"""Read CSV, TSV and similar text: the first row shows the layout, then blocks of whole rows (rows.py) become cells by
+column name (cells.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from amplify_ds.prepare.batches import LONGEST_RECORD, Malformed, lines_in
-from amplify_ds.prepare.cells import Cells, Layout, cells_of, no_quotes, rows_of, unquoted
+from amplify_ds.prepare.cells import Cells, Layout, cells_of, no_quoting_advice, rows_of, unquoted
 from amplify_ds.prepare.formats import UTF8_MARK
 from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.rows import RowEnds
@@ -20,7 +20,10 @@ _LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 
 def read_layout(stream: BinaryIO, tabs: bool, reading: Reading) -> tuple[Layout, bytes]:
-    """Read the first row; tabs: the name says so. Returns what was read beyond it, too. Raises Malformed."""
+    """Return the layout that the first row shows, and the text that was read after it. Raises Malformed.
+
+    tabs: the name of the file says that tabs separate the cells.
+    """
     head, layout = b"", None
     while layout is None:
         block = stream.read(2**16)
@@ -32,31 +35,31 @@ def read_layout(stream: BinaryIO, tabs: bool, reading: Reading) -> tuple[Layout,
 
 
 def _layout(head: bytes, tabs: bool, reading: Reading, ended: bool) -> Layout | None:
-    """The layout; None if the first row does not end in `head`."""
+    """Return the layout, None if the first row does not end in `head`."""
     start = len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
-    found = _row_end(head, start, None, ended)
-    if found and reading.header and _METADATA.match(head, start):
-        start = found
-        found = _row_end(head, start, None, ended)
-    if not found:
+    end = _row_end(head, start, None, ended)
+    if end and reading.header and _METADATA.match(head, start):
+        start = end
+        end = _row_end(head, start, None, ended)
+    if not end:
         return None
-    line = head[start:found]
+    line = head[start:end]
     delimiter = reading.delimiter or ("\t" if tabs or b"\t" in line else ",")
     quoting = {"auto": "cells" if delimiter == "\t" else "csv"}.get(reading.quoting, reading.quoting)
     layout = Layout([], delimiter, quoting, 0, 0)
-    found = _row_end(head, start, layout.quoted, ended)
-    if not found:
+    end = _row_end(head, start, layout.quoted, ended)
+    if not end:
         return None
-    row = next(iter(rows_of(head[start:found], layout, lines_in(head[:start]) + 1)), (0, []))[1]
+    row = next(iter(rows_of(head[start:end], layout, lines_in(head[:start]) + 1)), (0, []))[1]
     names = [unquoted(cell) if quoting == "cells" else cell for cell in row]
     if not reading.header:
         return layout._replace(columns=[str(number) for number in range(1, len(names) + 1)], offset=start)
     columns = [name.decode(errors="replace") for name in names]
-    return layout._replace(columns=columns, offset=found, lines=lines_in(head[:found]))
+    return layout._replace(columns=columns, offset=end, lines=lines_in(head[:end]))
 
 
 def _row_end(head: bytes, start: int, quoted: bytes | None, ended: bool) -> int:
-    """Where the first row behind `start` ends; 0: not in `head`."""
+    """Return where the first row after `start` ends, 0 if it does not end in `head`."""
     ends = RowEnds(quoted)
     begin = start
     for end in _LINE_END.finditer(head, start):
@@ -68,18 +71,18 @@ def _row_end(head: bytes, start: int, quoted: bytes | None, ended: bool) -> int:
 
 
 def read_cells(
-    stream: BinaryIO, before: bytes, layout: Layout, wanted: Sequence[str] | None, line: int
+    stream: BinaryIO, before: bytes, layout: Layout, columns: Sequence[str] | None, line: int
 ) -> Iterator[Cells]:
-    """Yield the cells of the wanted columns (None: of all), by name, some rows at a time. Raises Malformed.
+    """Yield the cells of these columns (None: of all), by name, some rows at a time. Raises Malformed.
 
     before: text in front of the stream. line: the number of the first line.
     """
     ends, carry, block = RowEnds(layout.quoted), b"", before or stream.read(BLOCK)
-    places = [(name, layout.columns.index(name)) for name in (layout.columns if wanted is None else wanted)]
+    indices = [(name, layout.columns.index(name)) for name in (layout.columns if columns is None else columns)]
     while block:
         if end := ends.feed(block):
             rows, carry = carry + block[:end], block[end:]
-            if cells := cells_of(rows, layout, places, line):
+            if cells := cells_of(rows, layout, indices, line):
                 yield cells
             line += lines_in(rows)
         else:
@@ -88,11 +91,11 @@ def read_cells(
             raise Malformed(_too_long(ends), line)
         block = stream.read(BLOCK)
     if ends.inside:
-        raise Malformed(f"a cell in this row begins with a quote that is never closed{no_quotes(layout)}", line)
-    if carry and (cells := cells_of(carry, layout, places, line)):
+        raise Malformed(f"a cell in this row begins with a quote that is never closed{no_quoting_advice(layout)}", line)
+    if carry and (cells := cells_of(carry, layout, indices, line)):
         yield cells
 
 
 def _too_long(ends: RowEnds) -> str:
-    why = ", from a quote that is not closed" if ends.inside else ""
-    return f"a line of more than {LONGEST_RECORD:,} bytes{why}, which no protein has"
+    reason = ", from a quote that is not closed" if ends.inside else ""
+    return f"a line of more than {LONGEST_RECORD:,} bytes{reason}, longer than any protein"

@@ -1,5 +1,5 @@
-"""A file at an http(s) address as a stream over one connection, which is not taken up again when it breaks off: what
-downloads to a file does that (curl, wget), and the message says how."""
+"""Read a file at an http(s) address as a stream over one connection. A broken connection is not resumed: the error
+message gives the command that downloads to a file and can resume."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _BLOCK = 2**18
 
 
 class Http(io.RawIOBase):
-    """The file at an http(s) address, asked for at the first read. Reading raises AmplifyError if it does not come
-    whole."""
+    """The file at an http(s) address, requested at the first read. Reading raises AmplifyError unless all of it
+    arrives."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -38,14 +38,14 @@ class Http(io.RawIOBase):
         import requests
 
         try:
-            whole = {"Accept-Encoding": "identity"}  # as the file is, so that a length is given
-            with requests.get(self.address, headers=whole, stream=True, timeout=_TIMEOUT) as response:
+            headers = {"Accept-Encoding": "identity"}  # not compressed by the server, so that it sends the length
+            with requests.get(self.address, headers=headers, stream=True, timeout=_TIMEOUT) as response:
                 response.raise_for_status()
                 yield from response.iter_content(_BLOCK)
         except requests.RequestException as error:
-            by_hand = command_line("curl", "--fail", "--location", "--continue-at", "-", "--remote-name", self.address)
+            curl = command_line("curl", "--fail", "--location", "--continue-at", "-", "--remote-name", self.address)
             raise AmplifyError(
                 f"{self.address} could not be read to its end: {first_line(error)}. Check the address and the network. "
-                "If the connection breaks off, download the file first; run again, this command continues where it "
-                f"ended:\n  {by_hand}"
+                "If the connection keeps breaking, download the file first with this command, which resumes when run "
+                f"again:\n  {curl}"
             ) from error

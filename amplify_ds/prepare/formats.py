@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes; its name only decides between FASTA and a table where both are possible."""
+"""Recognise the format of a file by its first bytes; its name only decides if these fit both FASTA and a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON_NAMES, BINARY_NAMES = (".jsonl", ".ndjson"), (".parquet", ".arrow", ".feath
 ARCHIVE_NAMES = (".zip", ".tar", ".tgz")
 COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz", ".bgz")
 DATA_NAMES = (*FASTA_NAMES, *TABLE_NAMES, *JSON_NAMES, *BINARY_NAMES, *ARCHIVE_NAMES)
-HEAD = 2**12  # bytes that show the form
+HEAD = 2**12  # bytes that show the format
 
 _BINARY = {
     b"PAR1": "parquet",
@@ -50,32 +50,31 @@ _NOT_READ = (
     (rb"Obj\x01|ORC[\0-\x1f]", "Avro or ORC", "write it as Parquet"),
     (rb"\x80[\x02-\x05]", "pickle, which can run any code", "write the sequences as FASTA or Parquet"),
 )
-_PATTERNS = [(re.compile(pattern), form, cure) for pattern, form, cure in _NOT_READ]
+_PATTERNS = [(re.compile(pattern), name, advice) for pattern, name, advice in _NOT_READ]
 
 
 def suffix(name: str) -> str:
-    """The suffix that says the form, in small letters, without that of a compression."""
+    """Return the suffix of a file name in lower case, without the suffix of a compression."""
     path = PurePath(name.lower().split("?")[0] if "://" in name else name.lower())
     return (path.with_suffix("") if path.suffix in COMPRESSED_NAMES else path).suffix
 
 
 def binary_format(head: bytes) -> str | None:
-    """The name of a form that is not text: parquet, arrow file, arrow stream or zip."""
-    return next((form for magic, form in _BINARY.items() if head.startswith(magic)), None)
+    """Return the name of a binary format, None for text: parquet, arrow file, arrow stream or zip."""
+    return next((name for magic, name in _BINARY.items() if head.startswith(magic)), None)
 
 
-def not_read(head: bytes) -> str | None:
-    """What a form is that is known and not read, and what to do."""
+def _unsupported(head: bytes) -> str | None:
+    """Return which format that is not read this is, and what to do about it; None for any other."""
     text = re.sub(rb"\r\n?", b"\n", head.removeprefix(UTF8_MARK).lstrip())
-    found = next(((form, cure) for pattern, form, cure in _PATTERNS if pattern.match(text)), None)
-    return found and f"it is {found[0]}; {found[1]}"
+    return next((f"it is {name}; {advice}" for pattern, name, advice in _PATTERNS if pattern.match(text)), None)
 
 
 def text_format(head: bytes, name: str, table: bool) -> str:
-    """fasta, delimited or json; table: the user says that it is a table. Raises Malformed for a form that is not read.
+    """Return the format of a text: fasta, delimited or json. Raises Malformed for a format that is not supported.
 
-    The content decides: FASTA begins with ">", JSON with "{", the first line of a table has several columns. Where it
-    shows nothing, the name does.
+    The content decides: FASTA begins with ">", JSON with "{", the first line of a table has several columns. If the
+    content does not show it, the name does. table: the user says that it is a table.
     """
     text = head.removeprefix(UTF8_MARK).lstrip()
     lines = [line for line in re.split(rb"[\r\n]+", text) if line.strip()]
@@ -83,8 +82,8 @@ def text_format(head: bytes, name: str, table: bool) -> str:
     ending = suffix(name)
     if content.lstrip().startswith(b">"):
         return "fasta"
-    if wrong := not_read(text):
-        raise Malformed(wrong, head[: len(head) - len(text)].count(b"\n") + 1)
+    if message := _unsupported(text):
+        raise Malformed(message, head[: len(head) - len(text)].count(b"\n") + 1)
     if ending in JSON_NAMES or (ending not in TABLE_NAMES and _is_json(lines)):
         return "json"
     if table or ending in TABLE_NAMES:
@@ -94,19 +93,19 @@ def text_format(head: bytes, name: str, table: bool) -> str:
     return "delimited" if b"," in lines[0] or b"\t" in lines[0] else "fasta"
 
 
-def named(line: bytes) -> str:
-    """What a line is that does not belong into FASTA, for a message."""
-    shown = repr(line[:40].decode("latin-1"))
+def describe_line(line: bytes) -> str:
+    """Return an excerpt of a line that is not FASTA and what it may be, for a message."""
+    excerpt = repr(line[:40].decode("latin-1"))
     if b"," in line or b"\t" in line or b";" in line:
-        return f"{shown}, which looks like a line of a table: give it a name that ends in .csv or .tsv, or --delimiter"
+        return f"{excerpt}, which looks like a table: give it a name that ends in .csv or .tsv, or use --delimiter"
     letters = line.strip().rstrip(b"*")
     if letters.isalpha() and letters.isascii():
-        return f"{shown}: a sequence per line without headers is read with --no-header"
-    return shown
+        return f"{excerpt}: for one sequence per line without headers, use --no-header"
+    return excerpt
 
 
 def _is_json(lines: list[bytes]) -> bool:
-    """Whether the first line, or what is seen of it, is a JSON object and the second, if there is one, begins one."""
+    """Return whether the first line is a JSON object, as far as it is there, and the second, if any, begins one."""
     if not lines or not lines[0].startswith(b"{") or (lines[1:] and not lines[1].startswith(b"{")):
         return False
     try:

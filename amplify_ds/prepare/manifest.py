@@ -1,4 +1,4 @@
-"""What manifest.json says of shards: what was asked for, where the sequences come from, what became of them."""
+"""Make manifest.json: the settings, where the sequences come from, and what became of them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def make_manifest(
     scattered: Sequence[dict],
     packed: Sequence[dict],
 ) -> dict:
-    """Return the manifest of a part; AmplifyError without a usable sequence.
+    """Return the manifest of a part; AmplifyError if no sequence is usable.
 
-    origins: `describe` of the inputs and of what was excluded. scattered, packed: results of the chunks and of the
-    shards, from which the entries of the shards come as they are.
+    origins: `describe` of the inputs and of the excluded sources. scattered, packed: results of the chunks and of the
+    shards; the latter hold the entries of the shards.
     """
-    mended: Counter[str] = Counter()
+    normalised: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     noted: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
     for result in scattered:
         noted.update(result["noted"])
-        mended.update(result["mended"])
+        normalised.update(result["mended"])
         rejected.update(result["rejected"])
         if part in NOT_IN:
             other, reason = NOT_IN[part]
@@ -47,7 +47,7 @@ def make_manifest(
         rejected["duplicates"] += result["duplicates"]
         rejected["excluded"] += result["excluded"]
         lengths.update(dict(result["lengths"]))
-    unmatched = Rules(**settings["rules"]).of_names
+    name_rules = Rules(**settings["rules"]).name_rules
     shards = [result["shard"] for result in packed if result["shard"]]
     records = sum(result["records"] for result in scattered)
     if not shards:
@@ -74,8 +74,8 @@ def make_manifest(
             "windows": sum(shard["segments"] for shard in shards),
             "rows": rows,
             "tokens": tokens,
-            "mended": _by_reason(mended),
-            "rejected": _by_reason(rejected) | {rule: 0 for rule in unmatched if not rejected[rule]},
+            "mended": _by_reason(normalised),
+            "rejected": _by_reason(rejected) | {rule: 0 for rule in name_rules if not rejected[rule]},
             "noted": _by_reason(noted),
         },
         "packing_efficiency": tokens / (rows * settings["row_tokens"]),
@@ -86,39 +86,37 @@ def make_manifest(
 
 
 def describe(sources: Sequence[Source], hashes: Mapping[str, str]) -> list[dict]:
-    """Return what the manifest says of sources: names, and of files their sizes, sha256 by `hashes` and proofs."""
-    found = []
+    """Return the entries of sources in the manifest: name, and for files the size, sha256 (of `hashes`) and proof."""
+    origins = []
     for source in sources:
         origin: dict[str, Any] = {"name": source.name}
         if source.path:
             origin |= {"bytes": source.bytes, "sha256": hashes.get(source.version)}
             if (proof := proof_path(source.path)).exists():
                 origin["proof"] = _read_proof(proof, origin["sha256"])
-        found.append(origin)
-    return sorted(found, key=lambda origin: (origin["name"], origin.get("sha256") or ""))
+        origins.append(origin)
+    return sorted(origins, key=lambda origin: (origin["name"], origin.get("sha256") or ""))
 
 
 def proof_path(path: Path) -> Path:
-    """Return the file beside a file of sequences in which decontaminate.py says how they were found."""
+    """Return the file beside a file of sequences in which decontaminate.py records how they were found."""
     return path.with_name(f"{path.name}.proof.json")
 
 
 def _read_proof(proof: Path, digest: str) -> dict:
-    """Return what decontaminate.py says of the file whose checksum this is; AmplifyError if it speaks of another."""
+    """Return the proof of the file with this checksum; AmplifyError if it is damaged or of another file."""
     try:
         content = parse_json(proof.read_bytes())
         if content["sha256"] == digest:
             return content
         problem = f"belongs to a file with sha256 {content['sha256']}; the one beside it has {digest}"
     except (ValueError, TypeError, KeyError) as error:
-        problem = f"is damaged: it is no JSON with a sha256 ({error!r:.200})"
-    raise AmplifyError(
-        f"{proof} {problem}. Run decontaminate.py again, or delete {proof.name} to go without what it says."
-    )
+        problem = f"is damaged: it is not JSON with a sha256 ({error!r:.200})"
+    raise AmplifyError(f"{proof} {problem}. Run decontaminate.py again, or delete {proof.name} to build without it.")
 
 
 def check_records(scattered: Sequence[dict]) -> None:
-    """AmplifyError for a source in which no chunk held a record."""
+    """Raise AmplifyError for a source without records."""
     records: Counter[str] = Counter()
     for result in scattered:
         records[result["source"]] += result["records"]

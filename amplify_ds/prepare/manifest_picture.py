@@ -1,4 +1,4 @@
-"""Draw what a manifest says: lengths, residues beside UniProt's, what became of the records, how full the rows are."""
+"""Draw a manifest: lengths, residues compared with UniProt's, what became of the records, how full the rows are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.extras import pyplot
 from amplify_ds.vocab import BOS, EOS, RESIDUES, encode
 
-PICTURES = (".png", ".pdf", ".svg")  # by their names
+PICTURES = (".png", ".pdf", ".svg")
 UNIPROT = {
     "A": 8.25, "R": 5.53, "N": 4.06, "D": 5.46, "C": 1.38, "Q": 3.93, "E": 6.72, "G": 7.07, "H": 2.27, "I": 5.91,
     "L": 9.65, "K": 5.80, "M": 2.41, "F": 3.86, "P": 4.74, "S": 6.64, "T": 5.35, "W": 1.10, "Y": 2.92, "V": 6.86,
@@ -20,13 +20,13 @@ UNIPROT = {
 
 
 def frequencies(manifest: dict) -> dict[str, float]:
-    """Return the share of each residue among all of the shards, in per cent."""
+    """Return the share of each residue in the shards, in per cent."""
     counts = np.array(manifest["token_counts"])[encode(RESIDUES)]
     return dict(zip(RESIDUES, (100 * counts / counts.sum()).tolist()))
 
 
 def draw(shards: Shards, file: Path) -> None:
-    """Write the picture to `file`, whose name says the format."""
+    """Write the picture to `file`; its suffix selects the format."""
     plt = pyplot()
     manifest = shards.manifest
     style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "savefig.dpi": 150}
@@ -57,12 +57,12 @@ def _lengths(axes, manifest: dict) -> None:
 
 
 def _residues(axes, manifest: dict) -> None:
-    here = frequencies(manifest)
-    order = sorted(here, key=lambda residue: here[residue], reverse=True)
-    place = np.arange(len(order))
-    axes.bar(place - 0.2, [here[residue] for residue in order], 0.4, label="these shards")
-    axes.bar(place + 0.2, [UNIPROT[residue] for residue in order], 0.4, label="Swiss-Prot", color="lightgrey")
-    axes.set(xticks=place, xticklabels=order, ylabel="%", title="Residues")
+    shares = frequencies(manifest)
+    order = sorted(shares, key=lambda residue: shares[residue], reverse=True)
+    x = np.arange(len(order))
+    axes.bar(x - 0.2, [shares[residue] for residue in order], 0.4, label="these shards")
+    axes.bar(x + 0.2, [UNIPROT[residue] for residue in order], 0.4, label="Swiss-Prot", color="lightgrey")
+    axes.set(xticks=x, xticklabels=order, ylabel="%", title="Residues")
     axes.legend(frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""What a manifest says, as lines of text: the part that build_shards.py and inspect_shards.py both print."""
+"""The lines of text about a manifest that build_shards.py and inspect_shards.py both print."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _PATTERNS = {FRAGMENTS: '"(Fragment)"', EXISTENCE: "a higher PE="}
 
 def counts(manifest: dict) -> list[tuple[str, str]]:
     """Return (name, value) lines: what was read, normalised, dropped and kept, and how full the rows are."""
-    found = manifest["counts"]
+    counted = manifest["counts"]
     return [
-        ("records read", f"{found['records']:,}"),
-        *((f"  dropped: {reason}", _dropped(reason, count)) for reason, count in found["rejected"].items()),
-        ("sequences kept", f"{found['sequences']:,}"),
-        *((f"  normalised: {reason}", f"{count:,}") for reason, count in found["mended"].items()),
-        *((f"  noted: {what}", f"{count:,}") for what, count in found.get("noted", {}).items()),
-        ("residues", f"{found['residues']:,}"),
-        ("windows", f"{found['windows']:,} of at most {manifest['max_length']:,} tokens"),
-        ("rows", f"{found['rows']:,} of {manifest['row_tokens']:,} tokens"),
+        ("records read", f"{counted['records']:,}"),
+        *((f"  dropped: {reason}", _dropped(reason, count)) for reason, count in counted["rejected"].items()),
+        ("sequences kept", f"{counted['sequences']:,}"),
+        *((f"  normalised: {reason}", f"{count:,}") for reason, count in counted["mended"].items()),
+        *((f"  noted: {note}", f"{count:,}") for note, count in counted.get("noted", {}).items()),
+        ("residues", f"{counted['residues']:,}"),
+        ("windows", f"{counted['windows']:,} of at most {manifest['max_length']:,} tokens"),
+        ("rows", f"{counted['rows']:,} of {manifest['row_tokens']:,} tokens"),
         ("packing efficiency", f"{manifest['packing_efficiency']:.2%} of the tokens are not <pad>"),
     ]
 
@@ -30,7 +30,7 @@ def _dropped(reason: str, count: int) -> str:
 
 
 def table(lines: Iterable[tuple[str, str]]) -> str:
-    """Write (name, value) lines in two columns."""
+    """Return (name, value) lines as text in two columns."""
     lines = list(lines)
     width = max([30, *(len(name) + 2 for name, _ in lines)])
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines)

@@ -1,4 +1,4 @@
-"""Read a source or a chunk of one (`sources.py`) in batches of records; of a damaged one name file, line, reason."""
+"""Read a source or a chunk of it (`sources.py`) in batches of records. Errors name file, line and reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from amplify_ds.errors import AmplifyError, explain
 from amplify_ds.prepare import archives, formats, tables
-from amplify_ds.prepare.alphabet import GAPS, SAMPLE, refusing_nucleotides
+from amplify_ds.prepare.alphabet import GAPS, SAMPLE, reject_nucleotides
 from amplify_ds.prepare.batches import Batch, Malformed, lines_in
 from amplify_ds.prepare.columns import Chosen, choose, records
 from amplify_ds.prepare.delimited import Layout, read_cells, read_layout
@@ -21,44 +21,47 @@ from amplify_ds.prepare.rows import RowEnds
 from amplify_ds.prepare.streams import Progress, buffered, open_section, open_stream
 
 _BROKEN = (OSError, ValueError, EOFError, pa.ArrowException)  # what damaged files raise
-_DAMAGED = " The input is compressed or a stream, and may be damaged: test it (gzip -t), fetch it again."
+_DAMAGED = " The input is compressed or a stream and may be damaged: test it (gzip -t) or download it again."
 Table = Mapping[str, Sequence[bytes]]
 
 
 def read_stream(
-    address: str, place: str, reading: Reading, progress: Progress, damaged: str = _DAMAGED
+    address: str, name: str, reading: Reading, progress: Progress, damaged: str = _DAMAGED
 ) -> Iterator[Batch]:
-    """Read a whole input that holds text or a tar archive, compressed or not."""
-    with refusing(place, damaged), open_stream(address, progress) as stream:
+    """Yield the batches of a whole input that holds text or a tar archive, compressed or not.
+
+    name: what errors call the input. damaged: what they add.
+    """
+    with wrap_errors(name, damaged), open_stream(address, progress) as stream:
         if not archives.is_tar(stream.peek(2**9)):
             yield from read_text(stream, address, reading)
             return
         others: list[str] = []
-        for name, member in archives.tar_members(stream, others):
-            with refusing(f"{place}, {name}"):
-                yield from read_text(buffered(member), name, reading)
+        for member, content in archives.tar_members(stream, others):
+            with wrap_errors(f"{name}, {member}"):
+                yield from read_text(buffered(content), member, reading)
         if others:
-            yield Batch([], b"", noted={f"left out of {place}: {name}": 1 for name in others[:20]})
+            yield Batch([], b"", noted={f"left out of {name}: {other}": 1 for other in others[:20]})
 
 
 def read_members(path: str, members: Sequence[str], reading: Reading, progress: Progress) -> Iterator[Batch]:
-    """Read some members of a zip archive."""
+    """Yield the batches of some members of a zip archive."""
     for member in members:
-        with refusing(f"{path}, {member}"), archives.zip_member(path, member) as stream:
+        with wrap_errors(f"{path}, {member}"), archives.zip_member(path, member) as stream:
             for batch in read_text(buffered(stream), member, reading):
                 progress(len(batch.text) // 4)
                 yield batch
 
 
 def read_text(stream: io.BufferedReader, name: str, reading: Reading) -> Iterator[Batch]:
-    """Read a stream of text from its beginning, in whichever form it is."""
+    """Yield the batches of a stream of text from its beginning, in any text format."""
     head = stream.peek(formats.HEAD)[: formats.HEAD]
-    if form := formats.binary_format(head):
-        raise Malformed(f"it is {form} within an archive, a compressed file or a stream; unpack it and give the file")
-    form = formats.text_format(head, name, reading.of_tables)
-    if form == "fasta":
+    if binary := formats.binary_format(head):
+        raise Malformed(f"it is {binary} within an archive, a compressed file or a stream; unpack it and give the file")
+    text_format = formats.text_format(head, name, reading.is_table)
+    if text_format == "fasta":
         yield from _finished(read_fasta(stream), reading, dict)
-    elif form == "delimited":
+    elif text_format == "delimited":
         layout, rest = read_layout(stream, formats.suffix(name) == ".tsv", reading)
         sample = _sample_of(rest, layout)
         chosen = choose(layout.columns, reading, sample)
@@ -73,33 +76,33 @@ def read_text(stream: io.BufferedReader, name: str, reading: Reading) -> Iterato
 
 
 def layout_of(path: str, reading: Reading) -> tuple[Layout, Chosen]:
-    """How a plain file of delimited text is laid out, and which columns are read."""
-    with refusing(path), open(path, "rb") as stream:
+    """Return the layout of a plain file of delimited text, and the columns to read."""
+    with wrap_errors(path), open(path, "rb") as stream:
         layout, rest = read_layout(stream, formats.suffix(path) == ".tsv", reading)
         return layout, choose(layout.columns, reading, _sample_of(rest, layout))
 
 
 def json_choice(path: str, reading: Reading) -> Chosen:
-    with refusing(path), open(path, "rb") as stream:
+    with wrap_errors(path), open(path, "rb") as stream:
         columns, before = tables.json_columns(stream)
         return choose(columns, reading, _first(_json_of, before))
 
 
 def read_fasta_section(path: str, bounds: tuple[int, int], reading: Reading, progress: Progress) -> Iterator[Batch]:
-    """Read the records of a plain file that begin within the bounds."""
-    with refusing(path):
+    """Yield the records of a plain FASTA file that begin within the bounds."""
+    with wrap_errors(path):
         stream, begin = open_section(path, *bounds, b"\n>", progress)
-    with stream, refusing(path, begin=begin):
+    with stream, wrap_errors(path, begin=begin):
         yield from _finished(read_fasta(stream), reading)
 
 
 def read_rows(
     path: str, bounds: tuple[int, int], layout: Layout | None, chosen: Chosen, reading: Reading, progress: Progress
 ) -> Iterator[Batch]:
-    """Read the rows between two places of a plain file at which rows begin; no layout: JSON lines."""
-    with refusing(path):
+    """Yield the rows within the bounds of a plain file, at which rows begin. layout: None for JSON lines."""
+    with wrap_errors(path):
         stream, begin = open_section(path, *bounds, b"", progress)
-    with stream, refusing(path, begin=begin):
+    with stream, wrap_errors(path, begin=begin):
         if layout:
             cells = read_cells(stream, b"", layout, chosen.all, 1)
         else:
@@ -108,44 +111,44 @@ def read_rows(
 
 
 def parquet_layout(path: str, reading: Reading) -> tuple[Chosen, int]:
-    """Which columns of a Parquet file are read, and its row groups."""
-    with refusing(path):
+    """Return the columns of a Parquet file to read, and the number of row groups."""
+    with wrap_errors(path):
         columns, groups = tables.parquet_columns(path)
         return choose(columns, reading, _first(tables.read_parquet, path, None, None)), groups
 
 
 def read_parquet(path: str, groups: range | None, reading: Reading, progress: Progress) -> Iterator[Batch]:
-    """Read row groups; None: all, from the first on."""
+    """Yield the batches of some row groups; None: of all, checked for nucleotides."""
     chosen, _ = parquet_layout(path, reading)
-    with refusing(path):
+    with wrap_errors(path):
         batches = _records(tables.read_parquet(path, groups, chosen.all), chosen)
         sample = None if groups is not None else _first(tables.read_parquet, path, None, None)
-        yield from _telling(_finished(batches, reading, sample), progress)
+        yield from _with_progress(_finished(batches, reading, sample), progress)
 
 
-def read_arrow(path: str, form: str, reading: Reading, progress: Progress) -> Iterator[Batch]:
-    with refusing(path):
-        sample = _first(tables.read_arrow, path, form, None)
-        chosen = choose(tables.arrow_columns(path, form), reading, sample)
-        batches = _records(tables.read_arrow(path, form, chosen.all), chosen)
-        yield from _telling(_finished(batches, reading, sample), progress)
+def read_arrow(path: str, arrow_format: str, reading: Reading, progress: Progress) -> Iterator[Batch]:
+    with wrap_errors(path):
+        sample = _first(tables.read_arrow, path, arrow_format, None)
+        chosen = choose(tables.arrow_columns(path, arrow_format), reading, sample)
+        batches = _records(tables.read_arrow(path, arrow_format, chosen.all), chosen)
+        yield from _with_progress(_finished(batches, reading, sample), progress)
 
 
 def read_data_files(name: str, files: str, numbers: range, reading: Reading, progress: Progress) -> Iterator[Batch]:
-    """Read some of the data files of a dataset of the hub."""
+    """Yield the batches of some of the data files of a hub dataset."""
     for number in numbers:
-        with refusing(f"{name}:{files}"):
+        with wrap_errors(f"{name}:{files}"):
             rows = tables.read_dataset(name, files, number)
             if (first := next(rows, None)) is None:
                 continue
             sample = _first(tables.cells_of_tables, [first], None)
             chosen = choose(first.column_names, reading, sample)
             cells = tables.cells_of_tables(_after(first, rows), chosen.all)
-            yield from _telling(_finished(_records(cells, chosen), reading, sample), progress)
+            yield from _with_progress(_finished(_records(cells, chosen), reading, sample), progress)
 
 
 def _first(read: Callable[..., Iterator[tables.Cells]], *arguments: object) -> Callable[[], Table]:
-    """What gives the first cells of a table, each time it is called."""
+    """Return a function that reads the first cells of a table anew each time it is called."""
     return lambda: next(read(*arguments), {})
 
 
@@ -163,14 +166,17 @@ def _records(cells: Iterable[tables.Cells], chosen: Chosen) -> Iterator[Batch]:
 
 
 def _finished(batches: Iterable[Batch], reading: Reading, table: Callable[[], Table] | None = None) -> Iterator[Batch]:
-    """Without gaps, if so asked; table: of an input from its beginning, which is then looked at for nucleotides."""
+    """Return the batches, without gaps if the reading strips them.
+
+    table: given for an input from its beginning, which is checked for nucleotides; returns its first cells.
+    """
     if reading.alignment == "strip":
         batches = (batch._replace(text=batch.text.translate(None, GAPS)) for batch in batches)
-    return iter(batches) if table is None or reading.nucleotides else refusing_nucleotides(batches, table)
+    return iter(batches) if table is None or reading.nucleotides else reject_nucleotides(batches, table)
 
 
 def _sample_of(text: bytes, layout: Layout) -> Callable[[], Table]:
-    """Cells of all columns of the rows that are in `text` as a whole."""
+    """Return a function that returns the cells of all columns, of the rows that are complete in `text`."""
 
     def sample() -> Table:
         rows = text[: RowEnds(layout.quoted).feed(text)] or text
@@ -183,34 +189,34 @@ def _sample_of(text: bytes, layout: Layout) -> Callable[[], Table]:
     return sample
 
 
-def _telling(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
+def _with_progress(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
     for batch in batches:
         progress(len(batch.text))
         yield batch
 
 
 @contextmanager
-def refusing(place: str, hint: str = "", begin: int = 0) -> Iterator[None]:
-    """Turn what a reader raises in the block into an AmplifyError that names the place and, if there is one, the line.
+def wrap_errors(name: str, hint: str = "", begin: int = 0) -> Iterator[None]:
+    """Convert what a reader raises in the block to an AmplifyError that names the input and, if there is one, the line.
 
-    begin: the byte of the file at which the stream of the block began: the lines before it count too.
+    hint: added to the message. begin: the byte of the file at which the stream began: lines before it count too.
     """
     try:
         yield
     except Malformed as error:
-        line = "" if error.line is None else f", line {error.line + _lines(place, begin):,}"
-        raise AmplifyError(f"{place}{line}: {error.message}.{hint}") from error
+        line = "" if error.line is None else f", line {error.line + _lines(name, begin):,}"
+        raise AmplifyError(f"{name}{line}: {error.message}.{hint}") from error
     except _BROKEN as error:
         text = explain(error)
         if text is None:
-            text = f"{place} cannot be read to its end: {error}. Is it still there and complete?{hint}"
-        elif place not in text:  # pyarrow asks for the memory that a damaged file claims to need
-            text = f"{place}: {text} A damaged file can be the reason, too.{hint}"
+            text = f"{name} cannot be read to its end: {error}. Is it still there and complete?{hint}"
+        elif name not in text:  # pyarrow requests the memory that a damaged file claims to need
+            text = f"{name}: {text} The file may also be damaged.{hint}"
         raise AmplifyError(text) from error
 
 
 def _lines(path: str, stop: int) -> int:
-    """Count the lines of the first `stop` bytes of a file."""
+    """Return the number of lines in the first `stop` bytes of a file."""
     if not stop:
         return 0
     with open(path, "rb") as file:

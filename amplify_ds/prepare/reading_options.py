@@ -1,4 +1,4 @@
-"""How inputs are to be read: the options that all commands share."""
+"""How to read inputs: the options that all commands share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ QUOTING, ALIGNMENTS = ("auto", "none", "csv"), ("refuse", "strip")
 
 @dataclass(frozen=True)
 class Reading:
-    """sequence_column, name_column: None for those that are known (columns.py). join: two chains, each a column or what
-    its name ends in, read as one sequence in both orders. delimiter: one character, None: tab or comma, by the first
-    line. header: whether the first line names the columns; else they are 1, 2, … quoting: "csv" as RFC 4180, "none", or
-    "auto": comma as csv, tab as delimited.py says. alignment: "strip" removes the gaps. nucleotides: whether they are
-    meant. names_for: the option that needs names, if there is one.
+    """How to read an input. Raises AmplifyError for an invalid value.
+
+    sequence_column, name_column: None for the known names (columns.py). join: two chains, each a column or the end of
+    its name, read as one sequence in both orders. delimiter: one character; None: tab or comma, by the first line.
+    header: whether the first line names the columns; if not, they are 1, 2, … quoting: "csv" as in RFC 4180, "none", or
+    "auto": csv for commas, for tabs see cells.py. alignment: "strip" removes the gaps. nucleotides: whether these are
+    allowed. names_for: the option that needs names, if any.
     """
 
     sequence_column: str | None = None
@@ -31,21 +33,23 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and not _can_delimit(self.delimiter):
-            raise AmplifyError(f'--delimiter is {self.delimiter!r}, expected one ASCII character (or "tab"), no quote.')
+            raise AmplifyError(
+                f'--delimiter is {self.delimiter!r}, expected one ASCII character other than a quote, or "tab".'
+            )
         for name, value, known in (("quoting", self.quoting, QUOTING), ("alignment", self.alignment, ALIGNMENTS)):
             if value not in known:
                 raise AmplifyError(f"--{name} is {value!r}, expected {' or '.join(known)}.")
         if self.join and self.sequence_column:
-            raise AmplifyError("--join names the columns of the sequences; leave out --sequence-column.")
+            raise AmplifyError("--join already names the columns of the sequences; omit --sequence-column.")
 
     @property
-    def of_tables(self) -> bool:
-        """Whether something is asked for that only a table has."""
+    def is_table(self) -> bool:
+        """Whether the options say that the input is a table."""
         return self.delimiter is not None or not self.header
 
     @property
-    def of_columns(self) -> list[str]:
-        """The options that were given and mean nothing for FASTA."""
+    def table_options(self) -> list[str]:
+        """The options given that have no effect on FASTA."""
         given = {
             "--sequence-column": self.sequence_column,
             "--name-column": self.name_column,
@@ -56,11 +60,11 @@ class Reading:
         }
         return [name for name, value in given.items() if value]
 
-    def unusual(self) -> dict:
-        """What differs from the defaults and changes what is read, for a manifest."""
-        found = {name: value for name, value in asdict(self).items() if value != getattr(Reading, name)}
-        found.pop("names_for", None)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    def changed(self) -> dict:
+        """Return the options that differ from the defaults and affect what is read, for the manifest."""
+        options = {name: value for name, value in asdict(self).items() if value != getattr(Reading, name)}
+        options.pop("names_for", None)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
 def _can_delimit(text: str) -> bool:
@@ -68,41 +72,50 @@ def _can_delimit(text: str) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("reading", "what an input is, is seen from its content")
+    group = parser.add_argument_group("reading", "the format of an input is recognised by its content")
     add = group.add_argument
     add(
         "--sequence-column",
         metavar="NAME",
-        help="of a table (default: sequence_aa or sequence_alignment_aa, else sequence)",
+        help="column of a table with the sequences (default: sequence_aa or sequence_alignment_aa, else sequence)",
     )
-    add("--name-column", metavar="NAME", help="of a table (default: name, sequence_id, Entry, accession or id)")
+    add(
+        "--name-column",
+        metavar="NAME",
+        help="column of a table with the names (default: name, sequence_id, Entry, accession or id)",
+    )
     add(
         "--join",
         nargs=2,
         metavar="CHAIN",
-        help="two columns, or what the names of theirs end in (heavy light), read as one sequence: HEAVY|LIGHT, and "
-        "LIGHT|HEAVY as a second one, as in UR100P",
+        help="two columns, or the ends of their names (heavy light), to read as one sequence HEAVY|LIGHT and a second "
+        "one LIGHT|HEAVY, as in UR100P",
     )
-    add("--delimiter", metavar="C", help='between columns; "tab" is one (default: tab or comma, by the first line)')
-    add("--no-header", action="store_true", help="a table's first line holds data; its columns are called 1, 2, …")
+    add(
+        "--delimiter",
+        metavar="C",
+        help='character between columns, or "tab" (default: tab or comma, by the first line)',
+    )
+    add("--no-header", action="store_true", help="the first line of a table is data; its columns are called 1, 2, …")
     add(
         "--quoting",
         choices=QUOTING,
         default="auto",
-        help='csv: cells in "" may hold delimiters and line breaks; none: a quote is a letter; auto: csv between '
-        "commas; between tabs each line is a row, and a cell wholly in quotes loses them (default: auto)",
+        help='csv: cells in "" may hold delimiters and line breaks; none: a quote is an ordinary character; auto: csv '
+        "between commas; between tabs each line is a row, and a cell wholly in quotes loses them (default: auto)",
     )
     add(
         "--alignment",
         choices=ALIGNMENTS,
         default="refuse",
-        help="strip: sequences are aligned, their gaps (- and .) are removed, insertions (small letters) are residues",
+        help="strip: remove the gaps (- and .) of aligned sequences; insertions (lower case) are residues "
+        "(default: %(default)s)",
     )
-    add("--allow-nucleotides", action="store_true", help="do not refuse an input of A C G T U N only")
+    add("--allow-nucleotides", action="store_true", help="accept an input of A C G T U N only")
 
 
 def reading_of(options: argparse.Namespace, names_for: str | None = None) -> Reading:
-    """What the arguments ask for. Raises AmplifyError."""
+    """Return the reading that the parsed arguments describe. Raises AmplifyError for an invalid value."""
     delimiter = {"tab": "\t", "\\t": "\t"}.get(options.delimiter, options.delimiter)
     return Reading(
         options.sequence_column,

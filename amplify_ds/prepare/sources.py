@@ -1,5 +1,5 @@
-"""What an address means: a file, a pattern, a folder of files, a dataset of the hub, "-" or http(s). It becomes sources
-(chunks.py), one per file or dataset."""
+"""Resolve an address to sources (chunks.py), one per file or dataset: a file, a pattern, a folder of files, a hub
+dataset, "-" or http(s)."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from amplify_ds.prepare.reading_options import Reading
 from amplify_ds.prepare.tables import open_dataset
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:]*)?")
-_SHOWN = 20  # names of files that are left out
+_MAX_NAMES = 20  # of files that are left out, in a message
 
 
 def find_sources(
-    addresses: Sequence[str], reading: Reading = Reading(), tell: Callable[[str], object] = lambda note: None
+    addresses: Sequence[str], reading: Reading = Reading(), notify: Callable[[str], object] = lambda note: None
 ) -> list[Source]:
-    """Return the sources of all addresses; AmplifyError for one with nothing to read. tell: what is left out."""
-    return [source for address in addresses for source in _find(address, reading, tell)]
+    """Return the sources of all addresses; AmplifyError for one with nothing to read.
+
+    notify: is called with notes, such as which files are left out.
+    """
+    return [source for address in addresses for source in _find(address, reading, notify)]
 
 
-def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list[Source]:
+def _find(address: str, reading: Reading, notify: Callable[[str], object]) -> list[Source]:
     if address == "-" or address.startswith(("http://", "https://")):
         name = STANDARD_INPUT if address == "-" else address
-        version = f"{name} {time.time_ns()}" if address == "-" else f"{address} {reading}"  # a pipe comes once
+        version = (
+            f"{name} {time.time_ns()}" if address == "-" else f"{address} {reading}"
+        )  # a pipe cannot be read again
         return [_stream(name, version, chunk_of(name, 0, readers.read_stream, address, address, reading))]
     if Path(address).exists():
-        return _local(Path(address), "", reading, tell)
+        return _local(Path(address), "", reading, notify)
     if has_magic(address):
-        if not (found := sorted(glob(address, recursive=True))):
+        if not (paths := sorted(glob(address, recursive=True))):
             raise AmplifyError(f"no file matches {address}. Check the pattern and the directory.")
-        return [source for path in found for source in _local(Path(path), "", reading, tell)]
+        return [source for path in paths for source in _local(Path(path), "", reading, notify)]
     folder, _, files = address.partition(":")
     if files and Path(folder).is_dir():
-        return _local(Path(folder), files, reading, tell)
+        return _local(Path(folder), files, reading, notify)
     name_like_file = address.lower().endswith((*formats.DATA_NAMES, *formats.COMPRESSED_NAMES, ".txt", ".fna"))
     if (not files and name_like_file) or not _HUB_NAME.fullmatch(address) or Path(folder).parent.is_dir():
         raise AmplifyError(
@@ -54,8 +59,9 @@ def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list
         if folder == "chandar-lab/UR100P":
             fetch = "python data_prep/fetch_ur100p.py --output DIR"
         raise AmplifyError(
-            f"there is no file {address}, and the dataset cannot be opened on the Hugging Face hub: {error} Without a "
-            f"network, run {fetch} where there is one, copy DIR, and give DIR{':' * bool(files)}{files}."
+            f"there is no file {address}, and no dataset of this name can be opened on the Hugging Face hub: {error} "
+            f"Without a network, run {fetch} on a machine that has one, copy DIR, and give "
+            f"DIR{':' * bool(files)}{files}."
         ) from error
 
     def chunk(name: str, numbers: range) -> Chunk:
@@ -66,26 +72,26 @@ def _find(address: str, reading: Reading, tell: Callable[[str], object]) -> list
     return [Source(address, None, None, f"{address} {reading}", whole, lambda cuts: chunks)]
 
 
-def _local(path: Path, files: str, reading: Reading, tell: Callable[[str], object]) -> list[Source]:
-    """The sources at a path that exists; of a folder, the data files whose paths in it begin with `files`."""
+def _local(path: Path, files: str, reading: Reading, notify: Callable[[str], object]) -> list[Source]:
+    """Return the sources at an existing path; of a folder, the data files whose paths in it begin with `files`."""
     if not path.is_dir():
-        return [source_of_file(path, reading, tell)]
-    found: list[Path] = []
+        return [source_of_file(path, reading, notify)]
+    data_files: list[Path] = []
     others: list[Path] = []
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
         if file.is_file() and str(name).startswith(files) and not any(part.startswith(".") for part in name.parts):
-            (found if formats.suffix(file.name) in formats.DATA_NAMES else others).append(file)
-    if not found:
+            (data_files if formats.suffix(file.name) in formats.DATA_NAMES else others).append(file)
+    if not data_files:
         raise AmplifyError(
             f"the directory {path} holds no data file{f' that begins with {files}' if files else ''}, expected names "
             f"that end in {' '.join(formats.DATA_NAMES)}, compressed or not"
-            f"{f', found {quoted(map(str, others))}; give such files by their own names' if others else ''}."
+            f"{f', found {quoted(map(str, others))}; to read such files, give their names' if others else ''}."
         )
     if others:
-        names = quoted((str(file.relative_to(path)) for file in others), _SHOWN)
-        tell(f"left out of {path}: {names}; to read such a file, give its own name")
-    return [source_of_file(file, reading, tell) for file in found]
+        names = quoted((str(file.relative_to(path)) for file in others), _MAX_NAMES)
+        notify(f"left out of {path}: {names}; to read such a file, give its name")
+    return [source_of_file(file, reading, notify) for file in data_files]
 
 
 def _stream(name: str, version: str, whole: Chunk) -> Source:

@@ -1,7 +1,6 @@
-"""The bytes of an input as one file object: a file or part of it, compressed or not, standard input, http.
+"""Open an input as one file object of bytes: a file or part of it, compressed or not, standard input, http.
 
-Compression is seen from the first bytes, never from the name. Progress is told in bytes as they lie on the disk or come
-over the wire.
+Compression is recognised by the first bytes, never by the name. Progress is reported in bytes before decompression.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _SCAN = 2**16
 
 
 def compression(head: bytes) -> str | None:
-    """Return the name of the compression whose files begin with `head`, or None."""
+    """Return the name of the compression whose files begin with `head`, None if there is none."""
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
 
 
 def open_stream(address: str, progress: Progress) -> io.BufferedReader:
-    """Open a whole input, decompressed and in UTF-8: a path, "-" for standard input, or an http(s) address."""
+    """Return a whole input, decompressed and in UTF-8: a path, "-" for standard input, or an http(s) address."""
     if address == "-":
         raw: Readable = cast(io.BufferedReader, sys.stdin.buffer)
     elif address.startswith(("http://", "https://")):
@@ -45,47 +44,47 @@ def open_stream(address: str, progress: Progress) -> io.BufferedReader:
 
 
 def buffered(raw: Readable) -> io.BufferedReader:
-    """The stream, decompressed if it is compressed, and UTF-16 (known by its first two bytes) made UTF-8."""
+    """Return the stream, decompressed if necessary, and UTF-16 (known by its first two bytes) converted to UTF-8."""
     stream: io.BufferedReader[Any] = io.BufferedReader(_Full(raw), BUFFER)
-    if form := compression(stream.peek(8)[:8]):
-        stream = io.BufferedReader(_Full(_Decompressed(stream, form)), BUFFER)
+    if name := compression(stream.peek(8)[:8]):
+        stream = io.BufferedReader(_Full(_Decompressed(stream, name)), BUFFER)
     if encoding := UTF16_MARKS.get(stream.peek(2)[:2]):
         stream = io.BufferedReader(_Utf8(stream, encoding), BUFFER)
     return stream
 
 
 def open_section(path: str, start: int, stop: int, separator: bytes, progress: Progress) -> tuple[BinaryIO, int]:
-    """Open the records of a plain file that begin in [start, stop), where a record begins after every `separator`.
+    """Return a stream of the records of a plain file that begin in [start, stop), and the byte at which it begins.
 
-    The separator's last byte belongs to the record unless it is a line end, so that b"\\n>" cuts FASTA and b"\\n" cuts
-    lines. Sections with adjoining bounds hold every record once. Without a separator the bounds are where records
-    begin. Returns the stream and the place where it begins.
+    A record begins after every `separator`. Its last byte belongs to the record unless it is a line end, so that
+    b"\\n>" cuts FASTA and b"\\n" cuts lines. Sections with adjoining bounds hold every record once. If the separator is
+    empty, records begin at the bounds.
     """
     file = open(path, "rb", buffering=0)
-    begin, end = (_boundary(file, place, separator) if separator else place for place in (start, stop))
+    begin, end = (_boundary(file, bound, separator) if separator else bound for bound in (start, stop))
     file.seek(begin)
     return io.BufferedReader(Counted(file, progress, max(0, end - begin)), BUFFER), begin
 
 
-def _boundary(file: BinaryIO, place: int, separator: bytes) -> int:
-    """Return where the first record that begins at `place` or later begins, or the end of the file."""
-    if place == 0:
+def _boundary(file: BinaryIO, position: int, separator: bytes) -> int:
+    """Return where the first record at or after `position` begins, or the end of the file."""
+    if position == 0:
         return 0
-    inside = 0 if separator.endswith(b"\n") else 1  # how much of the separator is the record's
-    offset = max(0, place + inside - len(separator))
+    inside = 0 if separator.endswith(b"\n") else 1  # bytes of the separator that belong to the record
+    offset = max(0, position + inside - len(separator))
     file.seek(offset)
     tail = b""
     while block := file.read(_SCAN):
-        found = (tail + block).find(separator)
-        if found >= 0:
-            return offset - len(tail) + found + len(separator) - inside
+        index = (tail + block).find(separator)
+        if index >= 0:
+            return offset - len(tail) + index + len(separator) - inside
         offset += len(block)
         tail = (tail + block)[-(len(separator) - 1) :] if len(separator) > 1 else b""
     return offset
 
 
 class _Full(io.RawIOBase):
-    """A stream of which a read gives all that is asked for, but at the end: what is peeked at is not half a line."""
+    """A stream that fills every read except the last, so that `peek` does not return only part of a line."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -105,10 +104,10 @@ class _Full(io.RawIOBase):
 
 
 class _Decompressed(io.RawIOBase):
-    """What a compressed stream holds; OSError where it is damaged, whichever library found that."""
+    """The content of a compressed stream. Raises OSError if it is damaged, whichever library reads it."""
 
-    def __init__(self, stream: BinaryIO, form: str) -> None:
-        self._stream = xopen(stream, "rb", threads=0, format=form)
+    def __init__(self, stream: BinaryIO, compression: str) -> None:
+        self._stream = xopen(stream, "rb", threads=0, format=compression)
 
     def readable(self) -> bool:
         return True
@@ -130,7 +129,7 @@ class _Decompressed(io.RawIOBase):
 
 
 class _Utf8(io.RawIOBase):
-    """A stream of UTF-16 as UTF-8."""
+    """A stream of UTF-16, converted to UTF-8."""
 
     def __init__(self, stream: BinaryIO, encoding: str) -> None:
         self._stream, self._decoder, self._left = stream, codecs.getincrementaldecoder(encoding)(), b""
@@ -155,7 +154,7 @@ class _Utf8(io.RawIOBase):
 
 
 class Counted(io.RawIOBase):
-    """A readable file, or its next `size` bytes, that tells `progress` how many bytes were read."""
+    """A readable file, or its next `size` bytes, that reports to `progress` how many bytes were read."""
 
     def __init__(self, file: Readable, progress: Progress, size: int | None = None) -> None:
         self._file, self._progress, self._left = file, progress, size
@@ -167,7 +166,7 @@ class Counted(io.RawIOBase):
         view = memoryview(buffer)[: self._left]
         read = self._file.readinto(view)
         if read is None:
-            raise BlockingIOError("no bytes are ready, and the input is not one that waits for them")
+            raise BlockingIOError("no bytes are ready, and the input is in non-blocking mode")
         if self._left is not None:
             self._left -= read
         self._progress(read)

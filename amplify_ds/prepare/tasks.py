@@ -1,9 +1,9 @@
-"""Work in tasks whose results are files: parallel, over machines too, and never done twice.
+"""Run tasks whose results are files, in parallel and on several machines, each task once.
 
-A task is a pure function of its arguments that writes files of its own and returns what is to be said of them. Its
-result is stored as `STAGE-ID.json`, complete or absent, where ID is a hash of all that the task depends on. So a task
-whose result is there needs not be done; a process that was killed has lost the tasks that it was at; and processes on
-several machines that share the directory each take every n-th task, and know from the files when all are done.
+A task is a pure function of its arguments that writes files and returns a description of them. Its result is stored as
+`STAGE-ID.json`, complete or absent, where ID is a hash of everything the task depends on. So a task whose result exists
+need not run again; a process that is killed loses only the tasks it was running; and processes on n machines that share
+the directory each take every n-th task, and see from the files when all are done.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from amplify_ds.prepare.build_ranks import Rank
 from amplify_ds.processes import process_pool, sigterm_interrupts
 
 Progress = Callable[..., object]  # (amount of the task's size just done, residues among it)
-_SECONDS_BETWEEN_LOOKS = 0.2
-_shared: tuple[Any, Any]  # in a worker: what it tells the command, and when it stops
+_POLL_SECONDS = 0.2
+_shared: tuple[Any, Any]  # in a worker: the totals that it adds progress to, and the event that stops it
 
 
 class Task(NamedTuple):
-    """Work that can be done anywhere: `run(stem, progress)` writes files whose names are `stem` and a dot and more.
+    """Work that any process can do: `run(stem, progress)` writes files whose names begin with `stem` and a dot.
 
-    depends: all that the result depends on, as JSON. size: about what it will tell `progress`.
+    depends: everything that the result depends on, as JSON. size: approximately what `run` reports to `progress`.
     """
 
     depends: Any
@@ -44,12 +44,12 @@ class Task(NamedTuple):
 
 
 class Workers(NamedTuple):
-    """Who does the work: this process or a pool of them, as one of several ranks that share the directory."""
+    """What runs the tasks: this process or a pool of processes, on one of several ranks that share the directory."""
 
     rank: Rank
     pool: ProcessPoolExecutor | None
-    told: Any  # of a pool: the size and the residues of which its processes told, not yet shown
-    check: Callable[[], None]  # raises AmplifyError when another rank has failed
+    progress: Any  # of a pool: the size and residues that its processes have done and the bar does not show yet
+    check: Callable[[], None]  # raises AmplifyError if another rank has failed
 
 
 class _Stopped(Exception):
@@ -57,78 +57,78 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def workers(count: int, rank: Rank = Rank(0, 1), check: Callable[[], None] = lambda: None) -> Iterator[Workers]:
-    """Start processes, unless one is enough; whatever ends this one, Ctrl-C or SIGTERM or SIGKILL, ends them too."""
+def start_workers(count: int, rank: Rank = Rank(0, 1), check: Callable[[], None] = lambda: None) -> Iterator[Workers]:
+    """Start `count` worker processes, none if it is 1; they end with this process, even if it is killed."""
     with sigterm_interrupts():
         if count == 1:
             yield Workers(rank, None, None, check)
             return
         spawn = multiprocessing.get_context("spawn")
-        told, stop = spawn.Array("q", 2), spawn.Event()
-        with process_pool(count, _share, (told, stop)) as pool:
+        progress, stop = spawn.Array("q", 2), spawn.Event()
+        with process_pool(count, _set_shared, (progress, stop)) as pool:
             try:
-                yield Workers(rank, pool, told, check)
+                yield Workers(rank, pool, progress, check)
             finally:
                 stop.set()
 
 
-def run_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, unit: str) -> list[dict]:
-    """Do what is not done yet, wait for what others do, and return all results in order."""
-    do_tasks(stage, tasks, directory, crew, unit)
+def run_tasks(stage: str, tasks: Sequence[Task], directory: Path, workers: Workers, unit: str) -> list[dict]:
+    """Return the results of all tasks in order: run this rank's share of those without a result, wait for the rest."""
+    do_tasks(stage, tasks, directory, workers, unit)
     results = [_result(stem) for stem in _stems(stage, tasks, directory)]
     while missing := [path for path in results if not path.exists()]:
-        crew.check()
-        time.sleep(_SECONDS_BETWEEN_LOOKS * min(len(missing), 10))
+        workers.check()
+        time.sleep(_POLL_SECONDS * min(len(missing), 10))
     return [json.loads(path.read_bytes()) for path in results]
 
 
-def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, crew: Workers, unit: str) -> None:
-    """Do this process's part of what is not done yet."""
+def do_tasks(stage: str, tasks: Sequence[Task], directory: Path, workers: Workers, unit: str) -> None:
+    """Run this rank's share of the tasks that have no result yet."""
     stems = _stems(stage, tasks, directory)
-    if crew.rank.number == 0:
+    if workers.rank.number == 0:
         _remove_others(directory, stage, {stem.name for stem in stems})
-    assigned = list(zip(stems, tasks))[crew.rank.number :: crew.rank.world]
-    mine = [(stem, task) for stem, task in assigned if not _result(stem).exists()]
-    with bars.bar(total=sum(task.size for _, task in mine), desc=stage, unit=unit, unit_scale=True) as bar:
-        meter = _Meter(bar, crew.check)
-        if crew.pool is None:
-            for stem, task in mine:
-                _do(stem, task, meter.tell)
+    assigned = list(zip(stems, tasks))[workers.rank.number :: workers.rank.world]
+    remaining = [(stem, task) for stem, task in assigned if not _result(stem).exists()]
+    with bars.bar(total=sum(task.size for _, task in remaining), desc=stage, unit=unit, unit_scale=True) as bar:
+        meter = _Meter(bar, workers.check)
+        if workers.pool is None:
+            for stem, task in remaining:
+                _run(stem, task, meter.update)
         else:
-            _do_in_pool(crew.pool, crew.told, mine, meter)
+            _run_in_pool(workers.pool, workers.progress, remaining, meter)
 
 
 class _Meter:
-    """A bar that follows the size of tasks and says how many residues per second go by."""
+    """Updates a bar with the size of the work done, and shows residues per second."""
 
     def __init__(self, bar: tqdm, check: Callable[[], None]) -> None:
-        self._bar, self._check, self._residues, self._began = bar, check, 0, time.perf_counter()
+        self._bar, self._check, self._residues, self._started = bar, check, 0, time.perf_counter()
 
-    def tell(self, amount: int, residues: int = 0) -> None:
+    def update(self, amount: int, residues: int = 0) -> None:
         self._check()
         self._residues += residues
-        rate = self._residues / (time.perf_counter() - self._began)
+        rate = self._residues / (time.perf_counter() - self._started)
         self._bar.set_postfix_str(f"{rate / 1e6:.1f} million residues/s", refresh=False)
         self._bar.update(amount)
 
 
-def _do_in_pool(pool: ProcessPoolExecutor, told: Any, tasks: Sequence[tuple[Path, Task]], meter: _Meter) -> None:
-    pending = {pool.submit(_do, stem, task) for stem, task in tasks}
+def _run_in_pool(pool: ProcessPoolExecutor, progress: Any, tasks: Sequence[tuple[Path, Task]], meter: _Meter) -> None:
+    pending = {pool.submit(_run, stem, task) for stem, task in tasks}
     while pending:
-        done, pending = wait(pending, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+        done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
         for future in done:
             future.result()
-        with told.get_lock():
-            amounts, told[:] = told[:], [0, 0]
-        meter.tell(*amounts)
+        with progress.get_lock():
+            amounts, progress[:] = progress[:], [0, 0]
+        meter.update(*amounts)
 
 
-def _do(stem: Path, task: Task, progress: Progress | None = None) -> None:
-    """Do a task and store its result; a task that fails leaves nothing."""
-    gc.disable()  # millions of small objects and no cycles: to look for some would take a fifth of the time
+def _run(stem: Path, task: Task, progress: Progress | None = None) -> None:
+    """Run a task and store its result; a task that fails leaves no files."""
+    gc.disable()  # there are millions of small objects without cycles; collection would take a fifth of the time
     try:
         _remove(stem)
-        result = task.run(stem, progress or _tell)
+        result = task.run(stem, progress or _add_progress)
         with writing(_result(stem)):
             write_json(_result(stem), result)
     except BaseException:
@@ -138,24 +138,24 @@ def _do(stem: Path, task: Task, progress: Progress | None = None) -> None:
         gc.enable()
 
 
-def _share(told: Any, stop: Any) -> None:
-    """Keep, in a worker, what it shares with the command."""
+def _set_shared(progress: Any, stop: Any) -> None:
+    """Initialise a worker with what it shares with the command."""
     global _shared
-    _shared = told, stop
+    _shared = progress, stop
 
 
-def _tell(amount: int, residues: int = 0) -> None:
-    told, stop = _shared
+def _add_progress(amount: int, residues: int = 0) -> None:
+    progress, stop = _shared
     if stop.is_set():
         raise _Stopped
-    with told.get_lock():
-        told[0] += amount
-        told[1] += residues
+    with progress.get_lock():
+        progress[0] += amount
+        progress[1] += residues
 
 
-def _remove_others(directory: Path, stage: str, wanted: set[str]) -> None:
-    """Remove what an earlier build with other inputs or settings has left of this stage."""
-    for name in {path.name.split(".")[0] for path in directory.glob(f"{stage}-*")} - wanted:
+def _remove_others(directory: Path, stage: str, names: set[str]) -> None:
+    """Remove what an earlier build with other inputs or settings has left of this stage; names: those to keep."""
+    for name in {path.name.split(".")[0] for path in directory.glob(f"{stage}-*")} - names:
         _remove(directory / name)
 
 
@@ -175,5 +175,5 @@ def _result(stem: Path) -> Path:
 
 
 def digest(depends: Any) -> str:
-    """Of JSON, in 24 hexadecimal digits."""
+    """Return a hash of a JSON value, 24 hexadecimal digits."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""Splits, rules, windows; and that neither workers, machines nor interruptions change a byte."""
+"""Splits, rules and windows; workers, machines and interruptions do not change a byte."""
 
 import csv
 import os
@@ -50,19 +50,19 @@ def test_validation_fraction(tmp_path):
         assert counts["records"] == 650 == counts["sequences"] + sum(counts["rejected"].values())
     assert split("b", "--validation-fraction", 0.2, "--seed", 5) == (train, held_out)
     assert split("c", "--validation-fraction", 0.1)[1].keys() < held_out.keys()
-    path.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences[:200])))  # others there or not
+    path.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences[:200])))  # without the other sequences
     assert split("d", "--validation-fraction", 0.2)[1].keys() < held_out.keys()
 
 
 def test_a_split_of_which_one_part_is_complete(tmp_path, capsys):
     path = write_fasta(tmp_path / "in.fasta", proteins(100))
-    words = ["--validation-fraction", 0.3, "--validation-output", tmp_path / "valid"]
-    build(path, tmp_path / "train", *words)
+    options = ["--validation-fraction", 0.3, "--validation-output", tmp_path / "valid"]
+    build(path, tmp_path / "train", *options)
     before = content(tmp_path / "train")
     for file in (tmp_path / "train").iterdir():
         file.unlink()
     capsys.readouterr()
-    build(path, tmp_path / "train", *words)
+    build(path, tmp_path / "train", *options)
     assert content(tmp_path / "train") == before and "valid is complete" in capsys.readouterr().out
 
 
@@ -100,8 +100,8 @@ def test_every_rule_can_be_switched_and_is_counted(tmp_path, options, dropped, r
     kept = {name.replace("o", "D") if "UniRef" in name else name: text for name, text in zip("ABCDEFG", kept.values())}
     expected = [text.upper().replace(" ", "").rstrip("*") for name, text in kept.items() if name not in dropped]
     expected += ["MKVFFF"] if "--duplicates" in options else []
-    found = Counter(text.replace("<unk>", "X") for text in windows(tmp_path / "out").elements())
-    assert found == Counter(f"<bos>{text}<eos>" for text in expected)
+    counts = Counter(text.replace("<unk>", "X") for text in windows(tmp_path / "out").elements())
+    assert counts == Counter(f"<bos>{text}<eos>" for text in expected)
     assert Shards(tmp_path / "out").manifest["counts"]["rejected"] == reasons
 
 
@@ -112,21 +112,21 @@ def test_excluded_sequences_are_excluded_whatever_their_names(tmp_path):
     assert windows(tmp_path / "out") == {"<bos>MKVC<eos>": 1}
 
 
-def test_one_random_window_a_sequence(tmp_path):
+def test_one_random_window_per_sequence(tmp_path):
     sequences = proteins(300, longest=200)
     path = write_fasta(tmp_path / "in.fasta", sequences)
-    found = {}
+    built = {}
     for seed in (0, 1):
         build(path, tmp_path / str(seed), "--windows", "random", "--seed", seed, *SMALL)
-        found[seed] = windows(tmp_path / str(seed))
-        assert found[seed].total() == 300
-        for window in found[seed]:
+        built[seed] = windows(tmp_path / str(seed))
+        assert built[seed].total() == 300
+        for window in built[seed]:
             text = re.sub("<bos>|<eos>", "|", window)
             assert len(text) <= 64 and any(text in f"|{sequence}|" for sequence in sequences)
-    assert found[0] != found[1]
+    assert built[0] != built[1]
     write_fasta(path, sequences[::-1])
     build(path, tmp_path / "again", "--windows", "random", *SMALL)
-    assert windows(tmp_path / "again") == found[0]
+    assert windows(tmp_path / "again") == built[0]
 
 
 def test_every_window_is_as_likely_as_the_next():
@@ -155,14 +155,14 @@ def test_a_bad_line_is_named_by_workers_too(tmp_path, monkeypatch):
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     path.write_bytes(path.read_bytes() + b">x\nM\xe9\n")
     line = path.read_bytes().count(b"\n")
-    words = ["--input", path, "--output", tmp_path / "out", "--workers", 2]
-    result = build_with_workers(tmp_path, code, *words)
+    arguments = ["--input", path, "--output", tmp_path / "out", "--workers", 2]
+    result = build_with_workers(tmp_path, code, *arguments)
     assert result.returncode == 1 and f"line {line:,}: b'M\\xe9' holds bytes" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_workers_read_quoted_cells_of_several_lines(tmp_path, monkeypatch):
-    """A table with line ends, quotes and delimiters in its cells, cut into many chunks: the shards of FASTA."""
+    """A table with line ends, quotes and delimiters in cells, cut into many chunks, gives the same shards as FASTA."""
     code = many_chunks(monkeypatch)
     sequences = proteins(400)
     build(write_fasta(tmp_path / "in.fasta", sequences), tmp_path / "one", *SMALL)
@@ -174,14 +174,14 @@ def test_workers_read_quoted_cells_of_several_lines(tmp_path, monkeypatch):
             about = ['a "quote", and', "a\nline", "plain", '"'][number % 4]
             cut = number % 50
             writer.writerow([about, "\n".join([text[:cut], text[cut:]]), 'x\n"y",z\n' * (number % 3)])
-    words = ["--input", table, "--output", tmp_path / "two", "--workers", 2, *SMALL]
-    result = build_with_workers(tmp_path, f"{code}; pipeline.INSPECTED = 700", *words)
+    arguments = ["--input", table, "--output", tmp_path / "two", "--workers", 2, *SMALL]
+    result = build_with_workers(tmp_path, f"{code}; pipeline.INSPECTED = 700", *arguments)
     assert result.returncode == 0, result.stderr
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert Shards(tmp_path / "two").manifest["counts"]["records"] == 400
     table.write_bytes(table.read_bytes() + b"x,MKV\n")
-    words[3] = tmp_path / "three"
-    result = build_with_workers(tmp_path, f"{code}; pipeline.INSPECTED = 700", *words)
+    arguments[3] = tmp_path / "three"
+    result = build_with_workers(tmp_path, f"{code}; pipeline.INSPECTED = 700", *arguments)
     line = table.read_bytes().count(b"\n")
     assert result.returncode == 1 and f"in.csv, line {line:,}: 2 columns, expected 3" in result.stderr, result.stderr
 
@@ -190,24 +190,24 @@ def test_a_killed_worker_is_reported_and_the_next_run_carries_on(tmp_path, monke
     code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "undisturbed", *SMALL)
-    words = ["--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
+    arguments = ["--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
     kill = "import os; pipeline.write_shard = lambda *_: os.kill(os.getpid(), 9)"
-    result = build_with_workers(tmp_path, f"{code}\n{kill}", *words)
+    result = build_with_workers(tmp_path, f"{code}\n{kill}", *arguments)
     assert result.returncode == 1 and "a worker was killed" in result.stderr and "Traceback" not in result.stderr
-    assert build_with_workers(tmp_path, f"{code}\npipeline.write_run = None", *words).returncode == 0
+    assert build_with_workers(tmp_path, f"{code}\npipeline.write_run = None", *arguments).returncode == 0
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(tmp_path, monkeypatch):
-    """Kill the build with all its workers after more and more time, until one ends by itself."""
+    """Kill the build with all its workers after an increasing time, until one finishes."""
     code = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "undisturbed", *SMALL)
     build_with_workers(tmp_path, code, "--help")
-    words = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
+    arguments = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
     killed = 0
     for attempt in range(1, 40):
-        process = start(*words)
+        process = start(*arguments)
         try:
             process.wait(0.2 * attempt)
             break
@@ -225,11 +225,11 @@ def test_several_machines_share_the_work(tmp_path, monkeypatch):
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "one", *SMALL)
     build_with_workers(tmp_path, code, "--help")
-    words = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out", *SMALL]
+    arguments = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out", *SMALL]
     machines, meeting = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for rank in (2, 1, 0):
         environment = {**os.environ, **meeting, "RANK": str(rank), "WORLD_SIZE": "3"}
-        machines.append(start(*words, env=environment))
+        machines.append(start(*arguments, env=environment))
         time.sleep(0.3)
     for machine in machines:
         assert machine.wait(60) == 0, machine.stderr.read()
@@ -239,16 +239,16 @@ def test_several_machines_share_the_work(tmp_path, monkeypatch):
 
 
 def test_a_machine_that_is_not_needed_ends_well(tmp_path):
-    """The second of two comes when the first is at work, and has nothing to do; or when all is complete."""
+    """The second of two starts when the first is at work and has nothing to do, or when everything is complete."""
     path = write_fasta(tmp_path / "in.fasta", proteins(50))
     late = "wait = pipeline.run_tasks; pipeline.run_tasks = lambda *a: (time.sleep(1.5), wait(*a))[1]"
     build_with_workers(tmp_path, f"import time; from amplify_ds.prepare import pipeline; {late}", "--help")
-    words = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out"]
+    arguments = [tmp_path / "main.py", "--input", path, "--output", tmp_path / "out"]
     for _ in range(2):
         machines, meeting = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        for rank, script_words in ((1, words), (0, [DATA_PREP / "build_shards.py", *words[1:]])):
+        for rank, command in ((1, arguments), (0, [DATA_PREP / "build_shards.py", *arguments[1:]])):
             environment = {**os.environ, **meeting, "RANK": str(rank), "WORLD_SIZE": "2"}
-            machines.append(start(*script_words, env=environment))
+            machines.append(start(*command, env=environment))
         for machine in machines:
             assert machine.wait(60) == 0, machine.stderr.read()
     assert verify(tmp_path / "out") == 3
@@ -256,20 +256,20 @@ def test_a_machine_that_is_not_needed_ends_well(tmp_path):
 
 def test_standard_input_is_never_taken_for_the_same(tmp_path):
     text = ">a\nMKVLL\n"
-    words = [sys.executable, DATA_PREP / "build_shards.py", "--input", "-", "--output", tmp_path / "out"]
-    first, second = (subprocess.run(words, input=text, capture_output=True, text=True) for _ in range(2))
+    command = [sys.executable, DATA_PREP / "build_shards.py", "--input", "-", "--output", tmp_path / "out"]
+    first, second = (subprocess.run(command, input=text, capture_output=True, text=True) for _ in range(2))
     assert first.returncode == 0 and windows(tmp_path / "out") == {"<bos>MKVLL<eos>": 1}
     assert second.returncode == 1 and "standard input" in second.stderr
 
 
 def test_an_input_that_vanishes_is_named_and_the_next_run_carries_on(tmp_path):
     paths = [write_fasta(tmp_path / f"{name}.fasta", proteins(50, seed)) for seed, name in enumerate("ab")]
-    words = ["--input", *paths, "--output", tmp_path / "out"]
+    arguments = ["--input", *paths, "--output", tmp_path / "out"]
     away = f"(write(*a), os.rename({str(paths[1])!r}, {str(tmp_path / 'c')!r}))"
     vanish = "import os; from amplify_ds.prepare import pipeline; write = pipeline.write_run; "
     vanish += f"pipeline.write_run = lambda *a: {away}"
-    result = script("build_shards.py", *words, code=vanish)
+    result = script("build_shards.py", *arguments, code=vanish)
     assert result.returncode == 1 and "b.fasta" in result.stderr and "Traceback" not in result.stderr
     (tmp_path / "c").rename(paths[1])
-    assert script("build_shards.py", *words).returncode == 0
+    assert script("build_shards.py", *arguments).returncode == 0
     assert windows(tmp_path / "out").keys() == {f"<bos>{s}<eos>" for seed in (0, 1) for s in proteins(50, seed)}

@@ -1,4 +1,4 @@
-"""What a build of shards does when something breaks: one message, an exit code, no hang, and the next run goes on."""
+"""A build of shards that fails prints one message, exits with an error and does not hang; the next run continues."""
 
 import os
 import platform
@@ -38,72 +38,73 @@ SMALL = ["--max-length", "64", "--row-tokens", "256"]
 IMPATIENT = """\
 import os, signal, time
 from amplify_ds.prepare import build_ranks
-build_ranks.SECONDS_BETWEEN_LOOKS, build_ranks.SILENT_LOOKS = 0.1, 20
+build_ranks.POLL_SECONDS, build_ranks.SILENT_POLLS = 0.1, 20
 """
-PATIENT = "build_ranks.SILENT_LOOKS = 60"  # where ranks need seconds to start
+PATIENT = "build_ranks.SILENT_POLLS = 60"  # for ranks that need seconds to start
 
 
 def killed(where: str) -> str:
-    """Code that lets a process kill itself in the place of a function of an imported module."""
+    """Return code that replaces a function of an imported module by one that kills the process."""
     return f"{where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def slow(seconds: float, begun: Path | str = os.devnull) -> str:
-    """Code that lets a shard take longer. begun: a file to make before."""
-    wait = f"(open({str(begun)!r}, 'w'), time.sleep({seconds}), write(*a))[2]"
+def slow(seconds: float, started: Path | str = os.devnull) -> str:
+    """Return code that makes writing a shard take longer. started: a file to create before it."""
+    wait = f"(open({str(started)!r}, 'w'), time.sleep({seconds}), write(*a))[2]"
     return f"write = pipeline.write_shard; pipeline.write_shard = lambda *a: {wait}"
 
 
-def said(rank: Process | subprocess.Popen) -> str:
+def stderr_of(rank: Process | subprocess.Popen) -> str:
     assert rank.stderr is not None
     return rank.stderr.read()
 
 
 class Build:
-    """A build of many chunks and shards by several ranks, none of which a launcher watches over.
+    """A build of many chunks and shards by several ranks without a launcher.
 
-    Python is started anew where what torch writes on standard error matters: how much is settled at its import.
+    anew: start a new interpreter. Tests of what torch writes to standard error need it, because torch sets its log
+    level when it is imported.
     """
 
-    def __init__(self, place: Path, monkeypatch) -> None:
-        self.place, self._chunks = place, many_chunks(monkeypatch)
+    def __init__(self, directory: Path, monkeypatch) -> None:
+        self.directory, self._chunks = directory, many_chunks(monkeypatch)
         self.started: list[Process | subprocess.Popen] = []
         self.port = free_port()
-        self.input = write_fasta(place / "in.fasta", proteins(400))
-        build(self.input, place / "undisturbed", *SMALL)
+        self.input = write_fasta(directory / "in.fasta", proteins(400))
+        build(self.input, directory / "undisturbed", *SMALL)
 
     def start(self, rank: int, code: str = "", world: int = 2, anew: bool = False) -> Process | subprocess.Popen:
-        main = self.place / f"main-{rank}.py"
+        main = self.directory / f"main-{rank}.py"
         main.write_text(
             f"{self._chunks}\n{IMPATIENT}\n{code}\n"
             "from amplify_ds import build_shards\n"
             "if __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
         )
-        words = [main, "--input", self.input, "--output", self.place / "out", *SMALL]
-        place = environment(2) | {"RANK": str(rank), "WORLD_SIZE": str(world)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        arguments = [main, "--input", self.input, "--output", self.directory / "out", *SMALL]
+        variables = environment(2) | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         if anew:
-            program = [sys.executable, *map(str, words)]
-            self.started.append(subprocess.Popen(program, cwd=ROOT, env=place, text=True, stderr=subprocess.PIPE))
+            program = [sys.executable, *map(str, arguments)]
+            self.started.append(subprocess.Popen(program, cwd=ROOT, env=variables, text=True, stderr=subprocess.PIPE))
         else:
-            self.started.append(start(*words, env=place))
+            self.started.append(start(*arguments, env=variables))
         return self.started[-1]
 
     def run(self, *codes: str, anew: bool = False) -> list[tuple[int, str]]:
-        """Exit codes and messages of all ranks."""
+        """Run a rank per code; return the exit codes and messages."""
         self.port = free_port()
         ranks = [self.start(rank, code, len(codes), anew) for rank, code in enumerate(codes)]
-        return [(rank.wait(60), said(rank)) for rank in ranks]
+        return [(rank.wait(60), stderr_of(rank)) for rank in ranks]
 
     def wait_for_shards(self) -> None:
-        """Until the records have been read and shards are being written."""
-        while not list(self.place.glob(".out.partial/work-*/scatter-*.json")):
+        """Wait until a chunk has been scattered."""
+        while not list(self.directory.glob(".out.partial/work-*/scatter-*.json")):
             assert all(rank.poll() is None for rank in self.started)
             time.sleep(0.02)
 
     def is_as_undisturbed(self) -> bool:
-        same = content(self.place / "out") == content(self.place / "undisturbed")
-        return same and not partial_directory(self.place / "out").exists()
+        same = content(self.directory / "out") == content(self.directory / "undisturbed")
+        return same and not partial_directory(self.directory / "out").exists()
 
 
 @pytest.fixture
@@ -118,9 +119,9 @@ def test_the_launcher_builds_the_same_bytes(tmp_path):
     """As a user types it, without --no_local_rank: the launcher adds --local_rank=N."""
     path, held_out = write_fasta(tmp_path / "in.fasta", proteins(300)), write_fasta(tmp_path / "v.fasta", proteins(20))
     build(path, tmp_path / "one", "--exclude", held_out, *SMALL)
-    words = [*launcher(), DATA_PREP / "build_shards.py", "--input", path, "--exclude", held_out]
-    words += ["--output", tmp_path / "out", "--workers", 1, *SMALL]
-    result = launch(words)
+    command = [*launcher(), DATA_PREP / "build_shards.py", "--input", path, "--exclude", held_out]
+    command += ["--output", tmp_path / "out", "--workers", 1, *SMALL]
+    result = launch(command)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("records read") == 1
     assert (tmp_path / "out/manifest.json").read_bytes() == (tmp_path / "one/manifest.json").read_bytes()
@@ -129,7 +130,7 @@ def test_the_launcher_builds_the_same_bytes(tmp_path):
 
 
 def faulty_build(tmp_path, monkeypatch, when, fault):
-    """A script that builds `tmp_path`/in.fasta under a launcher, with a fault; "one" is what it should build."""
+    """Return the command of a build of `tmp_path`/in.fasta with a fault; build the expected shards in "one"."""
     path, chunks = write_fasta(tmp_path / "in.fasta", proteins(400)), many_chunks(monkeypatch)
     build(path, tmp_path / "one", *SMALL)
     main = tmp_path / "main.py"
@@ -141,9 +142,9 @@ def faulty_build(tmp_path, monkeypatch, when, fault):
 
 
 def test_under_the_launcher_a_rank_that_has_done_its_part_is_not_taken_for_lost(tmp_path, monkeypatch):
-    """It would be after 4 seconds (launcher_watch.py), in which rank 0 is at its own part."""
-    words = faulty_build(tmp_path, monkeypatch, "os.environ['RANK'] == '0'", slow(1.5))
-    result = launch([*launcher(), *words])
+    """A rank that ended would be taken for lost after 4 seconds (launcher_watch.py), while rank 0 still works."""
+    arguments = faulty_build(tmp_path, monkeypatch, "os.environ['RANK'] == '0'", slow(1.5))
+    result = launch([*launcher(), *arguments])
     assert result.returncode == 0, result.stderr
     assert content(tmp_path / "out") == content(tmp_path / "one")
 
@@ -151,10 +152,10 @@ def test_under_the_launcher_a_rank_that_has_done_its_part_is_not_taken_for_lost(
 def test_under_torchrun_a_build_of_which_a_rank_was_killed_starts_again(tmp_path, monkeypatch):
     """The store of torchrun outlives the ranks."""
     first_start = "(os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']) == ('1', '0')"
-    build_words = faulty_build(tmp_path, monkeypatch, first_start, killed("pipeline.write_shard"))
-    words = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", 2, "--max-restarts", 1]
-    words += ["--master-port", free_port()]
-    result = launch([*words, *build_words])
+    faulty = faulty_build(tmp_path, monkeypatch, first_start, killed("pipeline.write_shard"))
+    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", 2, "--max-restarts", 1]
+    torchrun += ["--master-port", free_port()]
+    result = launch([*torchrun, *faulty])
     assert result.returncode == 0 and "exitcode: -9" in result.stderr, result.stderr
     assert content(tmp_path / "out") == content(tmp_path / "one")
 
@@ -162,29 +163,31 @@ def test_under_torchrun_a_build_of_which_a_rank_was_killed_starts_again(tmp_path
 def test_under_the_launcher_a_bad_line_ends_all(tmp_path):
     (tmp_path / "bad.fasta").write_bytes(b">x\nM\xe9\n")
     good = write_fasta(tmp_path / "in.fasta", proteins(50))
-    words = [*launcher(), "--no_local_rank", DATA_PREP / "build_shards.py"]
-    result = launch([*words, "--input", good, tmp_path / "bad.fasta", "--output", tmp_path / "out"])
+    command = [*launcher(), "--no_local_rank", DATA_PREP / "build_shards.py"]
+    result = launch([*command, "--input", good, tmp_path / "bad.fasta", "--output", tmp_path / "out"])
     assert result.returncode == 1 and "bad.fasta, line 2" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 def launcher() -> list:
     port = 29600 + os.getpid() % 1000
-    words = ["-q", "--num_accelerators", 2, "--master_addr", "127.0.0.1", "--master_port", port]
-    return [Path(sys.executable).with_name("deepspeed"), *words]
+    options = ["-q", "--num_accelerators", 2, "--master_addr", "127.0.0.1", "--master_port", port]
+    return [Path(sys.executable).with_name("deepspeed"), *options]
 
 
-def launch(words) -> subprocess.CompletedProcess:
-    return subprocess.run([str(w) for w in words], env=environment(2), text=True, capture_output=True, timeout=100)
+def launch(command) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(word) for word in command], env=environment(2), text=True, capture_output=True, timeout=100
+    )
 
 
 @pytest.mark.parametrize("victim, where", [(0, "pipeline.write_run"), (1, "pipeline.write_shard")])
 def test_all_ranks_end_when_one_is_killed_and_the_next_build_goes_on(several, victim, where):
     codes = [PATIENT, PATIENT]
     codes[victim] += f"; {killed(where)}; die = {where}; {where} = lambda *a: (time.sleep(1), die())"
-    found = several.run(*codes, anew=victim == 0)
-    assert found[victim][0] == -9
-    code, message = found[1 - victim]
+    results = several.run(*codes, anew=victim == 0)
+    assert results[victim][0] == -9
+    code, message = results[1 - victim]
     assert code == 1 and message.startswith(f"error: rank {victim} of 2 on {platform.node()} has ")
     assert "was killed" in message and message.count("\n") == 1
     assert several.run("", "") == [(0, ""), (0, "")] and several.is_as_undisturbed()
@@ -192,26 +195,26 @@ def test_all_ranks_end_when_one_is_killed_and_the_next_build_goes_on(several, vi
 
 def test_the_message_of_a_rank_that_fails_ends_the_others(several):
     fail = "def full(*_): raise pipeline.AmplifyError('no room')\npipeline.write_shard = full"
-    found = several.run("", fail, "")
-    assert [code for code, _ in found[:2]] == [1, 1]
-    assert "rank 1 of 3 failed on " in found[0][1] and found[0][1].endswith(": no room\n")
-    assert found[2] in [(0, ""), (1, found[0][1])]  # rank 2 had done its part before, or heard of it
+    results = several.run("", fail, "")
+    assert [code for code, _ in results[:2]] == [1, 1]
+    assert "rank 1 of 3 failed on " in results[0][1] and results[0][1].endswith(": no room\n")
+    assert results[2] in [(0, ""), (1, results[0][1])]  # rank 2 had finished before, or received the failure
     several.input.write_bytes(several.input.read_bytes() + b">x\nM\xe9\n")
-    found = several.run("", "", "")
-    assert all(code == 1 and "holds bytes that are not ASCII" in message for code, message in found)
-    assert not any("Traceback" in message for _, message in found)
+    results = several.run("", "", "")
+    assert all(code == 1 and "holds bytes that are not ASCII" in message for code, message in results)
+    assert not any("Traceback" in message for _, message in results)
 
 
 def test_a_rank_that_never_begins_is_named(several):
-    [(_, _), (code, message)] = several.run("sys.exit()", "build_ranks.SILENT_LOOKS = 5")
+    [(_, _), (code, message)] = several.run("sys.exit()", "build_ranks.SILENT_POLLS = 5")
     assert code == 1 and f"the ranks could not meet at 127.0.0.1:{several.port}: Connection refused" in message
-    [(code, message), _] = several.run("build_ranks.SILENT_LOOKS = 5", "sys.exit()")
-    assert code == 1 and "rank 1 of 2 has shown no sign of life" in message
+    [(code, message), _] = several.run("build_ranks.SILENT_POLLS = 5", "sys.exit()")
+    assert code == 1 and "rank 1 of 2 has not responded" in message
 
 
 def test_a_rank_that_sees_other_inputs_is_refused(several):
-    found = several.run("", "rows.CHUNK_BYTES = 5000")
-    assert [code for code, _ in found] == [1, 1] and "rank 1 of 2 is to do other work" in found[1][1]
+    results = several.run("", "rows.CHUNK_BYTES = 5000")
+    assert [code for code, _ in results] == [1, 1] and "rank 1 of 2 would build other shards" in results[1][1]
 
 
 def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
@@ -221,22 +224,22 @@ def test_a_rank_of_a_second_build_is_refused_and_the_first_goes_on(several):
         assert code == 1 and "another build is writing this directory" in message
     several.port = port
     third = several.start(1)  # would be a rank of the first
-    assert third.wait(30) == 1 and "have a rank 1 already" in said(third)
-    assert [rank.wait(30) for rank in first] == [0, 0], [said(rank) for rank in first]
+    assert third.wait(30) == 1 and "already has a rank 1" in stderr_of(third)
+    assert [rank.wait(30) for rank in first] == [0, 0], [stderr_of(rank) for rank in first]
     assert several.is_as_undisturbed()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_stopped_alone_is_named(several, victim):
-    """As a machine that is lost, it keeps its connections and does not answer."""
-    begun = [several.place / str(rank) for rank in (0, 1)]
-    ranks = [several.start(rank, f"{PATIENT}; {slow(0.4, begun[rank])}", anew=victim == 0) for rank in (0, 1)]
-    while not all(map(Path.exists, begun)):
+    """Like a machine that is lost, it keeps its connections and does not answer."""
+    started = [several.directory / str(rank) for rank in (0, 1)]
+    ranks = [several.start(rank, f"{PATIENT}; {slow(0.4, started[rank])}", anew=victim == 0) for rank in (0, 1)]
+    while not all(map(Path.exists, started)):
         time.sleep(0.05)
     ranks[victim].send_signal(signal.SIGSTOP)
     assert ranks[1 - victim].wait(60) == 1
-    message = said(ranks[1 - victim])
-    assert f"error: rank {victim} of 2 on {platform.node()} has shown no sign of life for 6 s" in message
+    message = stderr_of(ranks[1 - victim])
+    assert f"error: rank {victim} of 2 on {platform.node()} has not responded for 6 s" in message
     assert message.count("\n") == 1
 
 
@@ -246,8 +249,8 @@ def test_a_suspended_build_goes_on(several):
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for rank in ranks:
             rank.send_signal(number)
-        time.sleep(2.5)  # longer than the silence that is taken for death
-    assert [rank.wait(30) for rank in ranks] == [0, 0], [said(rank) for rank in ranks]
+        time.sleep(2.5)  # longer than a rank may be silent
+    assert [rank.wait(30) for rank in ranks] == [0, 0], [stderr_of(rank) for rank in ranks]
     assert several.is_as_undisturbed()
 
 
@@ -262,7 +265,7 @@ def test_what_is_left_of_an_earlier_build_cannot_write_into_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("values", [("1", "1"), ("x", "2"), ("0", ""), ("-1", "2")])
-def test_an_environment_that_makes_no_sense_is_named(tmp_path, monkeypatch, values):
+def test_an_invalid_environment_is_named(tmp_path, monkeypatch, values):
     monkeypatch.setenv("RANK", values[0])
     monkeypatch.setenv("WORLD_SIZE", values[1])
     with pytest.raises(AmplifyError, match="the environment has RANK .* Unset both"):
@@ -270,7 +273,7 @@ def test_an_environment_that_makes_no_sense_is_named(tmp_path, monkeypatch, valu
 
 
 @pytest.mark.parametrize("missing, value", [("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("MASTER_PORT", "x")])
-def test_ranks_without_a_place_to_meet_are_told_how_to_start(tmp_path, monkeypatch, missing, value):
+def test_ranks_without_a_master_address_are_refused(tmp_path, monkeypatch, missing, value):
     whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, given in (whole | {missing: value}).items():
         monkeypatch.setenv(name, given)
@@ -287,7 +290,7 @@ def test_standard_input_is_for_one_process(tmp_path, monkeypatch):
 
 
 def test_killed_before_any_operation_on_the_disk_it_continues_to_the_same_bytes(tmp_path):
-    """Python tells of every file that it opens, renames or removes, and of directories: die at one after another."""
+    """Audit events report every operation on files and directories: kill the build at each, one after the other."""
     write_fasta(tmp_path / "in.fasta", proteins(60))
     program = ROOT / "tests/support/kill_each.py"
     result = interpreter(program, tmp_path)
@@ -300,10 +303,10 @@ def test_workers_end_with_the_build_and_the_next_goes_on(tmp_path, monkeypatch, 
     chunks = many_chunks(monkeypatch)
     path = write_fasta(tmp_path / "in.fasta", proteins(400))
     build(path, tmp_path / "undisturbed", *SMALL)
-    words = ["--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
+    arguments = ["--input", path, "--output", tmp_path / "out", "--workers", 2, *SMALL]
     slow = "import time; write = pipeline.write_run; pipeline.write_run = lambda *a: (time.sleep(0.3), write(*a))"
     build_with_workers(tmp_path, f"{chunks}\n{slow}", "--help")
-    process = start(tmp_path / "main.py", *words)
+    process = start(tmp_path / "main.py", *arguments)
     while not list(tmp_path.glob(".out.partial/work-*/scatter-*.json")):
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -314,25 +317,25 @@ def test_workers_end_with_the_build_and_the_next_goes_on(tmp_path, monkeypatch, 
     if number == signal.SIGTERM:
         assert process.stderr.read() == "interrupted\n"
     assert not psutil.wait_procs(children, 5)[1]
-    assert build_with_workers(tmp_path, chunks, *words).returncode == 0
+    assert build_with_workers(tmp_path, chunks, *arguments).returncode == 0
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
 def test_an_input_that_changes_is_named_and_the_next_run_carries_on(tmp_path):
     path = write_fasta(tmp_path / "in.fasta", proteins(50))
-    words = ["--input", path, "--output", tmp_path / "out"]
+    arguments = ["--input", path, "--output", tmp_path / "out"]
     append = f"(write(*a), open({str(path)!r}, 'a').write('>new\\nMKV\\n'))"
     change = (
         f"from amplify_ds.prepare import pipeline; write = pipeline.write_run; pipeline.write_run = lambda *a: {append}"
     )
-    result = script("build_shards.py", *words, code=change)
+    result = script("build_shards.py", *arguments, code=change)
     assert result.returncode == 1 and "in.fasta was changed while it was read" in result.stderr
-    assert script("build_shards.py", *words).returncode == 0
+    assert script("build_shards.py", *arguments).returncode == 0
     assert Shards(tmp_path / "out").manifest["counts"]["records"] == 51 and verify(tmp_path / "out") == 3
 
 
 @pytest.mark.parametrize("output", ["/sys/out", "{place}/in.fasta/out", "{place}/in.fasta"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path, output):
+def test_an_output_that_cannot_be_written_is_named(tmp_path, output):
     path = write_fasta(tmp_path / "in.fasta", proteins(3))
     result = script("build_shards.py", "--input", path, "--output", output.format(place=tmp_path))
     assert result.returncode == 1 and "Traceback" not in result.stderr and result.stderr.count("\n") == 1
@@ -340,7 +343,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, output):
     assert [file.name for file in tmp_path.iterdir()] == ["in.fasta"]
 
 
-def test_a_link_to_a_place_elsewhere_is_followed(tmp_path):
+def test_a_link_to_another_directory_is_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "there")
     build(write_fasta(tmp_path / "in.fasta", proteins(3)), tmp_path / "link")
     assert verify(tmp_path / "there") == 3 and (tmp_path / "link").is_symlink()
@@ -349,9 +352,9 @@ def test_a_link_to_a_place_elsewhere_is_followed(tmp_path):
 @pytest.mark.parametrize("output, other", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "c/../a")])
 def test_outputs_within_each_other_are_refused(tmp_path, output, other):
     path = write_fasta(tmp_path / "in.fasta", proteins(30))
-    words = ["--validation-fraction", 0.3, "--validation-output", tmp_path / other]
-    with pytest.raises(AmplifyError, match="they must be two"):
-        build(path, tmp_path / output, *words)
+    arguments = ["--validation-fraction", 0.3, "--validation-output", tmp_path / other]
+    with pytest.raises(AmplifyError, match="must be two separate directories"):
+        build(path, tmp_path / output, *arguments)
     assert [file.name for file in tmp_path.iterdir()] == ["in.fasta"]
 
 
@@ -359,9 +362,9 @@ def test_builds_with_crossed_outputs_are_refused(tmp_path):
     path = write_fasta(tmp_path / "in.fasta", proteins(30))
     with working(tmp_path / "a"), working(tmp_path / "b"):
         for output, other in (("b", "a"), ("c", "a"), ("a", "c")):
-            words = ["--validation-fraction", 0.3, "--validation-output", tmp_path / other]
+            arguments = ["--validation-fraction", 0.3, "--validation-output", tmp_path / other]
             with pytest.raises(AmplifyError, match="another build is writing"):
-                build(path, tmp_path / output, *words)
+                build(path, tmp_path / output, *arguments)
         assert sorted(file.name for file in tmp_path.iterdir()) == [".a.partial", ".b.partial", "in.fasta"]
 
 
@@ -370,11 +373,11 @@ def test_outputs_on_two_file_systems(tmp_path):
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("/dev/shm is no file system of its own")
     path = write_fasta(tmp_path / "in.fasta", proteins(100))
-    words = ["--validation-fraction", 0.3, "--validation-output"]
-    build(path, tmp_path / "one" / "train", *words, tmp_path / "one" / "valid")
+    arguments = ["--validation-fraction", 0.3, "--validation-output"]
+    build(path, tmp_path / "one" / "train", *arguments, tmp_path / "one" / "valid")
     other = memory / f"amplify_ds-test-{os.getpid()}"
     try:
-        build(path, tmp_path / "train", *words, other)
+        build(path, tmp_path / "train", *arguments, other)
         for here, there in ((tmp_path / "train", "train"), (other, "valid")):
             assert content(here) == content(tmp_path / "one" / there)
     finally:
@@ -409,17 +412,17 @@ def test_a_proof_that_is_damaged_or_of_another_file_is_refused(tmp_path, content
 
 
 @needs_mmseqs
-@pytest.mark.parametrize("where", ["before the proof is written", "when the file is in its place"])
+@pytest.mark.parametrize("where", ["before the proof is written", "when the file is complete"])
 def test_decontamination_killed_and_run_again_gives_the_same_file(tmp_path, families, where):
-    words = ["--train", tmp_path / "train.fasta", "--validation", tmp_path / "valid.fasta", "--output"]
-    decontaminate.main([*map(str, words), str(tmp_path / "undisturbed.fasta")])
-    complete = where == "when the file is in its place"
+    arguments = ["--train", tmp_path / "train.fasta", "--validation", tmp_path / "valid.fasta", "--output"]
+    decontaminate.main([*map(str, arguments), str(tmp_path / "undisturbed.fasta")])
+    complete = where == "when the file is complete"
     code = f"import os, signal; from amplify_ds import decontaminate; {killed('decontaminate.write_json')}"
     if complete:  # then the directory is synced
         code = "import os; from amplify_ds import decontaminate; sync = decontaminate.sync; decontaminate.sync = "
         code += "lambda path: os.kill(os.getpid(), 9) if path.is_dir() else sync(path)"
-    assert script("decontaminate.py", *words, tmp_path / "similar.fasta", code=code).returncode == -9
-    again = script("decontaminate.py", *words, tmp_path / "similar.fasta")
+    assert script("decontaminate.py", *arguments, tmp_path / "similar.fasta", code=code).returncode == -9
+    again = script("decontaminate.py", *arguments, tmp_path / "similar.fasta")
     assert (again.returncode, "similar.fasta exists" in again.stderr) == (int(complete), complete)
     for suffix in ("", ".proof.json"):
         files = [tmp_path / f"{name}.fasta{suffix}" for name in ("similar", "undisturbed")]
@@ -431,8 +434,8 @@ def test_decontamination_killed_and_run_again_gives_the_same_file(tmp_path, fami
 def test_when_nothing_is_similar_the_proof_still_reaches_the_manifest(tmp_path):
     paths = {name: write_fasta(tmp_path / name, proteins(20, seed)) for seed, name in enumerate(("train", "valid"))}
     similar = tmp_path / "similar.fasta"
-    words = ["--train", paths["train"], "--validation", paths["valid"], "--output", similar]
-    decontaminate.main([str(word) for word in words])
+    arguments = ["--train", paths["train"], "--validation", paths["valid"], "--output", similar]
+    decontaminate.main([str(word) for word in arguments])
     build(paths["train"], tmp_path / "out", "--exclude", similar)
     manifest = Shards(tmp_path / "out").manifest
     assert manifest["exclude"][0]["proof"]["counts"]["similar"] == 0 and manifest["counts"]["sequences"] == 20
@@ -444,10 +447,17 @@ def test_sigterm_ends_the_search_too(tmp_path, families):
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n[ $1 = version ] && echo 1 && exit\ntouch $0.begun\nexec sleep 60\n")
     program.chmod(0o755)
-    words = ["--train", tmp_path / "train.fasta", "--validation", tmp_path / "valid.fasta", "--output", tmp_path / "s"]
-    place = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
-    words = [sys.executable, DATA_PREP / "decontaminate.py", *words]
-    process = subprocess.Popen([str(w) for w in words], env=place, stderr=subprocess.PIPE)
+    arguments = [
+        "--train",
+        tmp_path / "train.fasta",
+        "--validation",
+        tmp_path / "valid.fasta",
+        "--output",
+        tmp_path / "s",
+    ]
+    environ = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    arguments = [sys.executable, DATA_PREP / "decontaminate.py", *arguments]
+    process = subprocess.Popen([str(w) for w in arguments], env=environ, stderr=subprocess.PIPE)
     while not Path(f"{program}.begun").exists():
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -457,23 +467,23 @@ def test_sigterm_ends_the_search_too(tmp_path, families):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "arguments, message",
     [
-        (["--fasta", "{place}/in.fasta"], "in.fasta exists"),
-        (["--fasta", "{place}/nowhere/x.fasta"], "there is no directory"),
-        (["--plot", "{place}/nowhere/x.png"], "there is no directory"),
-        (["--plot", "{place}/x.jpeg2"], "ends in .png .pdf .svg"),
+        (["--fasta", "{directory}/in.fasta"], "in.fasta exists"),
+        (["--fasta", "{directory}/nowhere/x.fasta"], "there is no directory"),
+        (["--plot", "{directory}/nowhere/x.png"], "there is no directory"),
+        (["--plot", "{directory}/x.jpeg2"], "ends in .png .pdf .svg"),
         (["--show", "100000"], "there is no row 100000"),
         (["--show", "-1"], "there is no row -1"),
         (["--verify", "--workers", "0"], "--workers is 0"),
     ],
 )
-def test_what_cannot_be_inspected_is_named_and_nothing_is_written(tmp_path, words, message):
+def test_what_cannot_be_inspected_is_named_and_nothing_is_written(tmp_path, arguments, message):
     path = write_fasta(tmp_path / "in.fasta", proteins(10))
     build(path, tmp_path / "out")
     before = path.read_bytes()
     with pytest.raises(AmplifyError, match=message):
-        inspect_shards.main([str(tmp_path / "out"), *(word.format(place=tmp_path) for word in words)])
+        inspect_shards.main([str(tmp_path / "out"), *(word.format(directory=tmp_path) for word in arguments)])
     assert path.read_bytes() == before and sorted(file.name for file in tmp_path.iterdir()) == ["in.fasta", "out"]
 
 

@@ -1,4 +1,4 @@
-"""The commands of data_prep: FASTA -> shards -> sequences, whatever the order of the input, bad input and bad luck."""
+"""The commands of data_prep: FASTA to shards and back, any order of the input, bad input, interruptions."""
 
 import bz2
 import gzip
@@ -64,7 +64,7 @@ def test_every_sequence_comes_back(tmp_path, max_length, row_tokens):
     assert by_residue == {residue: residues.count(residue) for residue in STANDARD}
 
 
-def test_the_order_and_the_form_of_the_input_do_not_matter(tmp_path):
+def test_the_order_and_the_format_of_the_input_do_not_matter(tmp_path):
     sequences = proteins(300)
     build(write_fasta(tmp_path / "a.fasta", sequences), tmp_path / "a", "--max-length", 64, "--row-tokens", 256)
     first = content(tmp_path / "a")
@@ -82,7 +82,7 @@ def test_the_order_and_the_form_of_the_input_do_not_matter(tmp_path):
 
 
 def test_many_shards(tmp_path, monkeypatch):
-    """Several shards hold what one would, each sequence once; neither order nor chunks nor runs of the input matter."""
+    """Several shards hold the windows of all sequences, each once, whatever the order, chunks and runs of the input."""
     sequences = proteins(400)
     monkeypatch.setattr(pipeline, "MEGABYTE", 10_000)
     options = ["--max-length", 64, "--row-tokens", 256, "--seed", 3, "--shard-megabytes", 1]
@@ -112,7 +112,7 @@ def test_windows_of_a_long_protein_are_spread_over_the_rows(tmp_path):
     build(path, tmp_path / "out", "--max-length", 64, "--row-tokens", 1024)
     shards = Shards(tmp_path / "out")
     holding = sum("W" * 60 in decode(shards.row(row)[0]) for row in range(shards.num_rows))
-    assert holding > 10  # of some 45 rows; its 32 windows would fill two
+    assert holding > 10  # of about 45 rows; its 32 windows would fill two
 
 
 def test_excluded_sequences_are_not_in_the_shards(tmp_path):
@@ -136,27 +136,27 @@ def test_excluded_sequences_are_not_in_the_shards(tmp_path):
 def test_cleaning_agrees_with_its_rules_one_character_at_a_time(text):
     cleaner = Cleaner(Rules())
     kept = cleaner.clean(Batch([""], text.encode()))
-    ids, mended, rejected = kept[0] if kept else None, cleaner.mended, cleaner.rejected
-    solid = [character for character in text if not character.isspace()]
-    raised = [character.upper() for character in solid]
-    while raised and raised[-1] == "*":
-        raised.pop()
-    if not raised:
+    ids, normalised, rejected = kept[0] if kept else None, cleaner.normalised, cleaner.rejected
+    joined = [character for character in text if not character.isspace()]
+    upper = [character.upper() for character in joined]
+    while upper and upper[-1] == "*":
+        upper.pop()
+    if not upper:
         reason = "empty"
-    elif any(character not in STANDARD + "|BJOUXZ" for character in raised):
-        unknown = {character for character in raised if character not in STANDARD + "|BJOUXZ"}
+    elif any(character not in STANDARD + "|BJOUXZ" for character in upper):
+        unknown = {character for character in upper if character not in STANDARD + "|BJOUXZ"}
         reason = "gaps of an alignment (--alignment strip)" if unknown <= {"-", "."} else "other characters"
-    elif any(character in "BJOUXZ" for character in raised):
+    elif any(character in "BJOUXZ" for character in upper):
         reason = "B J O U X Z"
     else:
         reason = None
     assert +rejected == ({reason: 1} if reason else {})
     assert (ids is None) == bool(reason)
     if not reason:
-        assert decode(ids) == "".join(raised)
-        assert mended["blanks removed"] == (len(solid) < len(text))
-        assert mended["lower case raised"] == any("a" <= character <= "z" for character in text)
-        assert mended["* at the end removed"] == ("*" in text)
+        assert decode(ids) == "".join(upper)
+        assert normalised["blanks removed"] == (len(joined) < len(text))
+        assert normalised["lower case raised"] == any("a" <= character <= "z" for character in text)
+        assert normalised["* at the end removed"] == ("*" in text)
 
 
 ORDINARY = b">a\nMKVLLA\n>b\nMKC\n"
@@ -164,7 +164,7 @@ PACKED = gzip.compress(b"".join(b">%d\n%s\n" % (i, s.encode()) for i, s in enume
 
 
 @pytest.mark.parametrize(
-    "name, data, words",
+    "name, data, messages",
     [
         ("empty.fasta", b"", ["empty.fasta is empty"]),
         ("blank.fasta", b"\n \n", ["blank.fasta holds no FASTA record"]),
@@ -186,17 +186,17 @@ PACKED = gzip.compress(b"".join(b">%d\n%s\n" % (i, s.encode()) for i, s in enume
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
+def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, messages):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(AmplifyError) as refusal:
+    with pytest.raises(AmplifyError) as error:
         build(tmp_path / name, tmp_path / "out")
-    for word in words:
-        assert word in str(refusal.value)
+    for message in messages:
+        assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(
-    "options, word",
+    "options, message",
     [
         (["--max-length", 2], "--max-length is 2"),
         (["--max-length", 65536, "--row-tokens", 100_000], "--max-length is 65536"),
@@ -213,18 +213,18 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name, data, words):
         (["--min-residues", 9, "--max-residues", 8], "--max-residues 8"),
     ],
 )
-def test_bad_options_are_named(tmp_path, options, word):
+def test_bad_options_are_named(tmp_path, options, message):
     path = write_fasta(tmp_path / "in.fasta", proteins(3))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AmplifyError) as refusal:
+    with pytest.raises(AmplifyError) as error:
         build(path, tmp_path / "out", *(str(option).format(empty=tmp_path / "empty") for option in options))
-    assert word in str(refusal.value)
+    assert message in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "in.fasta"]
 
 
 def test_missing_input_and_directory(tmp_path):
-    for path, word in ((tmp_path / "nowhere", "there is no file"), (tmp_path, "holds no data file")):
-        with pytest.raises(AmplifyError, match=word):
+    for path, message in ((tmp_path / "nowhere", "there is no file"), (tmp_path, "holds no data file")):
+        with pytest.raises(AmplifyError, match=message):
             build(path, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -246,7 +246,7 @@ def test_a_complete_directory_is_reused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "change, options, word",
+    "change, options, message",
     [
         (lambda text: text, ["--max-length", 100], "max_length: 512 there, 100 here"),
         (lambda text: text, ["--seed", 1], "seed: 0 there, 1 here"),
@@ -255,15 +255,15 @@ def test_a_complete_directory_is_reused(tmp_path, capsys):
         (lambda text: text, ["--exclude", "{input}"], "exclude"),
     ],
 )
-def test_shards_of_other_settings_or_sequences_are_left_alone(tmp_path, change, options, word):
+def test_shards_of_other_settings_or_sequences_are_left_alone(tmp_path, change, options, message):
     path = tmp_path / "in.fasta"
     path.write_bytes(ORDINARY)
     build(path, tmp_path / "out")
     before = content(tmp_path / "out")
     path.write_bytes(change(ORDINARY))
-    with pytest.raises(AmplifyError) as refusal:
+    with pytest.raises(AmplifyError) as error:
         build(path, tmp_path / "out", *(str(option).format(input=path) for option in options))
-    assert word in str(refusal.value) and "nothing was changed" in str(refusal.value)
+    assert message in str(error.value) and "nothing was changed" in str(error.value)
     assert content(tmp_path / "out") == before
 
 
@@ -277,9 +277,9 @@ def test_other_files_are_left_alone(tmp_path):
 
 def test_a_second_build_is_refused(tmp_path):
     path = write_fasta(tmp_path / "in.fasta", proteins(3))
-    with building(tmp_path / "out") as place:
+    with building(tmp_path / "out") as workspace:
         result = script("build_shards.py", "--input", path, "--output", tmp_path / "out")
-        (place.shards / "file").touch()
+        (workspace.shards / "file").touch()
     assert result.returncode == 1 and "another build" in result.stderr
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["file"]
 
@@ -311,11 +311,11 @@ def test_killed_and_run_again_gives_the_same_bytes(tmp_path, where):
 
 @pytest.mark.parametrize("limit, file", [(2000, ".all-0.tokens"), (60_000, ".tokens.npy")])
 def test_a_full_disk_is_named_and_what_is_complete_is_reused(tmp_path, limit, file):
-    """No file may grow beyond the limit: writing fails half-way, as on a full disk."""
+    """With a limit on the size of files, writing fails half-way, as on a full disk."""
     path = write_fasta(tmp_path / "in.fasta", proteins(300))
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
-    words = ("--input", path, "--output", tmp_path / "out", "--row-tokens", 65_000)
-    result = script("build_shards.py", *words, code=limited)
+    arguments = ("--input", path, "--output", tmp_path / "out", "--row-tokens", 65_000)
+    result = script("build_shards.py", *arguments, code=limited)
     assert result.returncode == 1
     assert result.stderr.startswith("error: cannot write") and file in result.stderr
     scattered = {file: file.stat().st_mtime_ns for file in (tmp_path / ".out.partial").glob("work-*/scatter-*")}
@@ -323,7 +323,7 @@ def test_a_full_disk_is_named_and_what_is_complete_is_reused(tmp_path, limit, fi
     assert not list((tmp_path / ".out.partial").glob("work-*/pack*"))
 
     no_scatter = "from amplify_ds.prepare import pipeline; pipeline.write_run = None" if scattered else ""
-    assert script("build_shards.py", *words, code=no_scatter).returncode == 0
+    assert script("build_shards.py", *arguments, code=no_scatter).returncode == 0
     assert verify(tmp_path / "out") == 3 and not (tmp_path / ".out.partial").exists()
 
 
@@ -361,7 +361,7 @@ def test_show_prints_the_proteins_of_a_row(tmp_path, capsys):
         inspect_shards.main([str(tmp_path / "out"), "--show", "1"])
 
 
-def test_the_summary_tells_lengths_and_frequencies(tmp_path, capsys):
+def test_the_summary_has_lengths_and_frequencies(tmp_path, capsys):
     sequences = ["A" * 10 + "C" * 10, "A" * 30, "A" * 40, "C" * 110]
     build(write_fasta(tmp_path / "in.fasta", sequences), tmp_path / "out")
     capsys.readouterr()
@@ -391,11 +391,11 @@ def test_plot_is_a_picture(tmp_path):
 def test_workers_verify_too(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "MEGABYTE", 3000)
     build(write_fasta(tmp_path / "in.fasta", proteins(100)), tmp_path / "out", "--shard-megabytes", 1)
-    words = ("inspect_shards.py", tmp_path / "out", "--verify", "--workers", 2)
-    assert "match their checksums" in run_file(*words).stdout
+    arguments = ("inspect_shards.py", tmp_path / "out", "--verify", "--workers", 2)
+    assert "match their checksums" in run_file(*arguments).stdout
     altered = tmp_path / "out" / "shard-00002.tokens.npy"
     data = bytearray(altered.read_bytes())
     data[-2] ^= 4
     altered.write_bytes(data)
-    result = run_file(*words)
+    result = run_file(*arguments)
     assert result.returncode == 1 and altered.name in result.stderr and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""Decontamination with the real MMseqs2: what is similar is found, left out, proved, and looked for again."""
+"""Decontamination with the real MMseqs2: similar sequences are found, left out and recorded, and --check agrees."""
 
 import json
 import sys
@@ -16,8 +16,8 @@ from tests.support.commands import python
 from tests.support.needs import needs_mmseqs
 
 
-def run(place: Path, *words) -> int:
-    return decontaminate.main(["--validation", str(place / "valid.fasta"), *map(str, words)])
+def run(directory: Path, *arguments) -> int:
+    return decontaminate.main(["--validation", str(directory / "valid.fasta"), *map(str, arguments)])
 
 
 @needs_mmseqs
@@ -57,7 +57,7 @@ def test_identity_and_chunks(tmp_path, families, monkeypatch):
 @needs_mmseqs
 def test_interrupted_it_continues(tmp_path, families, monkeypatch):
     paths = [tmp_path / "train.fasta", write_fasta(tmp_path / "more.fasta", families["near"])]
-    words = ["--train", *paths, "--output", tmp_path / "similar.fasta"]
+    arguments = ["--train", *paths, "--output", tmp_path / "similar.fasta"]
     find = decontaminate.find_similar
     done = []
 
@@ -69,10 +69,10 @@ def test_interrupted_it_continues(tmp_path, families, monkeypatch):
 
     monkeypatch.setattr(decontaminate, "find_similar", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, *words)
+        run(tmp_path, *arguments)
     done.clear()
     monkeypatch.setattr(decontaminate, "find_similar", lambda *a: done.append(1) or find(*a))
-    run(tmp_path, *words)
+    run(tmp_path, *arguments)
     assert len(done) == 1 and len((tmp_path / "similar.fasta").read_text().splitlines()) == 2 * 13
 
 
@@ -83,18 +83,18 @@ def test_without_mmseqs_it_says_how_to_install_it(tmp_path, families, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "words", [["--train", "a"], ["--check", "a", "--output", "b"], ["--train", "a", "--check", "b"]]
+    "arguments", [["--train", "a"], ["--check", "a", "--output", "b"], ["--train", "a", "--check", "b"]]
 )
-def test_options_that_do_not_go_together(words):
+def test_options_that_exclude_each_other(arguments):
     with pytest.raises(SystemExit):
-        decontaminate.main(["--validation", "valid.fasta", *words])
+        decontaminate.main(["--validation", "valid.fasta", *arguments])
     assert sys.stderr
 
 
 @pytest.mark.parametrize(
     "option, value", [("--threads", 10**6), ("--threads", 0), ("--min-bits", "nan"), ("--min-bits", -1)]
 )
-def test_numbers_that_mean_nothing_are_refused(tmp_path, option, value):
-    words = ["--train", "a.fasta", "--validation", "b.fasta", "--output", tmp_path / "out.fasta", option, value]
-    result = python("data_prep/decontaminate.py", *words)
+def test_invalid_numbers_are_refused(tmp_path, option, value):
+    arguments = ["--train", "a.fasta", "--validation", "b.fasta", "--output", tmp_path / "out.fasta", option, value]
+    result = python("data_prep/decontaminate.py", *arguments)
     assert result.returncode == 1 and result.stderr.startswith(f"error: {option} is {value}"), result.stderr

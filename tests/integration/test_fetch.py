@@ -1,4 +1,4 @@
-"""UR100P from a hub on this machine, which breaks off, changes and lies."""
+"""UR100P from a hub on this machine that breaks connections, changes the dataset and sends wrong files."""
 
 import gzip
 import hashlib
@@ -29,18 +29,18 @@ def table(records) -> bytes:
 
 
 def dataset() -> dict[str, bytes]:
-    """The layout of UR100P, of bundled proteins; antibodies are two chains with | between them."""
+    """Return files of bundled proteins in the layout of UR100P; antibodies are two chains with | between them."""
     with dnaio.open(EXAMPLE / "train.fasta.gz") as reader:
-        found = [(record.name.split()[0], record.sequence) for record in reader][:900]
+        proteins = [(record.name.split()[0], record.sequence) for record in reader][:900]
     with dnaio.open(EXAMPLE / "validation.fasta.gz") as reader:
         held_out = [(record.name.split()[0], record.sequence) for record in reader]
-    pairs = [(f"{a}_{b}", f"{x}|{y}") for (a, x), (b, y) in zip(found[600:700:2], found[601:700:2])]
+    pairs = [(f"{a}_{b}", f"{x}|{y}") for (a, x), (b, y) in zip(proteins[600:700:2], proteins[601:700:2])]
     files = {
-        **{f"UniProt/train-{i:05d}-of-00003.csv": found[200 * i : 200 * (i + 1)] + held_out[:5] for i in range(3)},
+        **{f"UniProt/train-{i:05d}-of-00003.csv": proteins[200 * i : 200 * (i + 1)] + held_out[:5] for i in range(3)},
         "UniProt/test-00000-of-00001.csv": held_out[:40],
         "OAS/train-00000-of-00001.csv": pairs[:40],
         "OAS/test-00000-of-00001.csv": pairs[40:],
-        "SCOP/train-00000-of-00001.csv": found[700:900],
+        "SCOP/train-00000-of-00001.csv": proteins[700:900],
         "SCOP/test-00000-of-00001.csv": held_out[40:80],
     }
     return {name: table(records) for name, records in files.items()} | {
@@ -62,13 +62,13 @@ def hub(tmp_path, monkeypatch):
         yield handler
 
 
-def fetch(output, *words) -> subprocess.CompletedProcess:
-    return python(SCRIPT, "--output", output, *words)
+def fetch(output, *arguments) -> subprocess.CompletedProcess:
+    return python(SCRIPT, "--output", output, *arguments)
 
 
 def succeeds(result) -> str:
     assert result.returncode == 0, result.stderr
-    assert "B/s" not in result.stderr, "a progress bar although nobody looks"
+    assert "B/s" not in result.stderr, "a progress bar without a terminal"
     return result.stdout
 
 
@@ -80,9 +80,9 @@ def refuses(result, *texts) -> str:
 
 
 def holds(output: Path, names=DATA, files=FILES) -> None:
-    """`output` holds exactly these data files, and nothing half."""
-    found = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.csv")}
-    assert found == {name: files[name] for name in names}
+    """Check that `output` holds exactly these data files and no partial ones."""
+    content = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.csv")}
+    assert content == {name: files[name] for name in names}
     assert not list(output.rglob("*.incomplete")) and not (output.parent / f".{output.name}.partial").exists()
 
 
@@ -93,21 +93,26 @@ def test_a_dry_run_says_how_much_and_makes_nothing(hub, tmp_path):
 
 
 def test_fetched_files_give_the_shards_of_the_same_files(hub, tmp_path):
-    """Over a connection that broke off. The printed command is the one that runs; hidden folders are not read."""
+    """Over a broken connection. The printed command is the one that runs; hidden folders are not read."""
     hub.spoil[LARGE] = ["half"]
     text = succeeds(fetch(tmp_path / "UR100P"))
     holds(tmp_path / "UR100P")
     assert not (tmp_path / "outside.csv").exists() and "CC-BY-4.0" in text
     assert sorted({name for name, _ in hub.log}) == DATA
-    said = json.loads((tmp_path / "UR100P/fetched.json").read_text())
-    assert said["repository"] == REPOSITORY and said["commit"] == FIRST and sorted(said["files"]) == DATA
-    assert said["files"][LARGE] == {"bytes": len(FILES[LARGE]), "sha256": hashlib.sha256(FILES[LARGE]).hexdigest()}
-    assert said["files"][LITTLE] == {"bytes": len(FILES[LITTLE]), "git_sha1": git_sha1(FILES[LITTLE])}
+    listing = json.loads((tmp_path / "UR100P/fetched.json").read_text())
+    assert listing["repository"] == REPOSITORY and listing["commit"] == FIRST and sorted(listing["files"]) == DATA
+    assert listing["files"][LARGE] == {"bytes": len(FILES[LARGE]), "sha256": hashlib.sha256(FILES[LARGE]).hexdigest()}
+    assert listing["files"][LITTLE] == {"bytes": len(FILES[LITTLE]), "git_sha1": git_sha1(FILES[LITTLE])}
 
     [line] = re.findall(r"^next: python (data_prep/build_shards.py --input \S+:UniProt/train .*)$", text, re.M)
-    words = shlex.split(line)
-    assert [word.rsplit(":")[-1] for word in words[3:7]] == ["--exclude", "OAS/test", "SCOP/test", "UniProt/test"]
-    result = python(*words[:-1], tmp_path / "fetched")
+    arguments = shlex.split(line)
+    assert [argument.rsplit(":")[-1] for argument in arguments[3:7]] == [
+        "--exclude",
+        "OAS/test",
+        "SCOP/test",
+        "UniProt/test",
+    ]
+    result = python(*arguments[:-1], tmp_path / "fetched")
     assert result.returncode == 0, result.stderr
 
     (tmp_path / "UR100P/.cache/huggingface/half.csv").write_bytes(b"name,sequence\nx,MKV\n")
@@ -119,7 +124,7 @@ def test_fetched_files_give_the_shards_of_the_same_files(hub, tmp_path):
         (tmp_path / "by hand" / name).write_bytes(FILES[name])
     inputs = [tmp_path / "by hand" / name for name in DATA if name.startswith("UniProt/train")]
     exclude = [tmp_path / "by hand" / name for name in DATA if "/test" in name]
-    result = python(words[0], "--input", *inputs, "--exclude", *exclude, "--output", tmp_path / "direct")
+    result = python(arguments[0], "--input", *inputs, "--exclude", *exclude, "--output", tmp_path / "direct")
     assert result.returncode == 0, result.stderr
     shards = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("fetched", "direct")]
     assert shards[0] == shards[1] and len(shards[0]) >= 4
@@ -139,23 +144,23 @@ def test_what_broke_off_for_good_is_fetched_again(hub, tmp_path):
     assert hub.log == [(LARGE, 0)]
 
 
-@pytest.mark.parametrize("how, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_killed_on_the_way_and_one_fetch_at_a_time(hub, tmp_path, how, code):
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_killed_on_the_way_and_one_fetch_at_a_time(hub, tmp_path, number, code):
     output = tmp_path / "UR100P"
     hub.spoil[LARGE] = ["stall"]
     with subprocess.Popen(
         [sys.executable, SCRIPT, "--output", str(output)], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
     ) as first:
         assert hub.stalled.wait(60)
-        deadline = time.monotonic() + 60  # until the others have come
+        deadline = time.monotonic() + 60  # until the other files have been fetched
         while len(list(output.rglob("*.csv"))) < 7 and time.monotonic() < deadline:
             time.sleep(0.05)
         before = len(hub.log)
         refuses(fetch(output), "another build is writing this directory")
         assert len(hub.log) == before
-        first.send_signal(how)
+        first.send_signal(number)
         assert first.wait(20) == code
-        assert (b"interrupted" in first.stderr.read()) == (how == signal.SIGINT)
+        assert (b"interrupted" in first.stderr.read()) == (number == signal.SIGINT)
     assert list(output.rglob("*.incomplete"))
     hub.resume.set()
     hub.log.clear()
@@ -172,8 +177,8 @@ def test_files_damaged_after_they_came_are_found(hub, tmp_path):
         (output / name).write_bytes(FILES[name].replace(b"L", b"I", 1))
     (output / cut).write_bytes(FILES[cut][:-1])
     (output / deleted).unlink()
-    words = [f"{LARGE} has sha256", f"{LITTLE} has git SHA-1", f"{cut} has", f"{deleted} is missing"]
-    refuses(fetch(output, "--check"), "4 of 8 files", *words)
+    messages = [f"{LARGE} has sha256", f"{LITTLE} has git SHA-1", f"{cut} has", f"{deleted} is missing"]
+    refuses(fetch(output, "--check"), "4 of 8 files", *messages)
     assert (output / cut).stat().st_size == len(FILES[cut]) - 1, "--check changes nothing"
     hub.log.clear()
     result = fetch(output)
@@ -245,13 +250,13 @@ def test_a_dataset_that_changes_is_not_mixed(hub, tmp_path):
     holds(tmp_path / "new", files=changed)
     refuses(fetch(tmp_path / "other", "--revision", "v9"), "no revision v9")
     del hub.commits[FIRST]
-    text = refuses(fetch(output), "4 of 4 missing files", f"no revision {FIRST}", f"delete {output} and start anew")
+    text = refuses(fetch(output), "4 of 4 missing files", f"no revision {FIRST}", f"delete {output} and start again")
     assert "no network" not in text
     holds(output, [name for name in DATA if not name.startswith("UniProt")])
 
 
 def test_files_that_somebody_else_put_there(hub, tmp_path):
-    """Those of hf download are taken over; others are not touched."""
+    """Files of hf download are used; others are left alone."""
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     for folder, data in ((mine, FILES[LARGE]), (theirs, b"name,sequence\nmy only copy,MKV\n")):
         (folder / LARGE).parent.mkdir(parents=True)
@@ -296,7 +301,7 @@ def test_a_disk_that_is_too_small(hub, tmp_path):
 
 
 def test_a_disk_that_is_full_on_the_way(hub, tmp_path):
-    """A limit on the size of files is what a test can set; the system says no in the same place."""
+    """A test cannot fill the disk, but a limit on the size of files fails in the same place."""
     script = 'ulimit -f 12 && exec "$@"'  # KiB
     result = run("bash", "-c", script, "bash", sys.executable, SCRIPT, "--output", tmp_path / "UR100P")
     refuses(result, "missing files could not be fetched (", "File too large. The file system or ulimit -f")
@@ -307,26 +312,26 @@ def test_a_disk_that_is_full_on_the_way(hub, tmp_path):
 @pytest.mark.parametrize(
     "change, text",
     [
-        (lambda said: said["files"].update({"../outside.csv": {"bytes": 1}}), "String should match pattern"),
-        (lambda said: said.update(commit="main"), "commit"),
-        (lambda said: said.update(repository="a/b"), "repository"),
+        (lambda listing: listing["files"].update({"../outside.csv": {"bytes": 1}}), "String should match pattern"),
+        (lambda listing: listing.update(commit="main"), "commit"),
+        (lambda listing: listing.update(repository="a/b"), "repository"),
     ],
 )
 def test_a_damaged_description_is_refused(hub, tmp_path, change, text):
     output = tmp_path / "UR100P"
     succeeds(fetch(output, "--part", "SCOP"))
-    said = json.loads((output / "fetched.json").read_text())
-    change(said)
-    (output / "fetched.json").write_text(json.dumps(said))
-    for words in ([], ["--check"]):
-        refuses(fetch(output, *words), "fetched.json is damaged, or of another dataset", text)
+    listing = json.loads((output / "fetched.json").read_text())
+    change(listing)
+    (output / "fetched.json").write_text(json.dumps(listing))
+    for arguments in ([], ["--check"]):
+        refuses(fetch(output, *arguments), "fetched.json is damaged, or of another dataset", text)
     (output / "fetched.json").write_bytes(gzip.compress(b"{}"))
     refuses(fetch(output, "--check"), "fetched.json: cannot be read as JSON", "Delete it")
 
 
 def test_progress_on_a_terminal(hub, tmp_path):
     controller, terminal = open_terminal(100)
-    words = [sys.executable, SCRIPT, "--output", str(tmp_path / "UR100P")]
-    result = subprocess.run(words, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL)
+    command = [sys.executable, SCRIPT, "--output", str(tmp_path / "UR100P")]
+    result = subprocess.run(command, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL)
     shown = read_to_end(controller, terminal).decode()
     assert result.returncode == 0 and "Fetching 8 files: 100%" in shown and "checking: 100%" in shown

@@ -1,4 +1,4 @@
-"""Small inputs, shards built from them, and what these hold."""
+"""Make small inputs, build shards from them, and read the shards back."""
 
 import gzip
 import os
@@ -37,44 +37,44 @@ def build(path: Path, output: Path, *options) -> None:
     build_shards.main(["--input", str(path), "--output", str(output), *map(str, options)])
 
 
-def script(name: str, *words, code: str = "") -> subprocess.CompletedProcess:
-    """Run a script as a user does; `code` runs before it in the same process."""
+def script(name: str, *arguments, code: str = "") -> subprocess.CompletedProcess:
+    """Run a script as a user does, after `code` in the same process."""
     start = f"import runpy, sys; {code}\n"
     start += f"runpy.run_path({str(DATA_PREP / name)!r}, run_name='__main__')"
-    return python("-c", start, *words)
+    return python("-c", start, *arguments)
 
 
 def windows(directory: Path) -> Counter:
-    """Every window of every row as text, special tokens spelt out."""
+    """Count the windows of all rows, as text with the special tokens."""
     shards = Shards(directory)
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for index in range(shards.num_rows):
         tokens, lengths = shards.row(index)
-        found.update(decode(window) for window in np.split(tokens, np.cumsum(lengths))[:-1])
-    return found
+        counts.update(decode(window) for window in np.split(tokens, np.cumsum(lengths))[:-1])
+    return counts
 
 
 def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix == ".npy"}
 
 
-def run_file(name: str, *words) -> subprocess.CompletedProcess:
-    """Run a script by its path: its workers import it again."""
-    return python(DATA_PREP / name, *words)
+def run_file(name: str, *arguments) -> subprocess.CompletedProcess:
+    """Run a script by its path, so that its workers import it again."""
+    return python(DATA_PREP / name, *arguments)
 
 
 def many_chunks(monkeypatch) -> str:
-    """Cut small inputs into many chunks and shards, here; returns the code that does so in another process."""
+    """Make this process cut small inputs into many chunks and shards; return code that does so in another process."""
     monkeypatch.setattr(rows, "CHUNK_BYTES", 9000)
     monkeypatch.setattr(pipeline, "MEGABYTE", 50)
     return "from amplify_ds.prepare import pipeline, rows; rows.CHUNK_BYTES, pipeline.MEGABYTE = 9000, 50"
 
 
-def build_with_workers(place: Path, code: str, *words, **environment) -> subprocess.CompletedProcess:
-    """Run the script from a file, which spawned workers can import; `code` runs in each of them too."""
-    main = place / "main.py"
+def build_with_workers(directory: Path, code: str, *arguments, **environment) -> subprocess.CompletedProcess:
+    """Run build_shards from a file that spawned workers import; `code` runs in each of them too."""
+    main = directory / "main.py"
     main.write_text(
         f"{code}\nfrom amplify_ds import build_shards\n"
         "if __name__ == '__main__':\n    build_shards.command(build_shards.main)\n"
     )
-    return python(main, *words, env=os.environ | environment)
+    return python(main, *arguments, env=os.environ | environment)

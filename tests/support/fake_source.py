@@ -1,4 +1,4 @@
-"""A source of the mixture without shards."""
+"""Sources for mixtures, without shards."""
 
 from types import SimpleNamespace
 

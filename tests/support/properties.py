@@ -1,4 +1,4 @@
-"""How many examples a property is tried with."""
+"""The number of examples on which a property is tested."""
 
 import os
 
@@ -6,5 +6,5 @@ from hypothesis import settings
 
 
 def examples(few: int = 60):
-    """A decorator: few examples, or as many as the environment says (EXAMPLES=20000)."""
+    """Return a decorator for `few` examples, or the number in the environment (EXAMPLES=20000)."""
     return settings(max_examples=int(os.environ.get("EXAMPLES", few)), deadline=None)

@@ -1,4 +1,4 @@
-"""Tables of text, however they are cut, hold what Python's csv reads; the rest is refused with its line."""
+"""However a text table is cut, its rows are those that Python's csv reads; invalid ones are errors with their line."""
 
 import csv
 import io
@@ -21,32 +21,32 @@ LINE_ENDS = st.sampled_from(["\n", "\r\n", "\r"])
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch):
-    """Sizes are set by the tests themselves, for hypothesis gives them no fixture of their own."""
+    """Restore the sizes that tests set: hypothesis runs all examples with one fixture."""
     for module, name in ((rows, "CHUNK_BYTES"), (delimited, "BLOCK")):
         monkeypatch.setattr(module, name, getattr(module, name))
 
 
 def chunks(path, reading=Reading(), scanned=7):
-    """(id, sequence) of every record of a file, its chunks one after the other, as build_shards.py cuts them."""
+    """Return (id, sequence) of all records and the number of chunks, cut as build_shards.py does."""
     [source] = find_sources([str(path)], reading)
     cutter = source.cutter()
     with open(path, "rb") as file:
         while block := file.read(scanned):
             cutter.feed(block)
     parts = source.chunks(cutter.cuts)
-    found = [pair for part in parts for batch in part.read(lambda n: None) for pair in zip(batch.ids, batch.sequences)]
+    pairs = [pair for part in parts for batch in part.read(lambda n: None) for pair in zip(batch.ids, batch.sequences)]
     whole = [pair for batch in source.read() for pair in zip(batch.ids, batch.sequences)]
-    assert found == whole
-    return found, len(parts)
+    assert pairs == whole
+    return pairs, len(parts)
 
 
 def plain(sequence: str) -> bytes:
-    """As a batch has a sequence: without line breaks."""
+    """Return a sequence as it is in a batch: without line breaks."""
     return sequence.encode().replace(b"\n", b"").replace(b"\r", b"")
 
 
 def written(cell: str, delimiter: str, always: bool) -> str:
-    """A cell as RFC 4180 has it; always: quoted even if it need not be."""
+    """Return a cell as in RFC 4180; always: quoted even if it need not be."""
     needed = any(letter in cell for letter in ('"', "\r", "\n", delimiter))
     return '"' + cell.replace('"', '""') + '"' if always or needed else cell
 
@@ -54,7 +54,7 @@ def written(cell: str, delimiter: str, always: bool) -> str:
 @examples()
 @given(st.data())
 def test_csv_is_what_python_reads(tmp_path_factory, data):
-    """Any rows, quoted where they must be or everywhere, with any line end, in blocks and chunks of any size."""
+    """Any rows, quoted where necessary or everywhere, with any line end, in blocks and chunks of any size."""
     table = data.draw(st.lists(st.tuples(CELL, CELL, CELL), max_size=12))
     delimiter, end = data.draw(st.sampled_from(",;\t|")), data.draw(LINE_ENDS)
     always = data.draw(st.booleans())
@@ -76,21 +76,21 @@ def test_csv_is_what_python_reads(tmp_path_factory, data):
 @examples()
 @given(st.text(st.sampled_from('MK",\n\r'), max_size=60), st.integers(1, 40), st.integers(1, 20), st.integers(1, 9))
 def test_any_text_is_what_python_reads_or_is_refused(tmp_path_factory, text, chunk, block, scanned):
-    """Also text that is no CSV: the rows that Python's csv reads, or a refusal where it, too, finds something wrong."""
+    """Also text that is not CSV: the rows that Python's csv reads, or an error if it finds one too."""
     path = tmp_path_factory.getbasetemp() / "wild.csv"
     path.write_bytes(b"name,sequence\n" + text.encode())
     rows.CHUNK_BYTES, delimited.BLOCK = chunk, block
     try:
         expected = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-        right = all(len(row) == 2 for row in expected)
+        valid = all(len(row) == 2 for row in expected)
     except csv.Error:
-        right = False
+        valid = False
     try:
         found, _ = chunks(path, scanned=scanned)
     except AmplifyError as error:
-        assert not right and f"{path}, line " in str(error)
+        assert not valid and f"{path}, line " in str(error)
     else:
-        assert right and found == [(name, plain(sequence)) for name, sequence in expected]
+        assert valid and found == [(name, plain(sequence)) for name, sequence in expected]
 
 
 @examples()
@@ -112,11 +112,11 @@ def test_between_tabs_every_line_is_a_row(tmp_path_factory, table, chunk):
             assert cell == (quoted if text.startswith('"') else text)
 
 
-@pytest.mark.parametrize("wanted", [3, 26_500])
-def test_sequences_of_several_lines(tmp_path, wanted):
+@pytest.mark.parametrize("count", [3, 26_500])
+def test_sequences_of_several_lines(tmp_path, count):
     """26,500 sequences, each in a quoted cell of three lines: 4.4 MB, more than a block, in chunks of 100 kB."""
     draw = random.Random(0)
-    sequences = ["M" + "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(150, 170))) for _ in range(wanted)]
+    sequences = ["M" + "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(150, 170))) for _ in range(count)]
     path = tmp_path / "ml.csv"
     path.write_text("sequence\n" + "".join(f'"{s[:60]}\n{s[60:120]}\n{s[120:]}"\n' for s in sequences))
     rows.CHUNK_BYTES = 100_000
@@ -136,7 +136,7 @@ def test_a_cell_larger_than_any_block(tmp_path):
 
 
 def test_memory_is_bounded_by_one_cell(tmp_path):
-    """A cell without an end is refused long before it fills the memory."""
+    """A cell without an end is an error long before it fills the memory."""
     import tracemalloc
 
     path = tmp_path / "endless.csv"
@@ -151,7 +151,7 @@ def test_memory_is_bounded_by_one_cell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, text, words",
+    "name, text, messages",
     [
         ("a.csv", 'name,sequence\na,"MK\nV"\nb,MK,V\n', ["line 4", "3 columns, expected 2"]),
         ("a.csv", 'name,sequence\na,"MK\r\nV"\r\nb,"MK"V\r\n', ["line 4", "not quoted as in CSV", "--quoting none"]),
@@ -163,13 +163,13 @@ def test_memory_is_bounded_by_one_cell(tmp_path):
         ("a.csv", "sequence,sequence\nMKV,MLL\n", ["two columns have the name 'sequence'"]),
     ],
 )
-def test_malformed_rows_are_named_by_their_line(tmp_path, name, text, words):
+def test_malformed_rows_are_named_by_their_line(tmp_path, name, text, messages):
     (tmp_path / name).write_bytes(text.encode())
     rows.CHUNK_BYTES = 10
-    with pytest.raises(AmplifyError) as refusal:
+    with pytest.raises(AmplifyError) as error:
         chunks(tmp_path / name)
-    for word in [name, *words]:
-        assert word in str(refusal.value)
+    for message in [name, *messages]:
+        assert message in str(error.value)
 
 
 def test_a_table_without_a_header_and_another_delimiter(tmp_path):
@@ -184,12 +184,12 @@ def test_a_table_without_a_header_and_another_delimiter(tmp_path):
         find_sources([str(path)])
 
 
-def test_row_ends_are_those_of_a_machine_of_single_bytes():
-    """RowEnds against a state machine that looks at each byte, for every text of 8 bytes of four that matter."""
+def test_row_ends_are_those_of_a_state_machine():
+    """RowEnds against a state machine that reads byte by byte, for all texts of 8 bytes out of the four that matter."""
     for number in range(4**8):
-        text = bytes(b'",\nM'[number >> 2 * place & 3] for place in range(8))
+        text = bytes(b'",\nM'[number >> 2 * index & 3] for index in range(8))
         ends, state, expected = rows.RowEnds(b","), "start", 0
-        for place, byte in enumerate(text, 1):
+        for position, byte in enumerate(text, 1):
             letter = chr(byte)
             if state == "quoted":
                 state = "closing" if letter == '"' else "quoted"
@@ -197,7 +197,7 @@ def test_row_ends_are_those_of_a_machine_of_single_bytes():
                 state = "quoted"
             else:
                 state = "start" if letter in ",\n" else "cell"
-                expected = place if letter == "\n" else expected
+                expected = position if letter == "\n" else expected
         cut = number % 7 + 1
         first = ends.feed(text[:cut])
         second = ends.feed(text[cut:])

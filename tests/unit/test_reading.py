@@ -1,4 +1,4 @@
-"""Files as people have them: each is read right, or refused with its reason, by build_shards and by embed alike."""
+"""Files as people have them: build_shards and embed both read them correctly, or refuse them with the same reason."""
 
 import gzip
 import hashlib
@@ -43,23 +43,23 @@ B = "MALWMRLLPLLALLALWGPDPAAAFVNQHLCGSHLVEALYLVCGERGFFYTPKTRREAEDLQVGQVELGGGPGAG
 C = "MNIFEMLRIDEGLRLKIYKDTEGYYTIGIGHLLTKSPSLNAAKSELDKAIGRNTNGVITKDEAEKLFNQDVDAAVRGILRNAKLKPVYDSLDAVRRAAIINMVFQMGETGVAGF"
 
 
-def read(path, reading=Reading(), **how) -> list[tuple[str, str]]:
-    """What embed and score read."""
-    records = Records(path, reading, **how)
+def read(path, reading=Reading(), **options) -> list[tuple[str, str]]:
+    """Return the records that embed and score read."""
+    records = Records(path, reading, **options)
     check(records)
     return [(name, sequence) for name, sequence in records]
 
 
 def built(path, output, *options) -> tuple[Counter, dict]:
-    """The sequences in the shards that build_shards makes, and what it counted."""
-    words = ["--input", str(path), "--output", str(output), "--max-length", "400", *map(str, options)]
-    build_shards.main(words)
+    """Build shards; return the sequences in them, and the counts in the manifest."""
+    arguments = ["--input", str(path), "--output", str(output), "--max-length", "400", *map(str, options)]
+    build_shards.main(arguments)
     shards = Shards(output)
-    found: Counter[str] = Counter()
+    sequences: Counter[str] = Counter()
     for index in range(shards.num_rows):
         tokens, lengths = shards.row(index)
-        found.update(decode(window[1:-1]) for window in np.split(tokens, np.cumsum(lengths))[:-1])
-    return found, shards.manifest["counts"]
+        sequences.update(decode(window[1:-1]) for window in np.split(tokens, np.cumsum(lengths))[:-1])
+    return sequences, shards.manifest["counts"]
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def built(path, output, *options) -> tuple[Counter, dict]:
 )
 def test_what_people_have_is_read(tmp_path, name, expected):
     assert read(CASES / name) == list(expected.items())
-    found, counts = built(CASES / name, tmp_path / "out")
-    assert found == Counter(expected.values()) and counts["records"] == len(expected) and not counts["rejected"]
+    sequences, counts = built(CASES / name, tmp_path / "out")
+    assert sequences == Counter(expected.values()) and counts["records"] == len(expected) and not counts["rejected"]
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, message",
     [
-        ("dna.fasta", "the first 2 sequences hold hardly a letter but A C G T U N.*--allow-nucleotides"),
+        ("dna.fasta", "the first 2 sequences are almost all A C G T U N.*--allow-nucleotides"),
         ("indels_v0.csv", 'no column "sequence" .*proteins seem to be in .mutant.'),
         ("subs_only_sequence.csv", "proteins seem to be in .mutated_sequence."),
         ("offset24.csv", 'no column "sequence" among its columns: mutant, DMS_score'),
@@ -94,9 +94,9 @@ def test_what_people_have_is_read(tmp_path, name, expected):
         ("with_wt_row.csv", 'no column "sequence"'),
     ],
 )
-def test_what_is_no_input_of_proteins_is_refused(tmp_path, name, words):
+def test_what_is_no_input_of_proteins_is_refused(tmp_path, name, message):
     for use in (read, lambda path: built(path, tmp_path / "out")):
-        with pytest.raises(AmplifyError, match=f"{name}.*{words}"):
+        with pytest.raises(AmplifyError, match=f"{name}.*{message}"):
             use(CASES / name)
     assert not list(tmp_path.iterdir())
 
@@ -120,12 +120,12 @@ def test_alignments(tmp_path):
     records = Records(path, Reading(alignment="strip"))
     assert check(records).notes == {"secondary structure (ss_pred, ss_conf, ss_dssp)": 2}
     assert list(records) == [("query", A), ("h1", A[1:])]
-    found, counts = built(path, tmp_path / "dropped")
-    assert found == Counter([A]) and counts["records"] == 4
+    sequences, counts = built(path, tmp_path / "dropped")
+    assert sequences == Counter([A]) and counts["records"] == 4
     ss = {"secondary structure (ss_pred, ss_conf, ss_dssp)": 2}
     assert counts["rejected"] == {"gaps of an alignment (--alignment strip)": 1, **ss}
-    found, counts = built(path, tmp_path / "stripped", "--alignment", "strip")
-    assert found == Counter([A, A[1:]]) and counts["rejected"] == ss
+    sequences, counts = built(path, tmp_path / "stripped", "--alignment", "strip")
+    assert sequences == Counter([A, A[1:]]) and counts["rejected"] == ss
     (tmp_path / "b.a3m").write_text(">q\nMK-V\n>h\nM.KvlV\n")
     assert built(tmp_path / "b.a3m", tmp_path / "b", "--alignment", "strip")[0] == Counter(["MKV", "MKVLV"])
     with pytest.raises(AmplifyError, match="reading: {'alignment': 'strip'} there, {} here"):
@@ -137,20 +137,20 @@ def test_chains_that_are_nucleic_acids_are_left_out_and_counted(tmp_path):
         f">101m_A mol:protein length:154  MYOGLOBIN\n{A}\n>102d_A mol:na length:12  DNA\nCGCAAATTTGCG\n"
         f">9xyz_B mol:protein length:9  mol:na binding\n{B}\n"
     )
-    found, counts = built(tmp_path / "pdb_seqres.txt", tmp_path / "out")
-    assert found == Counter([A, B]) and counts["records"] == 3
+    sequences, counts = built(tmp_path / "pdb_seqres.txt", tmp_path / "out")
+    assert sequences == Counter([A, B]) and counts["records"] == 3
     assert counts["rejected"] == {"nucleic acid chains (mol:na)": 1}
     assert [name for name, _ in read(tmp_path / "pdb_seqres.txt")] == ["101m_A", "9xyz_B"]
 
 
-def test_nucleotides_among_proteins_are_told(tmp_path):
+def test_nucleotides_among_proteins_are_reported(tmp_path):
     dna = "ATGAAAACCGCGTATATTGCGAAACAG"
     (tmp_path / "a.fasta").write_text(f">a\n{A}\n>b\n{dna}\n>c\n{B}\n>d\nGATTACA\n")
-    found, counts = built(tmp_path / "a.fasta", tmp_path / "out")
-    assert found == Counter([A, B, dna, "GATTACA"])
+    sequences, counts = built(tmp_path / "a.fasta", tmp_path / "out")
+    assert sequences == Counter([A, B, dna, "GATTACA"])
     assert counts["noted"] == {"made of A C G T N alone, like nucleotides (kept)": 1}
-    found, _ = built(CASES / "dna.fasta", tmp_path / "dna", "--allow-nucleotides")
-    assert sum(found.values()) == 2
+    sequences, _ = built(CASES / "dna.fasta", tmp_path / "dna", "--allow-nucleotides")
+    assert sum(sequences.values()) == 2
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl", ".arrow", ".csv.gz"])
@@ -167,9 +167,9 @@ def test_columns_that_hold_nucleotides_are_refused_with_those_that_hold_proteins
 
 
 def write_table(path, columns):
-    """A table in the form that the suffix says."""
+    """Write a table in the format of the suffix; return its path."""
     table = pa.table(columns)
-    forms = {
+    writers = {
         ".parquet": lambda: pa.parquet.write_table(table, path),
         ".feather": lambda: pa.feather.write_feather(table, path),
         ".arrow": lambda: write_ipc(path, table, pa.ipc.new_file),
@@ -180,7 +180,7 @@ def write_table(path, columns):
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(text.encode()))
     else:
-        forms.get(path.suffix, lambda: path.write_text(text))()
+        writers.get(path.suffix, lambda: path.write_text(text))()
     return path
 
 
@@ -204,7 +204,7 @@ def test_filters_need_names(tmp_path, drop):
             built(path, tmp_path / "out", *drop)
     path = write_table(tmp_path / "b.csv", {"sequence": [A, B], "title": ["x (Fragment) PE=4", "y"]})
     assert built(path, tmp_path / "b", *drop, "--name-column", "title")[0] == Counter([B])
-    for options in (drop, []):  # misspelt: also where nothing needs it
+    for options in (drop, []):  # a misspelt name is an error even if nothing needs it
         with pytest.raises(AmplifyError, match='no column "titel" .--name-column. among its columns: sequence, title'):
             built(path, tmp_path / "out", *options, "--name-column", "titel")
 
@@ -240,8 +240,8 @@ def test_two_chains_are_joined_in_both_orders(tmp_path):
     path.write_text('"{""Run"": ""x, y"", ""Species"": ""human""}"\n' + path.read_text() + "ACGT,,DIQ\n")
     with pytest.raises(AmplifyError, match="or join two chains with --join heavy light"):
         read(path)
-    found, counts = built(path, tmp_path / "out", "--join", "heavy", "light")
-    assert found == Counter(["EVQL|DIQM", "DIQM|EVQL"])
+    sequences, counts = built(path, tmp_path / "out", "--join", "heavy", "light")
+    assert sequences == Counter(["EVQL|DIQM", "DIQM|EVQL"])
     assert counts["rejected"] == {"one of two chains is empty": 1} and counts["records"] == 3
     with pytest.raises(AmplifyError, match='no column "alpha"'):
         read(path, Reading(join=("alpha", "light")))
@@ -295,13 +295,13 @@ def test_fasta_however_it_is_written(tmp_path_factory, data):
 @examples()
 @given(st.binary(max_size=60) | st.text(st.sampled_from(">MK\n# ,a;"), max_size=40).map(str.encode), st.integers(1, 30))
 def test_plain_fasta_is_what_dnaio_reads(text, size):
-    """Any bytes: what dnaio reads, but for what it does not know (`;`, a ">" within a line) and bytes beyond ASCII."""
+    """Any bytes: what dnaio reads, except what it does not support (`;`, a ">" within a line) and non-ASCII bytes."""
     block = fasta.BLOCK
     try:
         fasta.BLOCK = size
-        found = [p for batch in read_fasta(io.BytesIO(text)) for p in zip(batch.names, batch.sequences)]
+        pairs = [p for batch in read_fasta(io.BytesIO(text)) for p in zip(batch.names, batch.sequences)]
     except Malformed:
-        found = None
+        pairs = None
     finally:
         fasta.BLOCK = block
     lines = [line.strip() for line in re.split(rb"\r\n|\r|\n", text)]
@@ -314,7 +314,7 @@ def test_plain_fasta_is_what_dnaio_reads(text, size):
             expected = [(record.name.strip(), record.sequence.encode()) for record in reader]
     except dnaio.FileFormatError:
         expected = None
-    assert found == expected
+    assert pairs == expected
 
 
 @pytest.mark.parametrize(
@@ -337,10 +337,10 @@ def test_a_record_that_begins_within_a_line(tmp_path, line, expected):
             with pytest.raises(AmplifyError, match='a.fasta, line 2: .* has a ">" within a sequence'):
                 use(path)
     else:
-        found = [
+        pairs = [
             (name.split()[0], s) for b in find_sources([str(path)])[0].read() for name, s in zip(b.names, b.sequences)
         ]
-        assert found == [(name, sequence.encode()) for name, sequence in expected]
+        assert pairs == [(name, sequence.encode()) for name, sequence in expected]
 
 
 def test_headers_in_latin_1_and_bytes_in_sequences(tmp_path):
@@ -364,7 +364,7 @@ def test_masks_are_tokens_where_a_model_reads(tmp_path):
 
 
 def archive(path, members):
-    """A zip or tar of {name: bytes}."""
+    """Write a zip or tar archive of {name: bytes}; return its path."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
             for name, data in members.items():
@@ -398,24 +398,24 @@ def test_archives_of_one_and_of_many(tmp_path, name, monkeypatch, capsys):
         expected = [("x", A), ("y", B), ("z", C)][: 1 if count == 1 else 3]
         assert read(path) == expected
         monkeypatch.setattr(rows, "CHUNK_BYTES", 1)  # every member of a zip is a chunk
-        found, counts = built(path, tmp_path / f"out{count}")
-        assert found == Counter(sequence for _, sequence in expected)
+        sequences, counts = built(path, tmp_path / f"out{count}")
+        assert sequences == Counter(sequence for _, sequence in expected)
         assert count == 1 or "README.md" in capsys.readouterr().err + json.dumps(counts["noted"])
         path.unlink()
     assert not list(tmp_path.rglob("evil*")) and not list(inner.iterdir())
 
 
 def test_archives_that_are_not_read(tmp_path, monkeypatch):
-    for members, words in (
+    for members, message in (
         ({"[Content_Types].xml": b"x", "b.fasta": b""}, "it is an Excel"),
         ({"README": b"x", "LICENSE": b"y"}, "holds no data file, only 'README', 'LICENSE'"),
         ({"a.parquet": b"PAR1xxxx"}, "parquet within an archive"),
         ({"a.fasta": b"@r\nACGT\n+\nIIII\n"}, "a.fasta, line 1: it is FASTQ"),
     ):
-        with pytest.raises(AmplifyError, match=f"a.zip.*{re.escape(words)}"):
+        with pytest.raises(AmplifyError, match=f"a.zip.*{re.escape(message)}"):
             read(archive(tmp_path / "a.zip", members))
     monkeypatch.setattr(archives, "_FREE", 10**4)
-    with pytest.raises(AmplifyError, match="a.fasta would grow from .* to 10,000,000 bytes"):
+    with pytest.raises(AmplifyError, match="a.fasta would expand from .* to 10,000,000 bytes"):
         read(archive(tmp_path / "a.zip", {"a.fasta": b"A" * 10**7}))
     damaged = bytearray(archive(tmp_path / "b.zip", {"a.fasta": f">a\n{A}\n".encode() * 50}).read_bytes())
     damaged[60:80] = bytes(20)
@@ -425,7 +425,7 @@ def test_archives_that_are_not_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "data, words",
+    "data, message",
     [
         (b"@r1\nACGT\n+\nIIII\n", "FASTQ"),
         (b"LOCUS       SCU49845\n", "GenBank"),
@@ -446,9 +446,9 @@ def test_archives_that_are_not_read(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("name", ["a.fasta", "a", "a.gz", "a.csv"])
-def test_forms_that_are_not_read_are_named(tmp_path, name, data, words):
+def test_formats_that_are_not_read_are_named(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(gzip.compress(data) if name == "a.gz" else data)
-    with pytest.raises(AmplifyError, match=f"{name}, line 1: it is .*{words}"):
+    with pytest.raises(AmplifyError, match=f"{name}, line 1: it is .*{message}"):
         read(tmp_path / name)
 
 
@@ -466,8 +466,8 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path, capsys):
     }.items():
         (folder / name).write_text(text)
     assert built(folder, tmp_path / "out")[0] == Counter([A, B, C])
-    told = capsys.readouterr().err
-    assert f"note: left out of {folder}: 'README.md', 'd.fna', 'e.txt'; to read such a file, give its own name" in told
+    notes = capsys.readouterr().err
+    assert f"note: left out of {folder}: 'README.md', 'd.fna', 'e.txt'; to read such a file, give its name" in notes
     assert read(folder) == [("a", A), ("b", B), ("c", C)]
     assert read(folder / "e.txt") == [("e", "MKV")]
 
@@ -496,13 +496,13 @@ def test_two_columns_of_one_name(tmp_path):
 
 def test_json_lines_are_named_where_they_are_wrong(tmp_path):
     path = tmp_path / "a.jsonl"
-    for text, words in (
+    for text, message in (
         ('{"sequence": "MKV"}\n{"sequence": \n', "line 2: not JSON"),
         ('{"sequence": "MKV"}\n{"seq": "MLL"}\n', 'line 2: no value for "sequence"'),
-        ('{"sequence": "MKV"}\n3\n', "line 2: .*no JSON object"),
+        ('{"sequence": "MKV"}\n3\n', "line 2: .*not a JSON object"),
     ):
         path.write_text(text)
-        with pytest.raises(AmplifyError, match=f"a.jsonl, {words}"):
+        with pytest.raises(AmplifyError, match=f"a.jsonl, {message}"):
             read(path)
 
 
@@ -531,7 +531,7 @@ def test_json_lines_are_what_pandas_reads(tmp_path_factory, table, chunk):
         cutter = source.cutter()
         for byte in path.read_bytes():
             cutter.feed(bytes([byte]))
-        found = [
+        pairs = [
             pair
             for part in source.chunks(cutter.cuts)
             for batch in part.read(lambda n: None)
@@ -541,7 +541,7 @@ def test_json_lines_are_what_pandas_reads(tmp_path_factory, table, chunk):
         rows.CHUNK_BYTES = before
     expected = pandas.read_json(path, lines=True, dtype=False, convert_axes=False)
     sequences = [sequence.encode().replace(b"\n", b"") for sequence in expected["sequence"]]
-    assert found == list(zip(expected["name"], sequences))
+    assert pairs == list(zip(expected["name"], sequences))
 
 
 @examples()
@@ -573,7 +573,7 @@ def write_table_of(path, table, rows_each):
         file.write_table(table, max_chunksize=rows_each)
 
 
-EXAMPLE_SHARDS = {  # sha256 of the files that version 0.1.0 made of data_prep/example, before readers were rewritten
+EXAMPLE_SHARDS = {  # sha256 of the files that version 0.1.0 built from data_prep/example, with its own readers
     "train": "0e840e763c491633daeedf8b1106a0c390bfe4f41147d11895e994aee9586f11",
     "validation": "602604ef239cb2de213d9a993233aa42eb707a51770dd069f1a9d036ad057db3",
 }
@@ -582,20 +582,29 @@ EXAMPLE_SHARDS = {  # sha256 of the files that version 0.1.0 made of data_prep/e
 @pytest.mark.parametrize("name", EXAMPLE_SHARDS)
 def test_the_example_gives_the_bytes_it_always_gave(tmp_path, name):
     source = ROOT / f"data_prep/example/{name}.fasta.gz"
-    words = ["--input", str(source), "--output", str(tmp_path / "out"), "--max-length", "96", "--row-tokens", "1024"]
-    build_shards.main(words)
+    arguments = [
+        "--input",
+        str(source),
+        "--output",
+        str(tmp_path / "out"),
+        "--max-length",
+        "96",
+        "--row-tokens",
+        "1024",
+    ]
+    build_shards.main(arguments)
     digest = hashlib.sha256((tmp_path / "out/shard-00000.tokens.npy").read_bytes()).hexdigest()
     assert digest == EXAMPLE_SHARDS[name]
 
 
-def test_what_an_option_means_nothing_for_is_told(tmp_path, capsys):
+def test_options_without_effect_are_reported(tmp_path, capsys):
     for name, data in (("a.fasta", f">a\n{A}\n".encode()), ("b.fasta.gz", gzip.compress(f">a\n{A}\n".encode()))):
         (tmp_path / name).write_bytes(data)
         built(tmp_path / name, tmp_path / name[0], "--sequence-column", "protein")
-        assert f"{name} is FASTA: --sequence-column are for tables" in capsys.readouterr().err
+        assert f"{name} is FASTA, so options for tables have no effect: --sequence-column" in capsys.readouterr().err
 
 
-def test_a_column_that_was_chosen_is_told(tmp_path):
+def test_a_column_that_was_chosen_is_reported(tmp_path):
     for name, column in (
         ("airr_rearrangement.tsv", "sequence_alignment_aa"),
         ("oas_unpaired.csv.gz", "sequence_alignment_aa"),
@@ -604,7 +613,7 @@ def test_a_column_that_was_chosen_is_told(tmp_path):
         assert counts["noted"] == {f"sequences of the column {column}": counts["records"]}
 
 
-def test_columns_that_are_empty_are_not_chosen_and_names_that_look_like_forms_are_columns(tmp_path):
+def test_columns_that_are_empty_are_not_chosen_and_names_that_look_like_formats_are_columns(tmp_path):
     columns = {
         "data_id": ["a", "b"],
         "sequence_aa": ["", ""],

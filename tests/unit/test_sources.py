@@ -1,4 +1,4 @@
-"""Inputs in every form hold the same records; whatever is damaged ends in a message that names file and line."""
+"""Inputs in all formats give the same records; a damaged one gives a message that names file and line."""
 
 import bz2
 import gzip
@@ -53,7 +53,7 @@ CSV = b"name,sequence\n" + b"".join(b"%s,%s\n" % record for record in RECORDS)
 
 
 def chunks_of(source):
-    """The chunks, after the file was looked through for where it can be cut, as build_shards.py does."""
+    """Return the chunks, after a cutter has read the file, as in build_shards.py."""
     if not source.cutter:
         return source.chunks([])
     cutter = source.cutter()
@@ -64,22 +64,22 @@ def chunks_of(source):
 
 
 def read(*addresses, reading=Reading()) -> list[tuple[bytes, bytes]]:
-    """All records, chunk by chunk, blanks removed."""
-    found = []
+    """Return all records, chunk by chunk, without blanks."""
+    pairs = []
     for source in find_sources([str(address) for address in addresses], reading):
         for chunk in chunks_of(source):
             for batch in chunk.read(lambda *amounts: None):
                 sequences = batch.sequences
                 assert len(batch.names) == len(sequences)
-                found += [(name.encode(), b"".join(text.split())) for name, text in zip(batch.names, sequences)]
-    return found
+                pairs += [(name.encode(), b"".join(text.split())) for name, text in zip(batch.names, sequences)]
+    return pairs
 
 
-@pytest.mark.parametrize("form", COMPRESSIONS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("text", [FASTA, CSV, CSV.replace(b",", b"\t"), FASTA.replace(b"\n", b"\r\n")])
-def test_text_by_its_content(tmp_path, form, text):
-    path = tmp_path / "without a telling name"
-    path.write_bytes(COMPRESSIONS[form](text))
+def test_text_by_its_content(tmp_path, compression, text):
+    path = tmp_path / "name without a suffix"
+    path.write_bytes(COMPRESSIONS[compression](text))
     assert read(path) == RECORDS
 
 
@@ -95,17 +95,17 @@ def test_chunks_hold_every_record_once(tmp_path, monkeypatch, chunk, text):
 
 
 def read_all(path) -> list[tuple[bytes, bytes]]:
-    """The records as Python's own means see them."""
+    """Return the records, read with plain Python."""
     lines = path.read_bytes().split(b"\n")
     if lines[0] == b"name,sequence":
         return [tuple((line + b",").split(b",")[:2]) for line in lines[1:] if line]
-    found = []
+    pairs = []
     for line in lines:
         if line.startswith(b">"):
-            found.append([line[1:], b""])
+            pairs.append([line[1:], b""])
         elif line and not line.startswith(b"#"):
-            found[-1][1] += line
-    return [tuple(record) for record in found]
+            pairs[-1][1] += line
+    return [tuple(pair) for pair in pairs]
 
 
 def table() -> pa.Table:
@@ -132,7 +132,7 @@ def test_a_dataset_saved_to_disk(tmp_path):
 
 
 def ur100p(folder: Path) -> Path:
-    """A repository of the layout of chandar-lab/UR100P, its records distributed over the files."""
+    """Write the records to files in the layout of chandar-lab/UR100P; return the folder."""
     files = ["UniProt/train-0.csv", "UniProt/train-1.csv", "UniProt/test-0.csv", "OAS/train-0.csv", "SCOP/test-0.csv"]
     for number, file in enumerate(files):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def test_a_dataset_of_the_hub_as_a_stream(tmp_path, monkeypatch):
     import datasets
 
     folder, load = ur100p(tmp_path / "UR100P"), datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **how: load(str(folder), **how))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: load(str(folder), **options))
     [source] = find_sources(["chandar-lab/UR100P:UniProt/train"])
     assert len(chunks_of(source)) == 2
     assert read("chandar-lab/UR100P:UniProt/train") == RECORDS[:120]
@@ -192,9 +192,9 @@ def test_standard_input(monkeypatch, data):
 
 
 def test_standard_input_that_does_not_wait_is_refused(monkeypatch):
-    there, here = os.pipe()
-    os.set_blocking(there, False)
-    with open(here, "wb", 0) as writer, open(there) as stdin:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    with open(write_end, "wb", 0) as writer, open(read_end) as stdin:
         writer.write(FASTA[:1000])
         monkeypatch.setattr(sys, "stdin", stdin)
         with pytest.raises(AmplifyError, match="no bytes are ready"):
@@ -202,7 +202,7 @@ def test_standard_input_that_does_not_wait_is_refused(monkeypatch):
 
 
 class Served(BaseHTTPRequestHandler):
-    """Promises `data`, and sends `sent` bytes of it."""
+    """Announces the length of `data` but sends only `sent` bytes of it (None: all)."""
 
     data, sent = FASTA, None
 
@@ -220,7 +220,7 @@ class Served(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    """Returns a function: settings of `Served` -> the address of a server on this machine."""
+    """Return a function that starts a server with settings of `Served` and returns its address."""
     started = []
 
     def start(**settings):
@@ -229,9 +229,9 @@ def server():
         return f"http://127.0.0.1:{started[-1].server_port}/a.fasta"
 
     yield start
-    for each in started:
-        each.shutdown()
-        each.server_close()
+    for server in started:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("data", [FASTA, gzip.compress(FASTA), FASTA * 50])
@@ -241,22 +241,22 @@ def test_an_address(server, data):
 
 @pytest.mark.parametrize("data", [FASTA, gzip.compress(FASTA)])
 def test_a_download_that_breaks_off_says_how_to_continue_one(server, data):
-    """At the end of a line, too: nothing is wrong with the records that came."""
+    """Also at the end of a line, where the records received so far are valid."""
     sent = data.index(b"\n>", 5000) + 1 if data is FASTA else 5000
     address = server(data=data, sent=sent)
-    words = f"a.fasta could not be read to its end: .*{sent} bytes.*\n  curl .* {address}$"
-    with pytest.raises(AmplifyError, match=words):
+    message = f"a.fasta could not be read to its end: .*{sent} bytes.*\n  curl .* {address}$"
+    with pytest.raises(AmplifyError, match=message):
         read(address)
 
 
-def test_an_address_where_nothing_is(server):
-    for address, words in ((server().replace("a.fasta", "b.fasta"), "404"), ("http://127.0.0.1:9/a.fasta", "refused")):
-        with pytest.raises(AmplifyError, match=f"to its end: .*{words}"):
+def test_an_address_without_a_file(server):
+    for address, reason in ((server().replace("a.fasta", "b.fasta"), "404"), ("http://127.0.0.1:9/a.fasta", "refused")):
+        with pytest.raises(AmplifyError, match=f"to its end: .*{reason}"):
             read(address)
 
 
 @pytest.mark.parametrize(
-    "name, data, words",
+    "name, data, messages",
     [
         ("a.csv", b"id,protein\n1,MKV\n", ['no column "sequence"', "id, protein", "--sequence-column"]),
         ("a.csv", b"name,sequence\na,MKV\nb\nc,MKV\n", ["a.csv, line 3", "1 columns, expected 2"]),
@@ -270,13 +270,13 @@ def test_an_address_where_nothing_is(server):
         ("a.fasta", FASTA + b">b\nM\xe9\n", [f"a.fasta, line {LINES + 2}:", "not ASCII"]),
     ],
 )
-def test_bad_tables_and_files_are_named(tmp_path, monkeypatch, name, data, words):
+def test_bad_tables_and_files_are_named(tmp_path, monkeypatch, name, data, messages):
     monkeypatch.setattr(rows, "CHUNK_BYTES", 4000)
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(AmplifyError) as refusal:
+    with pytest.raises(AmplifyError) as error:
         read(tmp_path / name)
-    for word in words:
-        assert word in str(refusal.value)
+    for message in messages:
+        assert message in str(error.value)
 
 
 def test_a_parquet_without_the_column_names_those_it_has(tmp_path):
@@ -308,13 +308,13 @@ def _arrow() -> bytes:
 
 REAL = gzip.decompress((EXAMPLE / "train.fasta.gz").read_bytes())[:20_000]
 INTACT = {"FASTA": FASTA, "CSV": CSV, "Parquet": _parquet(), "Arrow": _arrow()}
-INTACT |= {form: compress(REAL) for form, compress in COMPRESSIONS.items()}
+INTACT |= {name: compress(REAL) for name, compress in COMPRESSIONS.items()}
 
 
-@pytest.mark.parametrize("form", INTACT)
+@pytest.mark.parametrize("kind", INTACT)
 @given(data=st.data())
-def test_flipped_bytes_end_in_records_or_a_message(tmp_path_factory, form, data):
-    damaged = bytearray(INTACT[form])
+def test_flipped_bytes_give_records_or_a_message(tmp_path_factory, kind, data):
+    damaged = bytearray(INTACT[kind])
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged"
@@ -326,7 +326,7 @@ def test_flipped_bytes_end_in_records_or_a_message(tmp_path_factory, form, data)
 
 
 def test_a_record_without_an_end_takes_bounded_memory(tmp_path):
-    """A line of 100 MB, and one record of as many bytes in lines."""
+    """A line of 100 MB, and a record of 100 MB in many lines."""
     for number, filler in enumerate((b"M" * 2**20, b"M" * (2**20 - 1) + b"\n")):
         path = tmp_path / f"{number}.fasta"
         with open(path, "wb") as file:
