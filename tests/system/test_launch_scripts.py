@@ -1,31 +1,31 @@
-"""The launch scripts, each run on CPU ranks with a small model. srun and scontrol are fakes that say so."""
+"""The launch scripts, each run on CPU ranks with a small model. Here srun and scontrol are fakes; see test_slurm.py."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from amplify_ds.training import checkpoint
 from tests.support.paths import ROOT
 from tests.support.training import SMALL
 
 DATA_PREP = sorted(path.name for path in (ROOT / "launch").glob("*.s*h*") if path.suffix in (".sh", ".sbatch"))
 OWN_HELP = [name for name in DATA_PREP if name not in ("environment.sh", "pretrain_options.sh")]
 SRUN = """#!/usr/bin/env bash
-# A fake of SLURM's srun, for one machine: runs the command here as task 0.
+# A fake of SLURM's srun, for one machine: runs the command here.
 while [[ $1 = --* ]]; do shift; done
-export SLURM_NODEID=0
 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash
-# A fake of SLURM's scontrol: one machine; writes down what else it is asked.
-if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >>"$(dirname "$0")/asked"; fi
+# A fake of SLURM's scontrol: writes down what it is asked to do.
+if [ "$1" = show ]; then echo "   StartTime=x EndTime=Unknown"; else echo "$@" >>"$(dirname "$0")/asked"; fi
+"""
+TRAIN = """# A fake of launch/train.sh: shows its arguments, and ends with a code after the preflight.
+echo "$*"
+if [ "$1" != --preflight ]; then exit "$CODE"; fi
 """
 
 
@@ -114,68 +114,61 @@ def test_published_batch_on_any_power_of_two(copy, tmp_path, size, devices, accu
 
 
 @pytest.fixture
-def slurm(copy, tmp_path):
-    """Variables of a job on one machine, and the fakes in front of PATH."""
-    fakes = tmp_path / "fakes"
-    fakes.mkdir()
-    for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (fakes / name).write_text(content)
-        (fakes / name).chmod(0o755)
-    return {
-        "PATH": f"{fakes}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(copy),
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "here",
-        "SLURM_CPUS_PER_TASK": "1",
-    }
-
-
-def test_the_350m_made_small_under_slurm_saves_requeues_and_resumes(copy, shards, tmp_path, slurm, monkeypatch):
-    output, script = tmp_path / "run", copy / "launch/slurm.sbatch"
-    checked = tmp_path / "checked"
-    # A fake of the preflight: writes down its words. The true one is tested with srun in test_preflight.py.
-    monkeypatch.setenv("CHECKED", str(checked))
-    (copy / "launch/preflight.sh").write_text('echo "$@" >>"$CHECKED"\n')
-    words = ["350m", *small(shards, output, 4000), "--checkpoint.every", "10"]
-    with open(tmp_path / "log", "w") as log:
-        job = subprocess.Popen(["bash", script, *words], env=environment(copy, **slurm), stdout=log, stderr=log)
-        while not checkpoint.listing(output) and job.poll() is None:
-            time.sleep(0.1)
-        job.send_signal(signal.SIGUSR1)
-        code = job.wait()
-    said = (tmp_path / "log").read_text()
-    assert code == 75, said
-    port = 20000 + os.getpid() % 10000
-    assert checked.read_text() == f"{output}/.hostfile --srun --master_addr 127.0.0.1 --master_port {port}\n"
-    assert (output / ".hostfile").read_text() == "127.0.0.1 slots=1\n"
-    assert (tmp_path / "fakes/asked").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
-    done = json.loads((output / "stopped.json").read_text())["step"]
-    assert 10 <= done < 4000
-
-    last = checkpoint.listing(output)[-1].name
-    again = bash(copy, script, *words, "--training.steps", done + 1, **slurm, SLURM_RESTART_COUNT="1")
-    assert again.returncode == 0 and f"continuing from {output}/checkpoints/{last}" in again.stderr, again.stderr
-    assert json.loads((output / "result.json").read_text())["steps"] == done + 1
-    assert len((tmp_path / "fakes/asked").read_text().splitlines()) == 1, "what is complete is not requeued"
-
-
-@pytest.mark.parametrize("code, restarts, requeued", [(70, 0, True), (69, 10, False), (1, 0, False), (0, 0, False)])
-def test_slurm_requeues_after_a_loss_but_not_for_ever(copy, tmp_path, slurm, code, restarts, requeued):
+def slurm(tmp_path):
+    """Runs a copy of the script with fakes of SLURM and of what it starts; returns what it printed and asked for."""
     top = tmp_path / "top"
     (top / "launch").mkdir(parents=True)
-    shutil.copy(copy / "launch/slurm.sbatch", top / "launch")
-    (top / "launch/preflight.sh").write_text("# A fake: all is well.\n")
-    (top / "launch/pretrain_120m.sh").write_text(
-        f"# A fake: shows its words, ends with a code.\necho $*\nexit {code}\n"
-    )
-    own = {**slurm, "SLURM_SUBMIT_DIR": str(top), "SLURM_RESTART_COUNT": str(restarts)}
-    result = bash(top, "launch/slurm.sbatch", "120m", "--output=here", "--optimizer.lr", "5e-4", **own)
-    assert result.returncode == code and (tmp_path / "fakes/asked").exists() == requeued, result.stderr
-    assert "--no_ssh --node_rank 0 --master_addr 127.0.0.1 --master_port" in result.stdout
-    assert result.stdout.endswith("-- --output here --output=here --optimizer.lr 5e-4\n")
-    assert (top / "here/.hostfile").read_text() == "127.0.0.1 slots=1\n"
+    (top / "fakes").mkdir()
+    shutil.copy(ROOT / "launch/slurm.sbatch", top / "launch")
+    for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (top / "fakes" / name).write_text(content)
+        (top / "fakes" / name).chmod(0o755)
+    (top / "launch/train.sh").write_text(TRAIN)
+
+    def submitted(*words, **variables):
+        own = {"SLURM_SUBMIT_DIR": str(top), "SLURM_JOB_ID": "7", "PATH": f"{top}/fakes:{os.environ['PATH']}"}
+        result = bash(top, "launch/slurm.sbatch", *words, **own | variables)
+        asked = top / "fakes/asked"
+        result.asked = asked.read_text() if asked.exists() else ""
+        asked.unlink(missing_ok=True)
+        return result
+
+    submitted.top = top
+    return submitted
 
 
-def test_slurm_refuses_what_it_does_not_know(copy, slurm):
-    result = bash(copy, "launch/slurm.sbatch", "3b", **slurm)
-    assert result.returncode == 2 and "120m or 350m" in result.stderr
+@pytest.mark.parametrize("code, requeued", [(75, True), (69, True), (70, True), (1, False), (0, False)])
+def test_a_slurm_job_is_requeued_after_what_can_end_well(slurm, code, requeued):
+    result = slurm("train", "--output=here", CODE=str(code))
+    assert result.returncode == code and (result.asked == "requeue 7\n") == requeued, result.stderr
+    assert "--preflight --slurm -- --output here --output=here\n" in result.stdout
+    assert "\n--slurm -- --output here --output=here\n" in result.stdout
+
+
+def test_a_slurm_job_ends_after_three_starts_without_a_new_checkpoint(slurm):
+    """A fake, because SLURM waits two minutes before each start."""
+
+    def start(number):
+        return slurm("train", "--output", "here", CODE="75", SLURM_RESTART_COUNT=str(number))
+
+    assert [bool(start(number).asked) for number in range(2)] == [True, True]
+    (slurm.top / "here/checkpoints/step-00000010").mkdir(parents=True)
+    assert [bool(start(number).asked) for number in range(2, 6)] == [True, True, True, False]
+    assert "three starts have brought no new checkpoint" in start(6).stdout
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["3b"], "expected 120m, 350m or train, found '3b'"),
+        (["train", "--recipe", "tiny"], "--output RUN is missing"),
+        (["120m", "--hostfile", "hosts"], "--hostfile: only options of amplify_ds.train go here"),
+        (["120m", "--restarts=3"], "--restarts=3: only options of amplify_ds.train go here"),
+        (["120m", "--ranks", "2", "--", "--recipe", "tiny"], "--ranks: only options"),
+        (["120m", "--", "--recipe", "tiny"], "--: only options of amplify_ds.train go here"),
+    ],
+)
+def test_the_slurm_script_refuses_what_it_cannot_do(slurm, words, text):
+    result = slurm(*words)
+    assert result.returncode == 2 and text in result.stderr and not result.stdout
+    assert not (slurm.top / "runs").exists()
