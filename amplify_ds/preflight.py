@@ -29,7 +29,7 @@ how to fix it. Exit code 0 if nothing failed.
 
 Checks:
 """
-SECONDS = 60.0
+SECONDS = 60
 OF_THE_RUN = ("shards", "output", "disk", "step")
 
 

@@ -46,7 +46,8 @@ def listen() -> None:
 def forget_earlier(run: Path) -> None:
     """Remove what earlier launches were asked, and said when they stopped (by the rank that has opened the run)."""
     (run / STOPPED).unlink(missing_ok=True)
-    if _request(run / STOP)[1] != os.environ.get("AMPLIFY_LAUNCH", ""):
+    launch = _request(run / STOP)[1]
+    if not launch or launch != os.environ.get("AMPLIFY_LAUNCH"):
         (run / STOP).write_text("", encoding="utf-8")
 
 

@@ -182,27 +182,6 @@ def test_ranks_that_cannot_meet_and_a_batch_of_too_few_rows(shards, tmp_path):
     assert cells(result)["localhost", "step"] == "-"
 
 
-FAKE_SRUN = """#!/usr/bin/env bash
-# A fake of SLURM's srun: writes down its words and runs the command on this machine.
-echo "$@" >>"$(dirname "$0")/words"
-while [[ $1 = --* ]]; do shift; done
-exec "$@"
-"""
-
-
-def test_inside_a_slurm_job_machines_are_reached_by_srun(tmp_path):
-    (tmp_path / "srun").write_text(FAKE_SRUN)
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "hostfile").write_text("node-7 slots=1\n")
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    words = ["--srun", "--master_addr", "127.0.0.1"]
-    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words, env=environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert cells(result)["node-7", "all-reduce"] == "ok"
-    told = (tmp_path / "words").read_text().splitlines()
-    assert len(told) == 3 and all("--nodelist=node-7 " in line and "--overlap" in line for line in told)
-
-
 @pytest.mark.parametrize(
     "content, text",
     [
