@@ -88,7 +88,7 @@ def test_too_many_in_a_row_end_the_run(shards, tmp_path, every):
         training__micro_batch_rows=2,
         checkpoint__every=every,
     )
-    assert result.returncode != 0 and "3 batches in a row gave a gradient that is not finite" in result.stderr
+    assert result.returncode != 0 and "the gradient of 3 batches in a row was not finite" in result.stderr
     assert "step 4" in result.stderr and "Traceback" not in result.stderr
     assert [path.name for path in checkpoint.listing(tmp_path / "run")] == (["step-00000002"] if every else [])
     named = f"newest checkpoint is {tmp_path}/run/checkpoints/step-00000002" if every else "No checkpoint was saved"

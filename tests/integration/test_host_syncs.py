@@ -77,7 +77,7 @@ def test_a_read_in_the_micro_batch_loop_is_counted(found):
     assert all(counts == Counter({READ: 1}) + Counter(EXPECTED[CONTROL][1]) for counts in per_step(records, 1).values())
 
 
-def test_what_any_rank_tells_all_learn_at_the_next_look(monkeypatch):
+def test_a_flag_set_on_one_rank_reaches_all_ranks(monkeypatch):
     others = torch.tensor([0.0, 0.0, 2.0])
     monkeypatch.setattr(Ranks, "sum", lambda ranks, own: own.add_(others))
     flags = SharedFlags(3, Ranks(0, 2, torch.device("cpu")))

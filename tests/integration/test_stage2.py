@@ -42,7 +42,7 @@ def long_shards(tmp_path_factory):
 def test_it_begins_with_the_weights_of_stage_1(four_steps, long_shards, tmp_path):
     output = tmp_path / "run"
     result = train(2, output, long_shards, 2, init_from=four_steps, training__steps=2, **CONSTANT)
-    assert result.returncode == 0 and "beginning with the weights of" in result.stderr, result.stderr
+    assert result.returncode == 0 and "starting with the weights of" in result.stderr, result.stderr
     assert losses(output)[1] == pytest.approx(first_loss(four_steps, long_shards), abs=1e-5)
     state = json.loads((output / "checkpoints/step-00000002/state.json").read_text())
     origin = state["origin"]

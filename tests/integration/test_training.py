@@ -114,7 +114,7 @@ def test_bfloat16_on_a_gpu_stays_near_float32(plain, shards, tmp_path, stage):
 def test_what_deepspeed_refuses_is_one_message(shards, tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "stagee": 2}}')
     result = train(1, tmp_path / "run", shards, deepspeed_config=tmp_path / "ds.json")
-    assert result.returncode != 0 and "DeepSpeed refuses its configuration" in result.stderr, result.stderr
+    assert result.returncode != 0 and "DeepSpeed rejects its configuration" in result.stderr, result.stderr
     assert "stagee" in result.stderr and "Traceback" not in result.stderr
 
 
