@@ -1,6 +1,6 @@
-"""Shards, batches, losses, exports and exit codes as they are recorded in tests/recorded, whose README says the rules.
+"""Shards, batches, losses, exports and exit codes, compared with tests/recorded, whose README has the rules.
 
-A recorded line changes only in a commit that says why. Everything goes through commands, so that the code may be moved.
+A recorded line changes only in a commit that says why. All values come from commands, so that code can be moved.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.support.recorded import check, digest, keys
 from tests.support.training import losses, train, training_words
 
 STEPS = 20
-# Complete, so that the values do not depend on what other tests use; the recipe `tiny` has the rest.
+# All settings that other tests change; the recipe `tiny` has the rest.
 SETTINGS = {
     "model__hidden_size": 32,
     "model__num_hidden_layers": 2,
@@ -39,9 +39,9 @@ EXPORTED = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2
 LAYOUTS = ("hf", "te", "megatron", "megatron-local")
 
 
-def build(*words) -> dict:
+def build(*arguments) -> dict:
     rows = ("--max-length", 64, "--row-tokens", 256)
-    return {"words": ["data_prep/build_shards.py", *rows, *words]}
+    return {"words": ["data_prep/build_shards.py", *rows, *arguments]}
 
 
 def proteins(source: str, first: int, last: int):
@@ -56,15 +56,15 @@ def write_fasta(file, records):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """{name: folder}: bundled proteins without those excluded, cut in both ways, by one worker and by two."""
-    place = tmp_path_factory.mktemp("shards")
-    train = write_fasta(place / "proteins.fasta", [*proteins("train", 0, 240), *proteins("validation", 0, 10)])
-    excluded = write_fasta(place / "excluded.fasta", proteins("validation", 5, 25))
-    asked = {"validation": build("--input", excluded, "--output", place / "validation")}
+    """Return {name: folder} of bundled proteins without excluded ones, both kinds of windows, by 1 and 2 workers."""
+    folder = tmp_path_factory.mktemp("shards")
+    train = write_fasta(folder / "proteins.fasta", [*proteins("train", 0, 240), *proteins("validation", 0, 10)])
+    excluded = write_fasta(folder / "excluded.fasta", proteins("validation", 5, 25))
+    jobs = {"validation": build("--input", excluded, "--output", folder / "validation")}
     for windows in ("tile", "random"):
         for workers in (1, 2):
             name = f"{windows}, {workers} workers"
-            asked[name] = build(
+            jobs[name] = build(
                 "--input",
                 train,
                 "--exclude",
@@ -74,11 +74,11 @@ def shards(tmp_path_factory):
                 "--workers",
                 workers,
                 "--output",
-                place / name,
+                folder / name,
             )
-    for name, result in commands(asked).items():
+    for name, result in commands(jobs).items():
         assert result["code"] == 0, (name, result["err"])
-    return {name: place / name for name in asked}
+    return {name: folder / name for name in jobs}
 
 
 def files(folder) -> dict[str, bytes]:
@@ -96,19 +96,19 @@ def test_shards(shards, windows):
     manifest = manifest_of(folder)
     assert manifest["counts"]["rejected"]["excluded"] == 5
     del manifest["amplify_ds_version"]
-    found = {name: digest(content) for name, content in files(folder).items() if name != "manifest.json"}
-    found |= {"manifest.json": digest(manifest), "rows": manifest["counts"]["rows"]}
-    check("shards", windows, found | {"windows": manifest["counts"]["windows"]})
+    digests = {name: digest(content) for name, content in files(folder).items() if name != "manifest.json"}
+    digests |= {"manifest.json": digest(manifest), "rows": manifest["counts"]["rows"]}
+    check("shards", windows, digests | {"windows": manifest["counts"]["windows"]})
 
 
 def training(shards, **settings) -> dict:
-    """What conftest.train and training_words take: two sources, one of which is read three times as often."""
+    """Return arguments for `train` and `training_words`, with two sources, one read three times as often."""
     sources = {"train": f"tile={shards['tile, 1 workers']}:3", "validation": shards["validation"]}
     return {"shards": sources, "data__train": f"random={shards['random, 1 workers']}", **SETTINGS, **settings}
 
 
 def seeded_model(folder, **shape):
-    """Weights under the published names from numpy's PCG64, whose uniform numbers are the same on every processor."""
+    """Write weights under the published names from numpy's PCG64, whose numbers are the same on every processor."""
     size, inner = shape["hidden_size"], shape["intermediate_size"] * 2 // 3  # SwiGLU has three matrices for two
     shapes = {
         "encoder.weight": (27, size),
@@ -129,23 +129,23 @@ def seeded_model(folder, **shape):
 
 
 def tune(shards, output, stage=1, **settings) -> dict:
-    """A training command for `commands`, without a launcher."""
+    """Return a training command for `commands`, without a launcher."""
     return {"words": ["-m", "amplify_ds.train", *training_words(output, stage=stage, **training(shards, **settings))]}
 
 
 @pytest.fixture(scope="module")
 def runs_of_two(shards, tmp_path_factory):
-    """{optimizer: run directory of two ranks}"""
-    place = tmp_path_factory.mktemp("runs")
+    """Return {optimizer: run directory of two ranks}."""
+    folder = tmp_path_factory.mktemp("runs")
     for optimizer, stage in (("adamw", 2), ("normuon", 1)):
-        result = train(2, place / optimizer, stage=stage, **training(shards, **OPTIMIZERS[optimizer]))
+        result = train(2, folder / optimizer, stage=stage, **training(shards, **OPTIMIZERS[optimizer]))
         assert result.returncode == 0, result.stderr
-    return {optimizer: place / optimizer for optimizer in OPTIMIZERS}
+    return {optimizer: folder / optimizer for optimizer in OPTIMIZERS}
 
 
 @pytest.fixture(scope="module")
 def outcomes(shards, tmp_path_factory):
-    """(place, {name: outcome}) of commands of every kind; they leave in `place` what the tests below look at."""
+    """Return (place, {name: outcome}) of commands of every kind; `place` is the folder with their outputs."""
     place = tmp_path_factory.mktemp("outcomes")
     seeded_model(place / "model", **EXPORTED)
     write_fasta(place / "few.fasta", proteins("validation", 0, 3))
@@ -155,7 +155,7 @@ def outcomes(shards, tmp_path_factory):
     damaged = place / "damaged"
     (damaged / "checkpoints/step-00000003").mkdir(parents=True)
     (damaged / "run.json").write_text("{}")
-    asked = {
+    jobs = {
         "train": tune(shards, run),
         "train, normuon": tune(shards, place / "normuon", stage=0, **OPTIMIZERS["normuon"]),
         **{f"export {layout}": module("export", model, place / layout, "--layout", layout) for layout in LAYOUTS},
@@ -211,8 +211,8 @@ def outcomes(shards, tmp_path_factory):
             for name in ("build_shards", "inspect_shards", "fetch_ur100p", "decontaminate")
         },
     }
-    asked["train, dry run"]["words"].append("--dry-run")
-    return place, commands(asked)
+    jobs["train, dry run"]["words"].append("--dry-run")
+    return place, commands(jobs)
 
 
 def test_exit_codes(outcomes):

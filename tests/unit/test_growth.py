@@ -1,4 +1,4 @@
-"""The benchmark of growth: lengths are what they are called, FLOPs and shares those of a count by hand."""
+"""The growth benchmark: windows have the exact length, FLOPs and shares equal a count by hand."""
 
 import argparse
 import re
@@ -15,12 +15,12 @@ from tests.support.commands import python
 
 
 def cells(text):
-    """{first column: the others as numbers, where they are}, of all tables."""
-    found = {}
+    """Return {first column: the numbers in the other columns} of all tables."""
+    rows = {}
     for line in text.splitlines():
         if line.startswith("| ") and len(row := re.split(r" *\| *", line.strip("| "))) > 1:
-            found[row[0]] = [float(x.replace(",", "").rstrip("%")) for x in row[1:] if re.fullmatch(r"[\d,.]+%?", x)]
-    return found
+            rows[row[0]] = [float(x.replace(",", "").rstrip("%")) for x in row[1:] if re.fullmatch(r"[\d,.]+%?", x)]
+    return rows
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_prints_the_tables(tmp_path):
     found = cells(result.stdout)
     width, layers, ffn, row, length = 192, 2, 512, 8192, 2048
     seconds, residues, gflops, attention, memory = found[f"{length:,}"]
-    products = 6 * row * layers * (4 * width**2 + 3 * width * ffn)  # a weight: multiply and add, three times
+    products = 6 * row * layers * (4 * width**2 + 3 * width * ffn)  # per weight: multiply and add, three times
     pairs = 3 * layers * (row // length) * 2 * (2 * width * length**2)  # QKᵀ and PV, forward and twice backward
     assert seconds * gflops == pytest.approx((products + pairs) / 1e9, rel=0.02)
     assert attention == pytest.approx(100 * pairs / (products + pairs), abs=0.51)
@@ -54,29 +54,29 @@ def test_windows_have_exactly_the_length(tmp_path, length):
     assert batch.residues == 2 * 8192 - 2 * np.count_nonzero(lengths)
 
 
-class Said:
-    """A process that has taken these steps."""
+class FakeProcess:
+    """Stands in for a process whose steps took these seconds."""
 
     def __init__(self, seconds, communication):
         self.steps = iter([{"seconds": s, "residues": 100.0, "flops": 10.0} for s in seconds])
         self.communication, self.ended = communication, False
 
     def tell(self, what):
-        self.asked = what
+        self.request = what
 
     def wait(self):
-        if not hasattr(self, "asked"):
+        if not hasattr(self, "request"):
             return {}
-        if self.asked == "step":
+        if self.request == "step":
             return next(self.steps)
-        return {"parts": {"forward": 1.0, "communication": self.communication}, "memory": {"memory": 7.0}}[self.asked]
+        return {"parts": {"forward": 1.0, "communication": self.communication}, "memory": {"memory": 7.0}}[self.request]
 
     def end(self):
         self.ended = True
 
 
 def test_the_slowest_rank_counts_and_the_first_step_does_not():
-    ranks = [Said([99, 1, 5, 2], 1.0), Said([1, 3, 4, 1], 3.0)]
+    ranks = [FakeProcess([99, 1, 5, 2], 1.0), FakeProcess([1, 3, 4, 1], 3.0)]
     found = steps.measure({"two": ranks}, 3, "")["two"]
     assert found == steps.Measured(np.median([3, 5, 2]), 200.0, 20.0, 7.0, np.mean([1 / 2, 3 / 4]))
     assert all(one.ended for one in ranks)
@@ -87,7 +87,7 @@ def test_models_by_size(tmp_path, monkeypatch):
 
     def start(kind, config, *words):
         started.append((kind, config.model.hidden_size, config.model.num_hidden_layers, *words[:2]))
-        return [Said([9, 2], 0.0)]
+        return [FakeProcess([9, 2], 0.0)]
 
     monkeypatch.setattr(growth, "_free_memory", lambda: 1e12)
     monkeypatch.setattr(growth, "start_contestant", start)
@@ -99,7 +99,7 @@ def test_models_by_size(tmp_path, monkeypatch):
     assert (parameters, seconds, residues) == (118_276_507, 2, 50)
 
 
-def test_what_memory_does_not_hold_is_left_out(tmp_path, monkeypatch):
+def test_a_model_that_does_not_fit_into_memory_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "_free_memory", lambda: 6.9e9)
     monkeypatch.setattr(growth, "start_contestant", lambda *words: pytest.fail("starts"))
     text = growth.by_size(tmp_path, [("350M", None)], 1)
