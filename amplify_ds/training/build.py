@@ -1,7 +1,7 @@
 """Build a run from its configuration, up to its first step. Every function here must be called on every rank.
 
-The order is: data, run directory, model under DeepSpeed, weights to start from. All input is checked before anything
-is written that would destroy an earlier run.
+The order is: data, run directory, model under DeepSpeed, weights to start from. Errors in the input are found in this
+order, before anything of an earlier run is overwritten.
 """
 
 from __future__ import annotations

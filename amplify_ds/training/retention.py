@@ -83,7 +83,7 @@ class Checkpoints:
                 kept += self._is_sound(path)
             elif not (self.keep_every and step % self.keep_every == 0):
                 self._delete(path)
-        for path in checkpoint.folder(self.run).glob(".step-*"):  # what a killed write or deletion left behind
+        for path in checkpoint.folder(self.run).glob(".step-*"):  # left by a write or deletion that was killed
             shutil.rmtree(path, ignore_errors=True)
 
     def _is_sound(self, path: Path) -> bool:

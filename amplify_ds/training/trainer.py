@@ -65,7 +65,7 @@ class Trainer:
     writer: BackgroundWriter
     watch: Watchdog
     directory: Directory
-    constant_state: dict[str, Any]  # entries of a checkpoint's state that are the same in every checkpoint from here on
+    constant_state: dict[str, Any]  # the part of a checkpoint's state that does not change from step to step
     warnings: list[str]  # on rank 0
     saved_step: int | None  # step of this run's newest checkpoint; 0 if new, None if continued from another run's
 
@@ -194,8 +194,8 @@ class Trainer:
             except OSError as error:  # the checkpoint is saved, which is what matters
                 file = self.directory.path / stopping.STOPPED
                 self.ranks.print(f"warning: {file}: cannot be written ({error.strerror})")
-        where = newest or "before the first checkpoint"
-        self.ranks.print(f"stopped at step {step}, {where}: the same command continues")
+        saved = f"saved in {newest}" if newest else "before the first checkpoint"
+        self.ranks.print(f"stopped at step {step} ({saved}); the same command continues")
         self._leave()
 
     def _finish(self) -> dict[str, Any]:
@@ -220,11 +220,12 @@ class Trainer:
         return result
 
     def _leave(self) -> None:
+        """Wait for all ranks; from then on, they may end in any order."""
         self.ranks.barrier()  # no rank ends before rank 0 has written
         orphans.finished()
         self.watch.close()
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Return whether something that is done every `every` steps (0: never) and at the last step is due at `step`."""
+    """Return whether `step` is the last one or a multiple of `every` (0: only the last one)."""
     return step == last or (every > 0 and step % every == 0)

@@ -92,11 +92,11 @@ def test_a_flag_set_on_one_rank_reaches_all_ranks(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_on_a_gpu_the_host_waits_at_the_update_alone(shards, tmp_path, stage):
-    words = launch_words(1, tmp_path / "run", shards, stage, log__every=5, training__micro_batch_rows=2)
-    words[words.index("amplify_ds.train")] = "tests.support.strict_train"
+    command = launch_words(1, tmp_path / "run", shards, stage, log__every=5, training__micro_batch_rows=2)
+    command[command.index("amplify_ds.train")] = "tests.support.strict_train"
     strict = dict(os.environ) | {"PYTHONPATH": before_path(ROOT)}
-    result = run(*words, env=strict)
+    result = run(*command, env=strict)
     assert result.returncode == 0, result.stderr
-    words[words.index(str(tmp_path / "run"))] = str(tmp_path / "spoiled")
-    spoiled = run(*words, env=strict | {"SPOILED": "1"})
+    command[command.index(str(tmp_path / "run"))] = str(tmp_path / "spoiled")
+    spoiled = run(*command, env=strict | {"SPOILED": "1"})
     assert spoiled.returncode != 0 and "synchronizing CUDA operation" in spoiled.stderr, spoiled.stderr

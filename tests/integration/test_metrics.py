@@ -32,10 +32,9 @@ def test_flops_are_those_that_torch_counts(length):
 
 def test_points_in_tensorboard(shards, tmp_path):
     """Two sources, two ranks, a point every five steps; means must not depend on the logging interval."""
-    settings = {"data__train": f"a={shards['train']}:3", "log__every": 5, "checkpoint__every": 5}
+    settings = {"training__micro_batch_rows": 1, "log__every": 5, "checkpoint__every": 5}
     both = {**shards, "train": f"a={shards['train']}:3"}
-    words = {"training__micro_batch_rows": 1, **{k: v for k, v in settings.items() if k != "data__train"}}
-    result = train(2, tmp_path / "run", both, data__train=f"b={shards['validation']}:1", **words)
+    result = train(2, tmp_path / "run", both, data__train=f"b={shards['validation']}:1", **settings)
     assert result.returncode == 0, result.stderr
     scalars = read_scalars(tmp_path / "run")
     rows = 10 * SMALL["training.global_batch_tokens"] // 1024

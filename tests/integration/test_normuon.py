@@ -77,8 +77,8 @@ def test_every_stage_steps_as_whole_matrices_would(plain, shards, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
 @pytest.mark.parametrize("stage", ["0", "1", "2_overlap", "3"])
 def test_a_gpu_which_orthogonalises_in_half_precision_stays_near(plain, shards, tmp_path, stage):
-    words = launch_words(1, tmp_path / "run", shards, stage, training__precision="bf16", **NORMUON)
-    result = run(*words, env=dict(os.environ))
+    command = launch_words(1, tmp_path / "run", shards, stage, training__precision="bf16", **NORMUON)
+    result = run(*command, env=dict(os.environ))
     assert result.returncode == 0, result.stderr
     assert list(losses(tmp_path / "run").values()) == pytest.approx(plain[0], abs=5e-2)
 

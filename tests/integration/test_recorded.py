@@ -145,63 +145,63 @@ def runs_of_two(shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(shards, tmp_path_factory):
-    """Return (place, {name: outcome}) of commands of every kind; `place` is the folder with their outputs."""
-    place = tmp_path_factory.mktemp("outcomes")
-    seeded_model(place / "model", **EXPORTED)
-    write_fasta(place / "few.fasta", proteins("validation", 0, 3))
-    run, tile, model, few = place / "adamw", shards["tile, 1 workers"], place / "model", place / "few.fasta"
-    module = lambda name, *words, **more: {"words": ["-m", f"amplify_ds.{name}", *words], **more}  # noqa: E731
-    script = lambda name, *words, **more: {"words": [f"data_prep/{name}.py", *words], **more}  # noqa: E731
-    damaged = place / "damaged"
+    """Return (folder, {name: outcome}) of commands of every kind; `folder` is the folder with their outputs."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    seeded_model(folder / "model", **EXPORTED)
+    write_fasta(folder / "few.fasta", proteins("validation", 0, 3))
+    run, tile, model, few = folder / "adamw", shards["tile, 1 workers"], folder / "model", folder / "few.fasta"
+    module = lambda name, *arguments, **more: {"words": ["-m", f"amplify_ds.{name}", *arguments], **more}  # noqa: E731
+    script = lambda name, *arguments, **more: {"words": [f"data_prep/{name}.py", *arguments], **more}  # noqa: E731
+    damaged = folder / "damaged"
     (damaged / "checkpoints/step-00000003").mkdir(parents=True)
     (damaged / "run.json").write_text("{}")
     jobs = {
         "train": tune(shards, run),
-        "train, normuon": tune(shards, place / "normuon", stage=0, **OPTIMIZERS["normuon"]),
-        **{f"export {layout}": module("export", model, place / layout, "--layout", layout) for layout in LAYOUTS},
-        "export of a run": module("export", run, place / "of-run"),
-        "export over a folder": module("export", model, place / "hf"),
-        "export of nothing": module("export", place / "absent", place / "out"),
-        "export, interrupted": module("export", model, place / "out", signal=["SIGINT", "model.safetensors"]),
-        "replay": module("replay", run, "--step", 7, "--json", place / "batch.json"),
+        "train, normuon": tune(shards, folder / "normuon", stage=0, **OPTIMIZERS["normuon"]),
+        **{f"export {layout}": module("export", model, folder / layout, "--layout", layout) for layout in LAYOUTS},
+        "export of a run": module("export", run, folder / "of-run"),
+        "export over a folder": module("export", model, folder / "hf"),
+        "export of nothing": module("export", folder / "absent", folder / "out"),
+        "export, interrupted": module("export", model, folder / "out", signal=["SIGINT", "model.safetensors"]),
+        "replay": module("replay", run, "--step", 7, "--json", folder / "batch.json"),
         "replay of a step before the first": module("replay", run, "--step", 0),
         "checkpoints": module("checkpoints", run, "--verify"),
         "checkpoints, one damaged": module("checkpoints", damaged),
         "evaluate": module("evaluate", "--model", run, "--data", shards["validation"], "--json", "--max-rows", 4),
-        "evaluate without data": module("evaluate", "--model", run, "--data", place / "absent"),
-        "embed": module("embed", "--model", model, "--input", few, "--output", place / "few.npz"),
-        "embed over a file": module("embed", "--model", model, "--input", few, "--output", place / "few.npz"),
+        "evaluate without data": module("evaluate", "--model", run, "--data", folder / "absent"),
+        "embed": module("embed", "--model", model, "--input", few, "--output", folder / "few.npz"),
+        "embed over a file": module("embed", "--model", model, "--input", few, "--output", folder / "few.npz"),
         "embed, interrupted": module(
-            "embed", "--model", model, "--input", few, "--output", place / "out.npz", signal=["SIGINT", "few.fasta"]
+            "embed", "--model", model, "--input", few, "--output", folder / "out.npz", signal=["SIGINT", "few.fasta"]
         ),
-        "score": module("score", "--model", model, "--input", few, "--output", place / "few.csv"),
+        "score": module("score", "--model", model, "--input", few, "--output", folder / "few.csv"),
         "score without input": module(
-            "score", "--model", model, "--input", place / "absent", "--output", place / "out.csv"
+            "score", "--model", model, "--input", folder / "absent", "--output", folder / "out.csv"
         ),
         "inspect_shards": script("inspect_shards", tile, "--verify", "--show", 0),
         "inspect_shards without a row": script("inspect_shards", tile, "--show", 99999),
         "build_shards over others": build("--input", few, "--output", tile),
-        "build_shards of nothing": build("--input", place / "absent", "--output", place / "out"),
-        "build_shards, interrupted": build("--input", few, "--output", place / "out")
+        "build_shards of nothing": build("--input", folder / "absent", "--output", folder / "out"),
+        "build_shards, interrupted": build("--input", few, "--output", folder / "out")
         | {"signal": ["SIGINT", "few.fasta"]},
         "build_shards with short rows": script(
-            "build_shards", "--input", few, "--output", place / "out", "--row-tokens", 8
+            "build_shards", "--input", few, "--output", folder / "out", "--row-tokens", 8
         ),
         "train, complete before": tune(shards, run),
         "train, other settings": tune(shards, run, optimizer__lr=1e-3),
         "train, fewer steps than done": tune(shards, run, training__steps=5),
-        "train, dry run": tune(shards, place / "dry"),
-        "train, unknown setting": tune(shards, place / "out", optimizer__leraning_rate=1),
-        "train, bad setting": tune(shards, place / "out", model__num_attention_heads=5),
+        "train, dry run": tune(shards, folder / "dry"),
+        "train, unknown setting": tune(shards, folder / "out", optimizer__leraning_rate=1),
+        "train, bad setting": tune(shards, folder / "out", model__num_attention_heads=5),
         "train, diverged": tune(
-            shards, place / "diverged", optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0
+            shards, folder / "diverged", optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0
         ),
-        "train, SIGTERM": tune(shards, place / "sigterm") | {"signal": ["SIGTERM", "events"]},
-        "train, SIGUSR1": tune(shards, place / "sigusr1") | {"signal": ["SIGUSR1", "events"]},
-        "train, continued after SIGTERM": tune(shards, place / "sigterm", training__steps=3),
+        "train, SIGTERM": tune(shards, folder / "sigterm") | {"signal": ["SIGTERM", "events"]},
+        "train, SIGUSR1": tune(shards, folder / "sigusr1") | {"signal": ["SIGUSR1", "events"]},
+        "train, continued after SIGTERM": tune(shards, folder / "sigterm", training__steps=3),
         "launch": module("launch", "--help"),
         "launch without output": module("launch", "--recipe", "tiny"),
-        "preflight without a hostfile": module("preflight", place / "absent"),
+        "preflight without a hostfile": module("preflight", folder / "absent"),
         **{
             f"{name}, unknown flag": module(name, "--surprise", 1)
             for name in ("train", "launch", "evaluate", "export", "embed", "score", "replay", "plot", "checkpoints")
@@ -212,21 +212,21 @@ def outcomes(shards, tmp_path_factory):
         },
     }
     jobs["train, dry run"]["words"].append("--dry-run")
-    return place, commands(jobs)
+    return folder, commands(jobs)
 
 
 def test_exit_codes(outcomes):
-    _, found = outcomes
-    check("exit_codes", "command", {name: outcome["code"] for name, outcome in found.items()})
-    tracebacks = [name for name, outcome in found.items() if "Traceback" in outcome["err"]]
-    assert not tracebacks, found[tracebacks[0]]["err"]
+    _, results = outcomes
+    check("exit_codes", "command", {name: outcome["code"] for name, outcome in results.items()})
+    tracebacks = [name for name, outcome in results.items() if "Traceback" in outcome["err"]]
+    assert not tracebacks, results[tracebacks[0]]["err"]
 
 
 def test_replayed_batch(outcomes):
-    place, found = outcomes
-    assert found["replay"]["code"] == 0, found["replay"]["err"]
-    batch = json.loads((place / "batch.json").read_text())
-    check("replay", "step 7", replayed(batch) | {"printed": digest(found["replay"]["out"].partition("\nwrote ")[0])})
+    folder, results = outcomes
+    assert results["replay"]["code"] == 0, results["replay"]["err"]
+    batch = json.loads((folder / "batch.json").read_text())
+    check("replay", "step 7", replayed(batch) | {"printed": digest(results["replay"]["out"].partition("\nwrote ")[0])})
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -235,18 +235,18 @@ def test_losses(request, ranks, optimizer):
     run = request.getfixturevalue("outcomes")[0] / optimizer
     if ranks == 2:
         run = request.getfixturevalue("runs_of_two")[optimizer]
-    found = {f"step {step:02d}": loss for step, loss in losses(run).items()}
-    assert len(found) == STEPS
+    values = {f"step {step:02d}": loss for step, loss in losses(run).items()}
+    assert len(values) == STEPS
     for score in json.loads((run / "result.json").read_text())["evaluations"]:
-        found[f"step {score['step']:02d} {score['set']} {score['protocol']}"] = score["loss"]
-    check("losses", f"{optimizer}, {ranks} ranks", found, relative=1e-5)
+        values[f"step {score['step']:02d} {score['set']} {score['protocol']}"] = score["loss"]
+    check("losses", f"{optimizer}, {ranks} ranks", values, relative=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exports(outcomes, layout):
-    place, found = outcomes
-    assert found[f"export {layout}"]["code"] == 0, found[f"export {layout}"]["err"]
-    tensors = load_file(place / layout / "model.safetensors")
+    folder, results = outcomes
+    assert results[f"export {layout}"]["code"] == 0, results[f"export {layout}"]["err"]
+    tensors = load_file(folder / layout / "model.safetensors")
     check(
         "exports",
         layout,
@@ -255,25 +255,25 @@ def test_exports(outcomes, layout):
                 f"tensor {name}": f"{tensor.dtype} {list(tensor.shape)} {digest(tensor.tobytes())}"
                 for name, tensor in tensors.items()
             },
-            **{f"file {path.name}": True for path in (place / layout).iterdir()},
+            **{f"file {path.name}": True for path in (folder / layout).iterdir()},
             **{
                 f"config.json {key}": kind
-                for key, kind in keys(json.loads((place / layout / "config.json").read_text())).items()
+                for key, kind in keys(json.loads((folder / layout / "config.json").read_text())).items()
             },
         },
     )
 
 
 def test_keys_of_files(shards, outcomes):
-    place, found = outcomes
-    run = place / "adamw"
+    folder, results = outcomes
+    run = folder / "adamw"
     contents = {
         "manifest.json": manifest_of(shards["tile, 1 workers"]),
-        "stopped.json": json.loads((place / "sigusr1/stopped.json").read_text()),
+        "stopped.json": json.loads((folder / "sigusr1/stopped.json").read_text()),
         "state.json": json.loads((run / f"checkpoints/step-{STEPS:08d}/state.json").read_text()),
-        "provenance.json": json.loads((place / "of-run/provenance.json").read_text()),
-        "replay --json": json.loads((place / "batch.json").read_text()),
-        "evaluate --json": json.loads(found["evaluate"]["out"]),
+        "provenance.json": json.loads((folder / "of-run/provenance.json").read_text()),
+        "replay --json": json.loads((folder / "batch.json").read_text()),
+        "evaluate --json": json.loads(results["evaluate"]["out"]),
         **{name: json.loads((run / name).read_text()) for name in ("run.json", "result.json")},
     }
     for name, content in contents.items():

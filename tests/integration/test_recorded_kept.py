@@ -37,11 +37,11 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Return (a copy of the folder, whose runs were continued, {name: outcome})."""
-    place = shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / "kept")
-    jobs = {"verify shards": {"words": ["data_prep/inspect_shards.py", place / "shards", "--verify"]}}
+    copy = shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / "kept")
+    jobs = {"verify shards": {"words": ["data_prep/inspect_shards.py", copy / "shards", "--verify"]}}
     settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
     for name, folder in FORMATS.items():
-        run, data = place / folder, f"train={place / 'shards'}"
+        run, data = copy / folder, f"train={copy / 'shards'}"
         jobs[f"verify {name}"] = {"words": ["-m", "amplify_ds.checkpoints", run, "--verify"]}
         jobs[f"replay {name}"] = {
             "words": [
@@ -51,7 +51,7 @@ def outcomes(tmp_path_factory):
                 "--step",
                 5,
                 "--json",
-                place / f"{folder}.json",
+                copy / f"{folder}.json",
                 "--data.train",
                 data,
             ]
@@ -67,7 +67,7 @@ def outcomes(tmp_path_factory):
             data,
         ]
         jobs[f"continue {name}"] = {"words": ["-m", "amplify_ds.train", *arguments, *settings]}
-    return place, commands(jobs)
+    return copy, commands(jobs)
 
 
 def done(outcomes, name: str) -> str:
