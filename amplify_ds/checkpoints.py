@@ -11,9 +11,9 @@ from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command
 
 DESCRIPTION = """\
-List the checkpoints of a run: step, size, whether it is complete, and the validation loss (nats per target) at that
-step, set by set, under <mask>-only masking. Training continues from the newest that is complete. With --verify every
-file is read and compared with its checksum.
+List the checkpoints of a run with size, condition, and the loss of each validation set at that step (nats per target,
+<mask>-only masking). Training continues from the newest one that is not damaged. With --verify, every file is read and
+compared with its checksum.
 
   python -m amplify_ds.checkpoints runs/first --verify
 """
@@ -29,7 +29,7 @@ def main() -> int:
     from amplify_ds.training import checkpoint, run_directory
 
     if not (arguments.run / run_directory.DESCRIPTION).exists():
-        raise AmplifyError(f"{arguments.run}: holds no {run_directory.DESCRIPTION}, so it is no run directory")
+        raise AmplifyError(f"{arguments.run}: not a run directory, because it contains no {run_directory.DESCRIPTION}")
     paths = checkpoint.listing(arguments.run)
     hidden = sorted(checkpoint.folder(arguments.run).glob(".step-*"))
     aside = sorted(checkpoint.folder(arguments.run).glob(f"step-*{checkpoint.SET_ASIDE}*"))
@@ -37,18 +37,18 @@ def main() -> int:
     for path in bars.bar(paths, desc="verifying", unit="checkpoint", shown=arguments.verify):
         losses = "-"
         try:
-            found = checkpoint.open_checkpoint(path)
+            opened = checkpoint.open_checkpoint(path)
             if arguments.verify:
-                checkpoint.verify(found)
-            at_step = [entry for entry in found.state["progress"]["history"] if entry["step"] == found.step]
+                checkpoint.verify(opened)
+            at_step = [entry for entry in opened.state["progress"]["history"] if entry["step"] == opened.step]
             losses = "  ".join(f"{e['set']} {e['loss']:.4f}" for e in at_step if e["protocol"] == "mask_only") or "-"
             condition = "verified" if arguments.verify else "complete"
         except AmplifyError as error:
             kind = "damaged: " if isinstance(error, checkpoint.Damaged) else ""
             condition, unusable = f"{kind}{str(error).removeprefix(f'{path}: ')}", unusable + 1
         lines.append((path.name, _size(path), condition, losses))
-    lines += [(path.name, _size(path), "damaged, not used any more; may be deleted", "-") for path in aside]
-    lines += [(path.name, _size(path), "incomplete: removed at the next save", "-") for path in hidden]
+    lines += [(path.name, _size(path), "damaged, no longer used; may be deleted", "-") for path in aside]
+    lines += [(path.name, _size(path), "incomplete: deleted at the next save", "-") for path in hidden]
     if not lines:
         print(f"{arguments.run} has no checkpoint yet")
         return 0

@@ -11,17 +11,17 @@ from amplify_ds import bars
 from amplify_ds.errors import AmplifyError, command, first_line
 
 DESCRIPTION = """\
-Score models on shards with frozen masks (15 % of the residues of each protein, chosen by the protein itself), under
-two protocols that must not be mixed up:
+Print the perplexity of models on shards with fixed masks (15 % of the residues of each protein, which depend on the
+protein only), under two protocols that are not comparable with each other:
 
   published   80/10/10 masking, comparable with the published 4.23 (120M) and 3.05 (350M); a tenth of the targets
-              stand unmasked in the input, so copying alone scores well
+              are visible in the input, so copying alone scores well
   mask_only   every target is replaced by <mask>
 
-Beside the models stands what residue frequencies alone score on the same positions. Several models and several sets of
-shards make a table. A model of another family, such as ESM-2, reads the same proteins with the same residues masked,
-through its own tokenizer; targets that one of the models has no token for are left out for all of them, and its
-prediction is made among our tokens alone (amplify_ds/hub/others.py).
+The perplexity of residue frequencies at the same positions is shown for comparison. Several models are compared in a
+table, one for each set of shards. A model of another family, such as ESM-2, reads the same proteins with the same
+residues masked, through its own tokenizer. Targets for which a model has no token are skipped for all models, and the
+probabilities of such a model are normalised over AMPLIFY's tokens (amplify_ds/hub/others.py).
 
   python -m amplify_ds.evaluate --model runs/first --data shards/validation
   python -m amplify_ds.evaluate --model runs/120M --model chandar-lab/AMPLIFY_120M \\
@@ -39,7 +39,7 @@ def main() -> int:
         action="append",
         metavar="MODEL",
         help="a checkpoint, a run (its newest checkpoint), a model folder in any layout, or NAME[@REVISION] on the "
-        "hub; may be given several times",
+        "hub; can be given several times",
     )
     parser.add_argument(
         "--data",
@@ -47,17 +47,17 @@ def main() -> int:
         action="append",
         type=Path,
         metavar="DIR",
-        help="shards, from data_prep/build_shards.py; may be given several times",
+        help="shards from data_prep/build_shards.py; can be given several times",
     )
     parser.add_argument("--max-rows", type=int, default=0, metavar="N", help="score the first N rows (default: all)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON list of scores instead of text")
     arguments = parser.parse_args()
     if arguments.max_rows < 0:
         parser.error(f"--max-rows must be 0 (all) or more, found {arguments.max_rows}")
     for option in ("model", "data"):
-        if len(given := getattr(arguments, option)) != len(set(given)):
-            parser.error(f"--{option}: the same is given twice")
+        if len(values := getattr(arguments, option)) != len(set(values)):
+            parser.error(f"--{option}: a value appears twice")
 
     import numpy as np
     import torch
@@ -79,9 +79,9 @@ def main() -> int:
             with torch.no_grad():
                 logits = model.load(device)
                 for (name, shards), protocol in itertools.product(sets.items(), PROTOCOLS):
-                    found = evaluate(logits, shards, protocol, ranks, rows[name], progress=bar.update, targets=targets)
-                    scores.append((name, model, found))
-            del logits  # one model at a time in memory
+                    score = evaluate(logits, shards, protocol, ranks, rows[name], progress=bar.update, targets=targets)
+                    scores.append((name, model, score))
+            del logits  # keep only one model in memory
     if arguments.json:
         table = [
             {"data": data, "model": model.name, "step": model.step, **score.as_dict()} for data, model, score in scores
@@ -89,7 +89,9 @@ def main() -> int:
         print(json.dumps(table, indent=1))
         return 0
     for name, shards in sets.items():
-        _report(name, rows[name], shards, [(_title(model), score) for data, model, score in scores if data == name])
+        _print_scores(
+            name, rows[name], shards, [(_title(model), score) for data, model, score in scores if data == name]
+        )
     return 0
 
 
@@ -108,8 +110,8 @@ def _title(model) -> str:
     return model.name if model.step is None else f"{model.name} (step {model.step})"
 
 
-def _report(data: str, rows: int, shards, scores: list) -> None:
-    """One model in sentences, several as a table."""
+def _print_scores(data: str, rows: int, shards, scores: list) -> None:
+    """Print the scores of one model as text, those of several as a table."""
     models = list(dict.fromkeys(model for model, _ in scores))
     first = scores[0][1]
     title = models[0] if len(models) == 1 else f"{len(models)} models"
@@ -121,11 +123,11 @@ def _report(data: str, rows: int, shards, scores: list) -> None:
         return
     print("\n| model | protocol | perplexity | standard error | accuracy |\n|---|---|---|---|---|")
     for protocol in dict.fromkeys(score.protocol for _, score in scores):
-        of_protocol = [(model, score) for model, score in scores if score.protocol == protocol]
-        for model, score in of_protocol:
+        rows_of_table = [(model, score) for model, score in scores if score.protocol == protocol]
+        for model, score in rows_of_table:
             error = score.perplexity * score.loss_se
             print(f"| {model} | {protocol} | {score.perplexity:.3f} | {error:.3f} | {score.accuracy:.1%} |")
-        score = of_protocol[0][1]
+        score = rows_of_table[0][1]
         error = score.baseline_perplexity * score.baseline_loss_se
         print(f"| residue frequencies alone | {protocol} | {score.baseline_perplexity:.3f} | {error:.3f} | |")
     print()

@@ -1,7 +1,7 @@
-"""Which addresses of this machine are listened on: as few as do.
+"""Ports, listening sockets and network interfaces. Nothing listens on more addresses than necessary.
 
-Whatever listens on all interfaces can be reached from every network that the machine is on. Ranks of one machine need
-loopback alone; ranks of several need the one address by which the other machines know the first.
+A socket that listens on all interfaces can be reached from every network of the machine. Ranks on one machine need only
+loopback; ranks on several machines need the one address by which the others reach the first.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from contextlib import suppress
 import psutil
 
 LOOPBACK = "127.0.0.1"
-BELOW_THE_SYSTEMS = range(20_000, 32_768)
+PORTS = range(20_000, 32_768)  # below those that Linux assigns to connections
 _DISCARD = 9  # a port for finding a route; nothing is sent to it
 
 
 def ranks_here() -> int | None:
-    """How many ranks the launcher runs on this machine, as DeepSpeed's or torchrun says it; None where neither does."""
-    told = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
-    return int(told) if told else None
+    """Return the number of ranks on this machine, as DeepSpeed's launcher or torchrun sets it; None without one."""
+    count = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE")
+    return int(count) if count else None
 
 
 def free_port(address: str = LOOPBACK) -> int:
-    """Return a TCP port that is free at the moment; "" asks for one that is free on all interfaces.
+    """Return a TCP port that is free at the moment on `address`, or on all interfaces if that is "".
 
-    The port is bound for a moment and never listened on. It lies below those that the system gives to connections
-    (from 32768 on in Linux), any of which may be in use before the port is.
+    The port is bound for a moment, without listening. It is below the ports that the system assigns to connections
+    (from 32768 on in Linux), because one of those may be taken before it is used.
     """
-    for port in (*random.SystemRandom().sample(BELOW_THE_SYSTEMS, 100), 0):  # 0: let the system choose after all
-        with socket.socket() as found, suppress(OSError):
-            found.bind((address, port))
-            return found.getsockname()[1]
+    for port in (*random.SystemRandom().sample(PORTS, 100), 0):  # 0: the system chooses
+        with socket.socket() as candidate, suppress(OSError):
+            candidate.bind((address, port))
+            return candidate.getsockname()[1]
     raise OSError(errno.EADDRINUSE, "no TCP port is free", address)
 
 
 def listener(address: str, port: int) -> socket.socket:
-    """Return a socket that listens on `address`, a name or number, and on no other address of this machine.
+    """Return a socket that listens on `address`, a host name or IP address, and on no other address of this machine.
 
-    It listens on all interfaces in two cases, in which other machines could not connect otherwise: this machine's own
-    /etc/hosts gives the name a loopback address (as Debian does for 127.0.1.1), or the address is not one of this
-    machine's (it is translated on the way). Raises OSError when the port is taken or the name is unknown.
+    It listens on all interfaces in two cases, in which other machines could not connect otherwise: /etc/hosts of this
+    machine gives the name a loopback address (as Debian does with 127.0.1.1), or the address does not belong to this
+    machine because it is translated on the way. Raises OSError if the port is taken or the name is unknown.
     """
-    family, found = _resolve(address)
-    if _is_misleading(address, found):
-        found = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    family, ip = _resolve(address)
+    if _is_misleading(address, ip):
+        ip = "::" if family == socket.AF_INET6 else "0.0.0.0"
     try:
-        return socket.create_server((found, port), family=family)
+        return socket.create_server((ip, port), family=family)
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
@@ -60,25 +60,25 @@ def listener(address: str, port: int) -> socket.socket:
 def interface_towards(address: str) -> str | None:
     """Return the network interface, such as eth0, through which this machine reaches `address`; None if unknown."""
     try:
-        family, found = _resolve(address)
-        if _is_misleading(address, found):
+        family, ip = _resolve(address)
+        if _is_misleading(address, ip):
             return None
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((found, _DISCARD))
-            own = probe.getsockname()[0]
+            probe.connect((ip, _DISCARD))
+            local = probe.getsockname()[0]
         interfaces = psutil.net_if_addrs()
     except OSError:
         return None
-    return next((name for name, of_it in interfaces.items() if any(one.address == own for one in of_it)), None)
+    return next((name for name, entries in interfaces.items() if any(x.address == local for x in entries)), None)
 
 
 def _resolve(address: str) -> tuple[socket.AddressFamily, str]:
-    """(family, number) of a name or number, IPv4 where there is a choice: other machines try all that they find."""
-    found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
-    family, *_, (number, *_) = min(found, key=lambda one: one[0] != socket.AF_INET)
-    return family, str(number)
+    """Return family and IP address of a host name or IP address, IPv4 if possible: other machines try all addresses."""
+    candidates = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    family, *_, (ip, *_) = min(candidates, key=lambda candidate: candidate[0] != socket.AF_INET)
+    return family, str(ip)
 
 
-def _is_misleading(address: str, number: str) -> bool:
-    """Whether a name that is meant for other machines stands for loopback here."""
-    return ipaddress.ip_address(number).is_loopback and address not in (number, "localhost")
+def _is_misleading(address: str, ip: str) -> bool:
+    """Return whether a name for use by other machines resolves to loopback on this one."""
+    return ipaddress.ip_address(ip).is_loopback and address not in (ip, "localhost")

@@ -19,11 +19,11 @@ PROTOCOL_TITLES = {"published": "80/10/10 masking", "mask_only": "<mask> only"}
 
 
 def read_scalars(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """{tag: (steps, values)} of all events of a run; what a resumed run has replaced is left out."""
+    """Return {tag: (steps, values)} for all events of a run, without those that a resumed run has replaced."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
     from tensorboard.util.tb_logging import get_logger
 
-    get_logger().setLevel("ERROR")  # it warns of every resumption
+    get_logger().setLevel("ERROR")  # it warns at each resumption of a run
     folder = run / "events"
     if not folder.is_dir():
         raise AmplifyError(f"{run}: no TensorBoard events (expected {folder}); is it a run directory?")
@@ -34,11 +34,11 @@ def read_scalars(run: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(run: Path, output: Path) -> list[Path]:
-    """Write the three figures into `output`; returns their paths. Raises AmplifyError when the run logged nothing."""
+    """Write the three figures to `output` and return their paths. Raises AmplifyError if no loss was logged."""
     plt = pyplot()
     scalars = read_scalars(run)
     if "train/loss" not in scalars:
-        raise AmplifyError(f"{run}: its events hold no training loss yet")
+        raise AmplifyError(f"{run}: its events contain no training loss yet")
     with plt.rc_context(CURVES):
         figures = [
             _figure(
@@ -60,7 +60,10 @@ def draw(run: Path, output: Path) -> list[Path]:
 
 
 def _validation(scalars, quantity: str) -> list[tuple]:
-    """A line for each validation set and protocol, and a dashed one for what residue frequencies score there."""
+    """Return a line for each validation set and protocol, and a dashed line for its baseline of residue frequencies.
+
+    A line is (label, steps, values, colour, format of matplotlib).
+    """
     lines = []
     names = sorted({tag.split("/")[1] for tag in scalars if tag.startswith("validation/")})
     pairs = [(name, protocol) for protocol in PROTOCOL_TITLES for name in names]
@@ -82,7 +85,7 @@ def _figure(plt, lines: list[tuple], title: str, ylabel: str):
     if len(lines) > 1:
         axes.legend(fontsize=9)
     elif not lines:
-        axes.text(0.5, 0.5, "no validation set was given", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "the run has no validation set", ha="center", transform=axes.transAxes)
     return figure
 
 
@@ -91,7 +94,7 @@ def main() -> int:
         prog="amplify_ds.plot", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the figures go (default: RUN/plots)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="directory for the figures (default: RUN/plots)")
     arguments = parser.parse_args()
     for path in draw(arguments.run, arguments.output or arguments.run / "plots"):
         print(f"wrote {path}")

@@ -1,8 +1,8 @@
-"""Where the ranks find each other: a key-value store on rank 0, which listens on one address only.
+"""Rendezvous: the ranks find each other through a key-value store on rank 0, which listens on one address only.
 
-torch's own store listens on all interfaces, and gloo on the address of the host's name, whatever network that is on.
-Here the ranks of one machine use loopback; those of several machines use MASTER_ADDR and the network that leads there
-(network.py names the exceptions). DeepSpeed and torch get the store through `URL`, as their init_method.
+torch's own store listens on all interfaces, and gloo on the address of the host name, whichever network that is on.
+Here ranks on one machine use loopback; ranks on several machines use MASTER_ADDR and the network that leads there
+(network.py has the exceptions). DeepSpeed and torch get the store by passing `URL` as init_method.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _store: Store | None = None
 
 
 def meet(timeout: timedelta) -> Store:
-    """Return the store that all ranks share, made by the first call. Reads what a launcher sets: RANK, WORLD_SIZE, …
+    """Return the store that all ranks share, created by the first call from RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
-    Raises AmplifyError when rank 0 cannot listen, or another rank does not find it within `timeout`.
+    Raises AmplifyError if rank 0 cannot listen or another rank does not reach it within `timeout`.
     """
     global _store
     if _store is None:
@@ -37,52 +37,52 @@ def meet(timeout: timedelta) -> Store:
         if world_size == 1:
             _store = HashStore()  # in memory: nothing listens
             return _store
-        of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # which has made a store already
-        address = network.LOOPBACK if on_one_machine() and not of_torchrun else os.environ["MASTER_ADDR"]
+        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun already runs a store
+        address = network.LOOPBACK if on_one_machine() and not by_torchrun else os.environ["MASTER_ADDR"]
         port = int(os.environ["MASTER_PORT"])
         try:
-            serve = rank == 0 and not of_torchrun
-            found: Store = _serve(address, port, timeout) if serve else _connect(address, port, timeout)
-            if of_torchrun:  # its store outlives the ranks: after a restart they shall find nothing of those before
-                found = PrefixStore(f"amplify_ds/{os.environ['TORCHELASTIC_RESTART_COUNT']}", found)
+            serve = rank == 0 and not by_torchrun
+            store: Store = _serve(address, port, timeout) if serve else _connect(address, port, timeout)
+            if by_torchrun:  # its store outlives the ranks: a restart must not find the keys of earlier ranks
+                store = PrefixStore(f"amplify_ds/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             if rank == 0:
-                found.set(JOB, _job())
-            if found.get(JOB).decode() != _job():
-                raise OSError(errno.EADDRINUSE, "the ranks of another job meet there")
+                store.set(JOB, _job())
+            if store.get(JOB).decode() != _job():
+                raise OSError(errno.EADDRINUSE, "the ranks of another job use it")
         except (OSError, DistError) as error:
             reason = getattr(error, "strerror", None) or first_line(error)
             raise AmplifyError(
-                f"the ranks could not meet at {address}:{port}: {reason}. If another job uses that port, give the "
-                "launcher another one with --master_port"
+                f"the ranks could not meet at {address}:{port}: {reason}. If another job uses that port, choose "
+                "another one with --master_port of the launcher"
             ) from None
-        _store = found
+        _store = store
     return _store
 
 
 def choose_interfaces() -> None:
-    """Let gloo and NCCL use the network of the store, unless the environment names their interfaces."""
+    """Make gloo and NCCL use the network of the store, unless the environment sets their interfaces."""
     if name := network.interface_towards(network.LOOPBACK if on_one_machine() else os.environ["MASTER_ADDR"]):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        if on_one_machine():  # of several networks between machines NCCL itself chooses the fastest
+        if on_one_machine():  # between machines NCCL itself chooses the fastest network
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def on_one_machine() -> bool:
-    """Whether all ranks run here, as far as the launcher says."""
+    """Return whether all ranks run on this machine, according to the launcher's environment variables."""
     return int(os.environ["WORLD_SIZE"]) in (1, network.ranks_here())
 
 
 def _job() -> str:
-    """What the ranks of this start have in common, and those of another on the same port do not, as far as is known."""
+    """Return an identifier of this job: the same on all its ranks, and if possible different in another job."""
     return os.environ.get("AMPLIFY_LAUNCH") or (str(os.getppid()) if on_one_machine() else "")
 
 
 def _serve(address: str, port: int, timeout: timedelta) -> TCPStore:
     with network.listener(address, port) as listening:
-        own = listening.getsockname()[0]
-        own = network.LOOPBACK if own in ("0.0.0.0", "::") else own
+        bound = listening.getsockname()[0]
+        bound = network.LOOPBACK if bound in ("0.0.0.0", "::") else bound
         descriptor = listening.detach()  # the store closes it
-        return TCPStore(own, port, None, True, timeout, wait_for_workers=False, master_listen_fd=descriptor)
+        return TCPStore(bound, port, None, True, timeout, wait_for_workers=False, master_listen_fd=descriptor)
 
 
 def _connect(address: str, port: int, timeout: timedelta) -> TCPStore:
@@ -91,7 +91,7 @@ def _connect(address: str, port: int, timeout: timedelta) -> TCPStore:
 
 
 def _wait_for_listener(address: str, port: int, seconds: float) -> None:
-    """Until rank 0 listens. torch's own waiting prints a screen of C++ frames when a signal interrupts it."""
+    """Wait until rank 0 listens. (torch prints a screen of C++ frames when a signal interrupts its own waiting.)"""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Show the batch of a step again: `python -m amplify_ds.replay RUN --step S`."""
+"""Show the batch of a step: `python -m amplify_ds.replay RUN --step S`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from amplify_ds.files import write_json
 from amplify_ds.vocab import MASK, decode
 
 DESCRIPTION = """\
-Rebuild the batch that a step of a run was trained on, from its run.json and the training shards, and print it:
-every row with its source and epoch, every protein with its targets. One CPU is enough; the numbers of GPUs, of loader
-workers and of rows per micro batch make no difference to a batch.
+Rebuild the batch of a training step from run.json and the training shards, and print it: every row with its source
+and epoch, every protein with its targets. One CPU is enough; a batch does not depend on the number of GPUs, of loader
+workers or of rows per micro batch.
 
   python -m amplify_ds.replay runs/first --step 1200
   python -m amplify_ds.replay runs/first --step 1200 --rows 0 7 --json batch.json
 
-Step S is the S-th optimizer step, counted from 1, as on the x-axis of TensorBoard. A batch whose update was not applied
-is no step, and rows can have been left out: both are taken from the newest checkpoint of RUN.
+Step S is the S-th optimizer step, counted from 1, as on the x-axis of TensorBoard. Skipped batches, which are not
+steps, and skipped rows are looked up in the newest checkpoint of RUN.
 """
 LEGEND = "lower case: a target that is <mask> in the input; [A>K]: target A, K in the input; [A]: target A, unchanged"
 
@@ -29,9 +29,11 @@ def main() -> int:
         prog="amplify_ds.replay", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
-    parser.add_argument("--step", metavar="S", type=int, required=True, help="optimizer step, the first is 1")
-    parser.add_argument("--rows", metavar="I", type=int, nargs="+", default=[], help="these rows of the batch, from 0")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write all of it to FILE")
+    parser.add_argument("--step", metavar="S", type=int, required=True, help="optimizer step, counted from 1")
+    parser.add_argument(
+        "--rows", metavar="I", type=int, nargs="+", default=[], help="only these rows of the batch, counted from 0"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the batch to FILE")
     parser.add_argument(
         "--data.train",
         dest="data",
@@ -41,7 +43,7 @@ def main() -> int:
         help="the training shards, if they have moved",
     )
     arguments = parser.parse_args()
-    from amplify_ds.training.past_batches import rebuild  # seconds to import, so only now
+    from amplify_ds.training.past_batches import rebuild  # takes seconds to import
 
     batch = rebuild(arguments.run, arguments.step, arguments.rows, arguments.data)
     print(describe(batch))
@@ -52,7 +54,7 @@ def main() -> int:
 
 
 def describe(batch) -> str:
-    """The batch for a person."""
+    """Return the batch as text."""
     sources = ", ".join(f"{count} of {name}" for name, count in Counter(batch.sources).items())
     shown = f"; {len(batch.rows)} of them follow" if len(batch.rows) < len(batch.sources) else ""
     lines = [
@@ -80,22 +82,22 @@ def describe(batch) -> str:
 
 
 def marked(window) -> str:
-    """The protein as text, its targets marked as LEGEND says."""
+    """Return the protein as text, with its targets marked as described in LEGEND."""
     targets = set(window.positions.tolist())
     text = []
-    for place, (token, seen) in enumerate(zip(window.tokens.tolist(), window.input_ids.tolist())):
+    for position, (token, input_id) in enumerate(zip(window.tokens.tolist(), window.input_ids.tolist())):
         name = decode([token])
-        if place not in targets:
+        if position not in targets:
             text.append(name)
-        elif seen == MASK and name.isupper():
+        elif input_id == MASK and name.isupper():
             text.append(name.lower())
         else:
-            text.append(f"[{name}]" if seen == token else f"[{name}>{decode([seen])}]")
+            text.append(f"[{name}]" if input_id == token else f"[{name}>{decode([input_id])}]")
     return "".join(text)
 
 
 def as_json(batch) -> dict:
-    """Everything. Positions are counted from 0 in each protein, its <bos> among them."""
+    """Return the whole batch for JSON. Positions are counted from 0 in each protein, including <bos>."""
     return {
         "step": batch.step,
         "batch": batch.index,

@@ -18,17 +18,17 @@ SECONDS_FOR_RANK_0 = 5.0
 DESCRIPTION = """\
 Pretrain AMPLIFY by masked-language modelling on packed shards.
 
-A recipe is a complete configuration; a YAML file and flags change parts of it. ZeRO, offload and communication are
-in the DeepSpeed file. A run directory that holds a checkpoint is continued from the newest one.
+A recipe is a complete configuration; a YAML file and flags change parts of it. The DeepSpeed file has the settings of
+ZeRO, offload and communication. If the run directory contains a checkpoint, training continues from the newest one.
 
   two CPU ranks:   DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 --no_local_rank \\
                      --module amplify_ds.train --recipe tiny --deepspeed_config ds_configs/zero1.json \\
                      --data.train SHARDS --data.validation VALIDATION_SHARDS --output runs/first
   16 GPUs:         deepspeed --hostfile hostfile --no_local_rank --module amplify_ds.train --recipe 120M \\
                      --deepspeed_config ds_configs/zero1.json --data.train SHARDS --output runs/120M
-  several sources: --data.train uniprot=DIR:15134 scop=DIR:136 oas=DIR:1   (rows of each, by weight)
+  several sources: --data.train uniprot=DIR:15134 scop=DIR:136 oas=DIR:1   (weights, in rows)
   stage 2:         … --recipe 120M-stage2 --init-from runs/120M --data.train SHARDS_OF_2048 --output runs/120M-stage2
-  look first:      add --dry-run
+  check settings:  add --dry-run
 """
 
 
@@ -42,42 +42,47 @@ def build_parser() -> argparse.ArgumentParser:
         prog="amplify_ds.train",
         usage="%(prog)s --recipe NAME --output RUN [--config FILE.yaml] [--section.setting VALUE …]",
         description=DESCRIPTION,
-        epilog="What is not given is as in the recipe: amplify_ds/recipes/NAME.yaml.",
+        epilog="All other settings are those of the recipe, amplify_ds/recipes/NAME.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--recipe", required=True, choices=config.recipes(), help="the complete configuration to start from")
-    add("--config", metavar="FILE.yaml", help="settings that replace the recipe's, in the same sections")
+    add("--recipe", required=True, choices=config.recipes(), help="complete configuration to start from")
+    add("--config", metavar="FILE.yaml", help="settings that replace those of the recipe, in the same sections")
     add(
         "--deepspeed_config",
         metavar="FILE.json",
         default="ds_configs/zero1.json",
-        help="ZeRO, offload, communication (default %(default)s)",
+        help="settings of ZeRO, offload and communication (default %(default)s)",
     )
-    add("--output", metavar="RUN", required=True, help="run directory: checkpoints, TensorBoard events, result")
+    add(
+        "--output",
+        metavar="RUN",
+        required=True,
+        help="run directory, for checkpoints, TensorBoard events and the result",
+    )
     add(
         "--resume",
         metavar="auto|never|PATH",
         default="auto",
-        help="auto: continue from the newest checkpoint in RUN; never: refuse a RUN that has one; "
+        help="auto: continue from the newest checkpoint in RUN; never: fail if RUN has a checkpoint; "
         "PATH: start from that checkpoint (default auto)",
     )
     add(
         "--init-from",
         metavar="SOURCE",
         type=Path,
-        help="begin with the weights of a run (its newest checkpoint), a checkpoint, a model folder (Hugging Face, "
-        "TransformerEngine or Megatron-Core layout) or a model of the hub (NAME or NAME@REVISION), as stage 2 does; "
-        "a run that has begun continues from its own checkpoints",
+        help="start with the weights of a run (its newest checkpoint), a checkpoint, a model folder (Hugging Face, "
+        "TransformerEngine or Megatron-Core layout) or a model on the hub (NAME or NAME@REVISION), as in stage 2; "
+        "a run with checkpoints continues from its newest one",
     )
     add(
         "--skip-rows",
         metavar="FILE",
         type=Path,
-        help="leave these rows out from now on; guards list some in RUN/skipped_rows.jsonl and RUN/loss_spikes.jsonl",
+        help="skip these rows from now on; guards list some in RUN/skipped_rows.jsonl and RUN/loss_spikes.jsonl",
     )
-    add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and stop")
+    add("--dry-run", action="store_true", help="print configuration, sizes, steps and memory, and exit")
     config.add_flags(parser)
     return parser
 
@@ -86,13 +91,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, config.RunConfig]:
     parser = build_parser()
     known, unknown = parser.parse_known_args(arguments)
     flags = {key: value for key, value in vars(known).items() if "." in key}
-    # Unknown flags go the way of unknown YAML keys, to be refused together with the nearest valid names.
-    flags.update({word.lstrip("-").partition("=")[0]: "?" for word in unknown if word.startswith("--")})
+    # `resolve` reports unknown flags like unknown YAML keys, with the nearest valid names.
+    flags.update({flag.lstrip("-").partition("=")[0]: "?" for flag in unknown if flag.startswith("--")})
     run = config.resolve(known.recipe, known.config, flags)
     if unknown:
-        raise AmplifyError(f"not understood: {' '.join(unknown)}; --help lists every option")
+        raise AmplifyError(f"unknown arguments: {' '.join(unknown)}; --help lists every option")
     if not run.data.train:
-        raise AmplifyError("data.train is not set: give --data.train DIR (shards, made by data_prep/build_shards.py)")
+        raise AmplifyError("data.train is not set: give --data.train DIR (shards from data_prep/build_shards.py)")
     return known, run
 
 
@@ -103,7 +108,7 @@ def main() -> int:
     try:
         return pretrain(*parse(sys.argv[1:]))
     except Exception as error:
-        if rank:  # rank 0 may have the same to say, and then ends this one
+        if rank:  # rank 0 may fail for the same reason; its message is enough, and ends this rank
             time.sleep(SECONDS_FOR_RANK_0)
         failures.announce(str(error), error.code if isinstance(error, AmplifyError) else 1)
         raise
@@ -118,7 +123,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     stopping.listen()
     stopping.listen_to_file(Path(arguments.output))
     launcher_watch.end_with_launcher()
-    from amplify_ds.hub.folder import initial_weights  # seconds to import, so only now
+    from amplify_ds.hub.folder import initial_weights  # takes seconds to import
     from amplify_ds.training import build, ds_config, engine, logs, run_directory
     from amplify_ds.training.ranks import is_broken_connection
 
@@ -129,15 +134,15 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
     try:
         ranks = engine.start_ranks()
         trainer = build.build(run, zero, output, ranks, arguments.resume, initial, arguments.skip_rows)
-        done_before = (output / run_directory.RESULT).exists() and trainer.progress.step >= run.training.steps
+        was_complete = (output / run_directory.RESULT).exists() and trainer.progress.step >= run.training.steps
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
-        if gone := launcher_watch.lost():
-            raise RankLost(_lost(gone, trainer.watch.place if trainer else "before training")) from None
+        if lost := launcher_watch.lost():
+            raise RankLost(_lost_message(lost, trainer.watch.place if trainer else "before training")) from None
         if is_broken_connection(error):
             raise RankLost(
-                f"the connection to another rank has broken ({errors.first_line(error):.200}). Look for what that "
-                f"one says, above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
+                f"lost the connection to another rank ({errors.first_line(error):.200}). Look for that rank's error "
+                f"message above or in {output}/{logs.FOLDER}. The same command continues from the newest checkpoint."
             ) from None
         raise
     failures.stop()
@@ -146,8 +151,8 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
         return stopping.SAVED
     if ranks.leader:
         print(
-            f"{'already complete' if done_before else 'complete'}: {result['steps']} steps, {result['residues']:,} "
-            f"residues at {result['residues_per_second']:,.0f} a second\n"
+            f"{'already complete' if was_complete else 'complete'}: {result['steps']} steps, {result['residues']:,} "
+            f"residues at {result['residues_per_second']:,.0f} per second\n"
             f"checkpoint: {result['checkpoint']}\n"
             + "".join(f"warning: {text}\n" for text in result["warnings"])
             + next_commands(
@@ -161,16 +166,19 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
 
 
 class RankLost(AmplifyError):
-    """Another rank has ended without a message, so that this one cannot go on."""
+    """Another rank has ended without a message, so this one cannot go on."""
 
     code = stopping.LOST
 
 
-def _lost(gone: dict[int, int], place: str) -> str:
-    """place: of this rank, of which the lost one was at most a step ahead or behind."""
-    ranks = ", ".join(f"rank {rank} (process {pid})" for pid, rank in gone.items())
+def _lost_message(lost: dict[int, int], place: str) -> str:
+    """Return the error message for lost ranks, {process id: rank}.
+
+    place: step and phase of this rank. The lost rank was at most one step ahead or behind.
+    """
+    ranks = ", ".join(f"rank {rank} (process {pid})" for pid, rank in lost.items())
     return (
-        f"{ranks} on {socket.gethostname()} has ended; this rank was at {place}. A message of its own is above; "
+        f"{ranks} on {socket.gethostname()} has ended; this rank was at {place}. Look for its error message above; "
         "without one it was killed, perhaps because memory ran out. The same command continues from "
         "the newest checkpoint."
     )

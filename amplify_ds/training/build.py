@@ -1,7 +1,7 @@
-"""From a configuration to a run that is ready for its first step. Every function here must be called on every rank.
+"""Build a run from its configuration, up to its first step. Every function here must be called on every rank.
 
-Data, then the run directory, then the model under DeepSpeed, then the weights to go on from: what may be refused is
-refused in this order, before anything is written that another run would miss.
+The order is: data, run directory, model under DeepSpeed, weights to start from. Errors in the input are found in this
+order, before anything of an earlier run is overwritten.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Start:
-    """The state that a run starts or continues from."""
+    """The state from which a run starts or continues."""
 
     progress: Progress
-    skips: list[dict]  # rows that are left out (data/skips.py)
+    skips: list[dict]  # rows that training skips (data/skips.py)
     origin: dict[str, Any] | None  # source of the initial weights; None: random
-    saved_step: int | None  # step of the run's own newest checkpoint; None if it continues from another run's
+    saved_step: int | None  # step of this run's newest checkpoint; None if it continues from another run's
 
 
 def build(
@@ -78,15 +78,15 @@ def build(
     initial: tuple[ReadWeights, Path] | None = None,
     skip_rows: Path | None = None,
 ) -> Trainer:
-    """Build the run of this rank.
+    """Return the trainer of this rank, ready for its first step.
 
-    zero: the content of the DeepSpeed file. initial: reads the weights to begin with and says where they come from; of
-    which path. skip_rows: a list of rows that are left out from now on. Raises AmplifyError. Must be called on
-    every rank.
+    zero: content of the DeepSpeed file. initial: a function that returns the initial weights and their origin, and the
+    path to call it with. skip_rows: file that lists rows to skip from now on. Raises AmplifyError for input or settings
+    that cannot be used.
     """
     data = open_data(run, ranks)
     sources = data.sources
-    cut = derived.split_batch(run, sources.row_tokens, ranks.rank, ranks.world_size)
+    split = derived.split_batch(run, sources.row_tokens, ranks.rank, ranks.world_size)
     shape = derived.model_config(run, sources.max_length)
     precision = derived.resolve_precision(run.training.precision, ranks.device.type)
     fp8.check(run, shape, sources.row_tokens, ranks.device.type)
@@ -94,15 +94,15 @@ def build(
     directory = open_directory(run, output, ranks, binding, resume)
     watch = start_watching(run, output, ranks)
 
-    engine = build_engine(run, shape, zero, cut, precision, ranks)
+    engine = build_engine(run, shape, zero, split, precision, ranks)
     start = load_start(run, engine, directory, ranks, resume, initial)
     skips = start.skips
     if skip_rows is not None:
         skips = add_skips(skips, read_skip_rows(skip_rows, sources), start.progress.batch)
     if ranks.leader and start.progress.step < run.training.steps:
-        (output / run_directory.RESULT).unlink(missing_ok=True)  # of a run that is now made longer
+        (output / run_directory.RESULT).unlink(missing_ok=True)  # this run was complete and now trains longer
 
-    batches = TrainingBatches(sources, cut, run.training.seed, **run.masking.model_dump(), skips=skips)
+    batches = TrainingBatches(sources, split, run.training.seed, **run.masking.model_dump(), skips=skips)
     return Trainer(
         run=run,
         ranks=ranks,
@@ -115,7 +115,7 @@ def build(
         writer=BackgroundWriter(directory.checkpoints),
         watch=watch,
         directory=directory,
-        unchanging={
+        constant_state={
             "binding": binding,
             "settings": run.model_dump(mode="json"),
             "model": hub_fields(shape),
@@ -129,9 +129,9 @@ def build(
 
 
 def open_data(run: RunConfig, ranks: Ranks) -> Data:
-    """Open training sources and validation sets. Rank 0 checks small ones against their checksums, and compares them.
+    """Open training sources and validation sets. Rank 0 verifies small ones and looks for shared proteins.
 
-    Raises AmplifyError for shards that are missing or damaged.
+    Raises AmplifyError if shards are missing or damaged.
     """
     sources, validation = derived.training_sources(run), derived.validation_sets(run)
     if not ranks.leader:
@@ -145,17 +145,17 @@ def open_data(run: RunConfig, ranks: Ranks) -> Data:
 def open_directory(
     run: RunConfig, output: Path, ranks: Ranks, binding: dict[str, Any], resume: str
 ) -> run_directory.Directory:
-    """Rank 0 makes or checks the run directory and locks it; the others wait for it."""
+    """Return the run directory, which rank 0 creates or checks, and locks; the other ranks wait for it."""
     checkpoints = lock = None
     if ranks.leader:
         lock = run_directory.open_run(output, run, binding, resume)
-        checkpoints = Checkpoints(output, run.checkpoint.keep_last, run.checkpoint.keep_every, ranks.say)
+        checkpoints = Checkpoints(output, run.checkpoint.keep_last, run.checkpoint.keep_every, ranks.print)
     ranks.barrier()
     return run_directory.Directory(output, binding, checkpoints, lock)
 
 
 def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
-    """Start this rank's log, the listener for stop requests and the watchdog."""
+    """Start this rank's log, the listener for stop requests and the watchdog; return the watchdog."""
     job = ranks.from_leader(secrets.randbits(48))
     watch = Watchdog(output, ranks.rank, ranks.world_size, run.watchdog.seconds, job).start()
     logs.open_log(output, ranks.rank)
@@ -164,9 +164,9 @@ def start_watching(run: RunConfig, output: Path, ranks: Ranks) -> Watchdog:
 
 
 def build_engine(
-    run: RunConfig, shape: Shape, zero: dict[str, Any], cut: BatchSplit, precision: str, ranks: Ranks
+    run: RunConfig, shape: Shape, zero: dict[str, Any], split: BatchSplit, precision: str, ranks: Ranks
 ) -> Engine:
-    """Return the engine of a model with random weights (the same on every rank) and its optimizer."""
+    """Return an engine with a randomly initialised model, the same on every rank, and its optimizer."""
     torch.manual_seed(run.training.seed)
     model = Encoder(shape)
     model.gradient_checkpointing = run.training.activation_checkpointing
@@ -186,9 +186,9 @@ def build_engine(
     if precision == "fp8":
         fp8.replace_linears(model, ranks.device)
     if run.training.compile:
-        for block in model.transformer_encoder:  # one by one: what is compiled for the first serves all
+        for block in model.transformer_encoder:  # one by one: the code compiled for the first serves all
             block.compile()
-    config = ds_config.merge(zero, run, cut.accumulation, ranks.world_size, precision)
+    config = ds_config.merge(zero, run, split.accumulation, ranks.world_size, precision)
     return Engine(model, optimizer, config, ranks)
 
 
@@ -200,37 +200,37 @@ def load_start(
     resume: str,
     initial: tuple[ReadWeights, Path] | None,
 ) -> Start:
-    """Load the checkpoint to continue from, or else the initial weights, into the engine.
+    """Load the checkpoint to continue from, or else the initial weights, into the engine. Return the state to start in.
 
-    Raises AmplifyError if they are not what was asked for.
+    Raises AmplifyError if the checkpoint began with other weights than `initial`, or if these do not fit the model.
     """
-    output, asked = directory.path, initial[1] if initial else None
-    found = choose_checkpoint(run, directory, ranks, resume)
-    if found is not None:
-        engine.state.load(found.reader(), found.step)
-        origin = found.state["origin"]
-        run_directory.check_origin(origin, asked, output)
-        ranks.say(f"continuing from {found.path} ({found.step} of {run.training.steps} steps are done)")
-        own = found.path.parent.resolve() == checkpoint.folder(output).resolve()
-        progress = Progress(**found.state["progress"])
-        return Start(progress, found.state["skips"], origin, found.step if own else None)
+    output, init_from = directory.path, initial[1] if initial else None
+    saved = choose_checkpoint(run, directory, ranks, resume)
+    if saved is not None:
+        engine.state.load(saved.reader(), saved.step)
+        origin = saved.state["origin"]
+        run_directory.check_origin(origin, init_from, output)
+        ranks.print(f"continuing from {saved.path} ({saved.step} of {run.training.steps} steps are done)")
+        is_of_this_run = saved.path.parent.resolve() == checkpoint.folder(output).resolve()
+        progress = Progress(**saved.state["progress"])
+        return Start(progress, saved.state["skips"], origin, saved.step if is_of_this_run else None)
     if initial is None:
         return Start(Progress(), [], None, 0)
     weights, origin = initial[0](initial[1])
     run_directory.check_weights(weights, engine.shapes, origin["path"])
     engine.state.load(lambda kind, name: weights[name], 0)
-    ranks.say(f"beginning with the weights of {origin['path']}")
+    ranks.print(f"starting with the weights of {origin['path']}")
     return Start(Progress(), [], origin, 0)
 
 
 def choose_checkpoint(
     run: RunConfig, directory: run_directory.Directory, ranks: Ranks, resume: str
 ) -> checkpoint.CheckpointFile | None:
-    """Return the checkpoint to continue from. Rank 0 verifies every byte and tells the others."""
-    found = None
+    """Return the checkpoint to continue from, which rank 0 chooses and verifies; None to start anew."""
+    chosen = None
     if directory.checkpoints is not None:
-        found = run_directory.choose_checkpoint(directory.checkpoints, resume, directory.binding, run.training.steps)
-    path = ranks.from_leader("" if found is None else str(found.path))
+        chosen = run_directory.choose_checkpoint(directory.checkpoints, resume, directory.binding, run.training.steps)
+    path = ranks.from_leader("" if chosen is None else str(chosen.path))
     if not path:
         return None
     shared_files.wait_for(Path(path) / checkpoint.STATE)

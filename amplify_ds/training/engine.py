@@ -1,7 +1,6 @@
 """The model under DeepSpeed: start the ranks, build the engine, take a step.
 
-This file and full_state.py, which reads and writes what ZeRO has cut into partitions, are the only ones that import
-deepspeed.
+Only this file and full_state.py, which reads and writes the state that ZeRO partitions, import deepspeed.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from amplify_ds.training.full_state import FullState
 from amplify_ds.training.normuon import NorMuon
 from amplify_ds.training.ranks import Ranks
 
-ZERO_SUPPORTED_OPTIMIZERS += [AdamW, NorMuon]  # else DeepSpeed warns that it has not tried them; the tests here have
+ZERO_SUPPORTED_OPTIMIZERS += [AdamW, NorMuon]  # else DeepSpeed warns that they are untested
 logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's calls, not ours
 
 
 def meet() -> torch.distributed.Store:
-    """Find the other ranks; return the store that they share. Without a launcher the process is its own single rank.
+    """Return the store that the ranks share. Without a launcher, this process is the only rank.
 
-    Raises AmplifyError when they cannot be found.
+    Raises AmplifyError if the ranks do not find each other.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR=network.LOOPBACK, MASTER_PORT="0")
@@ -48,13 +47,13 @@ def meet() -> torch.distributed.Store:
 
 
 def start_ranks() -> Ranks:
-    """Initialise the process group and return this rank. Must be called on every rank."""
+    """Initialise the process group and return the `Ranks` of this process. Must be called on every rank."""
     accelerator = deepspeed.accelerator.get_accelerator()
     meet()
     rendezvous.choose_interfaces()
     if accelerator.device_name() == "cpu":
         keep_freed_memory()
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else two minutes of compiling, and a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it takes two minutes and a compiler to build
     else:
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(init_method=rendezvous.URL)
@@ -63,16 +62,17 @@ def start_ranks() -> Ranks:
 
 
 def stop_ranks() -> None:
+    """Destroy the process group, if there is one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _import_muon() -> None:
-    """Import DeepSpeed's Muon, which its ZeRO does to see that the optimizer is another, but not torch's compiler.
+    """Import DeepSpeed's Muon without torch's compiler, before ZeRO imports it to check the type of the optimizer.
 
-    Its functions are decorated to be compiled, and the decorator alone imports the compiler: two seconds of every
-    rank. Insides: here they get the decorator that DeepSpeed has for a torch without compiler. Nothing calls them; the
-    run's settings, not DeepSpeed's file, choose the optimizer.
+    Its functions have a decorator that compiles them and imports the compiler, which takes every rank two seconds. Here
+    they get the decorator that DeepSpeed uses if torch has no compiler. Nothing calls these functions: the optimizer is
+    a setting of the run, not of the DeepSpeed file. This relies on DeepSpeed's internals.
     """
     usual = compiler.compile
     compiler.compile = lambda: compiler.dummy_decorator
@@ -85,31 +85,31 @@ def _import_muon() -> None:
 class Engine:
     """A model under DeepSpeed.
 
-    A step is `forward` and `backward` for each micro batch, then one `update`. state: its weights and moments, as full
-    tensors. shapes: of its parameters, by name.
+    A step is `forward` and `backward` for each micro batch, then one `update`. state: weights and moments as full
+    tensors. shapes: shapes of the parameters, by name.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], ranks: Ranks):
-        """config: the complete DeepSpeed configuration (ds_config.merge). Raises AmplifyError if DeepSpeed refuses it.
+        """config: complete DeepSpeed configuration (ds_config.merge). Raises AmplifyError if DeepSpeed rejects it.
 
         Must be called on every rank.
         """
         self.stage = ds_config.stage(config)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # before stage 3
         self._finite = True
-        if self.stage == 0:  # at the other stages DeepSpeed looks whether the gradient is finite, here nobody does
-            take = optimizer.step  # DeepSpeed calls the one that takes its place, of this object alone
+        if self.stage == 0:  # only at the other stages does DeepSpeed check that the gradient is finite
+            take_step = optimizer.step
 
             def step_if_finite(*args, **kwargs) -> None:
                 if self._finite:
-                    take(*args, **kwargs)
+                    take_step(*args, **kwargs)
 
-            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # see take
+            optimizer.step = step_if_finite  # type: ignore[assignment, method-assign]  # of this object
         _import_muon()
         try:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:  # pydantic's is a ValueError
-            raise AmplifyError(f"DeepSpeed refuses its configuration (--deepspeed_config): {error}") from None
+            raise AmplifyError(f"DeepSpeed rejects its configuration (--deepspeed_config): {error}") from None
         self._module = self._engine.module
         self.state = FullState(self._module, self._optimizer, self.stage, ranks)
         if isinstance(optimizer, NorMuon) and self.stage:
@@ -120,22 +120,24 @@ class Engine:
         return self._engine(**inputs).logits
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add a micro batch's gradient. The loss is a mean over its micro batch; what `update` applies is the gradient
-        of the mean over all micro batches since the last update and over all ranks.
+        """Add the gradient of a micro batch.
+
+        loss: mean over the micro batch. `update` applies the gradient of the mean over all ranks and all micro batches
+        since the last update.
         """
         self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()  # counts the micro batch, no more
+            self._engine.step()  # only counts the micro batch
 
     def update(self, lr: float) -> torch.Tensor | None:
-        """One optimizer step at the learning rate `lr`, after the `backward` of every micro batch.
+        """Take an optimizer step at learning rate `lr`, after the `backward` of every micro batch.
 
-        Returns the gradient norm before clipping, on the device; None if it is not finite on any rank: then nothing has
-        changed, and neither has AdamW's count of steps.
+        Returns the gradient norm before clipping, on the device; None if the gradient was not finite on any rank. In
+        that case nothing has changed, including AdamW's step count.
 
         Must be called on every rank. The host waits for the device here, once per step, when all backward work is
-        queued: no weight may change before the norm is known to be finite. At stage 0 this function waits, at the other
-        stages DeepSpeed does.
+        queued, because no weight may change before the norm is known to be finite. At stage 0 this function waits, at
+        other stages DeepSpeed does.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr

@@ -1,8 +1,8 @@
-"""TensorBoard events that never end a run: what cannot be written waits in memory, and is written when it can be.
+"""TensorBoard events whose failures never end a run: events that cannot be written are kept in memory and retried.
 
-Events are handed to the file at every `flush`. If that fails half way, on a full disk for example, the file is cut back
-to its last whole event, one warning names it, and the next flush tries again with all that has been waiting. (The
-writer of tensorboard writes in a thread, which ends for good at the first failure.)
+Events are written at every `flush`. If that fails half way, for example on a full disk, the file is truncated to its
+last complete event, one warning is printed, and the next flush tries again with all events that are waiting. (The
+writer of tensorboard uses a thread, which ends for good at the first failure.)
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import scalar, text
 
-MOST_WAITING = 2**26  # bytes in memory, about a million points; beyond that the oldest are dropped
+MOST_WAITING = 2**26  # bytes in memory, about a million points; if there are more, the oldest are dropped
 _VERSION = "brain.Event:2"  # what TensorBoard expects in the first event of a file
 
 
 class Events:
-    """One new file of events in `folder`, to be used in a `with` block. say: shows a line to the user.
+    """A new file of events in `folder`, used in a `with` block. print_line: prints a line for the user.
 
-    replaced_from: events of this step and later ones in older files are replaced; None: there are none.
+    replaced_from: events in older files from this step on are replaced; None if there are none.
     """
 
-    def __init__(self, folder: Path, replaced_from: int | None, say: Callable[[str], None]):
+    def __init__(self, folder: Path, replaced_from: int | None, print_line: Callable[[str], None]):
         now = time.time()
         self.path = folder / f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}"
-        self._say = say
+        self._print_line = print_line
         self._file: io.FileIO | None = None
         self._waiting: deque[bytes] = deque()
-        self._bytes = self._dropped = 0  # waiting; dropped: events
+        self._bytes = self._dropped = 0  # bytes waiting, events dropped
         self._failing = False
         self._add(Event(wall_time=now, file_version=_VERSION))
         if replaced_from is not None:
@@ -57,20 +57,20 @@ class Events:
         self._add(Event(wall_time=time.time(), step=step, summary=text(tag, content)))
 
     def flush(self) -> None:
-        """Hand all events to the file; a failure is a warning."""
+        """Write all waiting events to the file. Prints a warning if that fails."""
         try:
             self._write()
         except OSError as error:
             if not self._failing:
-                self._say(
-                    f"warning: {self.path}: TensorBoard events cannot be written ({error.strerror}). Training goes on; "
-                    "they are kept in memory, and writing is tried again at each log."
+                self._print_line(
+                    f"warning: {self.path}: TensorBoard events cannot be written ({error.strerror}). Training "
+                    "continues; the events are kept in memory, and each log tries again."
                 )
             self._failing = True
             return
         if self._failing:
-            lost = f", but the oldest {self._dropped:,} were dropped" if self._dropped else ""
-            self._say(f"{self.path}: TensorBoard events are written again{lost}")
+            lost = f", but the oldest {self._dropped:,} events were dropped" if self._dropped else ""
+            self._print_line(f"{self.path}: TensorBoard events can be written again{lost}")
         self._failing, self._dropped = False, 0
 
     def _add(self, event: Event) -> None:
@@ -86,21 +86,21 @@ class Events:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)
-        whole = self._file.tell()
+        complete = self._file.tell()  # end of the last complete event
         content = memoryview(b"".join(self._waiting))
         try:
             while content:
                 content = content[self._file.write(content) :]
         except OSError:
-            self._file.truncate(whole)
-            self._file.seek(whole)
+            self._file.truncate(complete)
+            self._file.seek(complete)
             raise
         self._waiting.clear()
         self._bytes = 0
 
 
 class NoEvents:
-    """What the other ranks log to."""
+    """Ignores all events: for the ranks that do not log."""
 
     def __enter__(self) -> NoEvents:
         return self

@@ -1,10 +1,10 @@
-"""training.precision fp8: the blocks' matrix products in 8-bit floats, everything else as with bf16.
+"""training.precision fp8: matrix products of the blocks in 8-bit floats, everything else as with bf16.
 
-NVIDIA's TransformerEngine, which must be installed for it, multiplies in E4M3 forward and E5M2 backward (Micikevicius
-et al. 2022, FP8 formats for deep learning). A tensor is scaled by its own largest value ("current scaling"), so that
-nothing is remembered from step to step and a resumed run has the scales of one that was not interrupted.
+NVIDIA's TransformerEngine, which must be installed, multiplies in E4M3 forward and E5M2 backward (Micikevicius et al.
+2022, FP8 formats for deep learning). Each tensor is scaled by its own largest value ("current scaling"). No scale is
+carried from step to step, so a resumed run uses the same scales as an uninterrupted one.
 
-Parameters, their names and checkpoints are those of bf16. Evaluation multiplies in bf16.
+Parameters, their names and checkpoints are the same as with bf16. Evaluation multiplies in bf16.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from amplify_ds.config import RunConfig
 from amplify_ds.errors import AmplifyError
 from amplify_ds.model.shape import Shape
 
-MULTIPLE = 16  # of all sizes of a product, says TransformerEngine's autocast
+MULTIPLE = 16  # TransformerEngine's autocast requires all sizes of a product to be multiples of it
 OLDEST = (8, 9)  # compute capability of the first GPUs with FP8 (Ada; Hopper is 9.0)
-LAYERS = ("q", "k", "v", "wo", "ffn.w12", "ffn.w3")  # of a block
+LAYERS = ("q", "k", "v", "wo", "ffn.w12", "ffn.w3")  # of each block
 
 
 def check(run: RunConfig, model: Shape, row_tokens: int, device_type: str) -> None:
-    """Raise AmplifyError naming what of the run's settings or of this machine rules out FP8, if it is asked for."""
+    """Raise AmplifyError if the precision is fp8 and a setting or this machine does not support it."""
     if run.training.precision != "fp8":
         return
     sizes = {
@@ -32,19 +32,19 @@ def check(run: RunConfig, model: Shape, row_tokens: int, device_type: str) -> No
     }
     for name, size in sizes.items():
         if size % MULTIPLE:
-            raise _refusal(f"{name} is {size}, no multiple of {MULTIPLE}; change it")
-    for name in ("activation_checkpointing", "compile"):  # both leave te.autocast
+            raise _refusal(f"{name} is {size}, which is not a multiple of {MULTIPLE}; change it")
+    for name in ("activation_checkpointing", "compile"):  # both run blocks outside te.autocast
         if getattr(run.training, name):
-            raise _refusal(f"training.{name} is not supported together with it; set it to false")
+            raise _refusal(f"training.{name} is not supported together with fp8; set it to false")
     if device_type != "cuda" or torch.cuda.get_device_capability() < OLDEST:
-        raise _refusal("it needs a GPU with FP8 (Ada, Hopper or newer), which this device is not; use one")
+        raise _refusal("this device does not support FP8; use a GPU of the Ada or Hopper generation or newer")
     _transformer_engine()
 
 
 def replace_linears(model: nn.Module, device: torch.device) -> None:
-    """Let TransformerEngine compute the layers LAYERS of every block of `model`, with the parameters that they have.
+    """Replace the layers LAYERS of every block of `model` with TransformerEngine's, which keep the same parameters.
 
-    In training mode, that is: in evaluation mode its layers multiply in the precision of their weights.
+    In evaluation mode they multiply in the precision of their weights, not in FP8.
     """
     te, recipes = _transformer_engine()
     recipe = recipes.Float8CurrentScaling(fp8_format=recipes.Format.HYBRID)
@@ -53,7 +53,7 @@ def replace_linears(model: nn.Module, device: torch.device) -> None:
             weight = block.get_parameter(f"{name}.weight")
             out_features, in_features = weight.shape
             layer = te.Linear(in_features, out_features, bias=False, params_dtype=weight.dtype, device=device)
-            nn.Module.register_parameter(layer, "weight", weight)  # te's own method would initialise it
+            nn.Module.register_parameter(layer, "weight", weight)  # te's own method would initialise it anew
             parent, _, leaf = name.rpartition(".")
             setattr(block.get_submodule(parent), leaf, layer)
     forward = model.forward
@@ -71,11 +71,11 @@ def _transformer_engine():
         from transformer_engine.common import recipe
 
         _ = te.autocast  # new in 2.9
-    except (ImportError, OSError, AttributeError) as error:  # OSError: its libraries are of another CUDA
+    except (ImportError, OSError, AttributeError) as error:  # OSError: its libraries are built for another CUDA
         install = "pip install --no-build-isolation 'transformer_engine[pytorch]>=2.9'"
         raise _refusal(f"TransformerEngine 2.9 or newer cannot be used ({error}); install it: {install}") from None
     return te, recipe
 
 
 def _refusal(problem: str) -> AmplifyError:
-    return AmplifyError(f"training.precision fp8: {problem}, or train with --training.precision bf16")
+    return AmplifyError(f"training.precision fp8: {problem}, or use --training.precision bf16")

@@ -1,7 +1,7 @@
-"""`model` in a checkpoint's state.json: the configuration as transformers would write it, without its import.
+"""The entry `model` of a checkpoint's state.json: the configuration as transformers writes it, without importing it.
 
-The fields that transformers gives every model, at their defaults, have been in the checkpoints from the beginning:
-what reads `model` as a config.json finds the whole of one.
+It contains the fields that transformers adds to every model, with their default values, so that it can be read as a
+complete config.json. Checkpoints have always had them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ DEFAULTS = {
 
 
 def hub_fields(shape: Shape) -> dict[str, Any]:
-    """What `AMPLIFYConfig(**shape.sizes()).to_dict()` gives."""
+    """Return the same as `AMPLIFYConfig(**shape.sizes()).to_dict()`."""
     try:
         transformers = version("transformers")
-    except PackageNotFoundError:  # training does without
+    except PackageNotFoundError:  # training does not need it
         transformers = None
     return {
         **FIXED,

@@ -1,7 +1,7 @@
-"""What each rank says: all in RUN/logs/rank-00003.log; on the console rank 0, and errors of any with rank and host.
+"""Logs: each rank writes its output to a file such as RUN/logs/rank-00003.log, which a resumed run continues.
 
-A log goes on when the run does. Rank 0 speaks in both places, but its bar of progress stays on the console. The others
-have standard output and error replaced by their log, also for libraries in C.
+Rank 0 also prints to the console, and only there shows its progress bar. On the other ranks the log replaces standard
+output and standard error, also for C libraries; the console shows only their errors, with rank and host.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ FOLDER = "logs"
 
 
 def open_log(run: Path, rank: int) -> None:
-    """From now on this rank's words go into its log, too (rank 0) or only (the others)."""
-    shared_files.wait_for(run)  # rank 0 has made it
+    """Write this rank's output to its log from now on; on rank 0 also to the console."""
+    shared_files.wait_for(run)  # rank 0 has created it
     path = run / FOLDER / f"rank-{rank:05d}.log"
     path.parent.mkdir(exist_ok=True)
     log = open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
-    began = time.strftime("%Y-%m-%d %H:%M:%S")
-    log.write(f"== {began}, rank {rank} on {socket.gethostname()}, process {os.getpid()}\n")
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    log.write(f"== {started}, rank {rank} on {socket.gethostname()}, process {os.getpid()}\n")
     if rank == 0:
         sys.stdout, sys.stderr = _Both(sys.stdout, log), _Both(sys.stderr, log)
         return
@@ -38,16 +38,16 @@ def open_log(run: Path, rank: int) -> None:
 
 
 class _Both:
-    """A stream that is the console's, and writes into the log as well."""
+    """A stream that writes to the console and to the log."""
 
     def __init__(self, console: TextIO, log: TextIO):
         self._console, self._log = console, log
 
     def write(self, text: str) -> int:
-        if "\r" not in text:  # that is the bar
+        if "\r" not in text:  # the progress bar has it
             try:
                 self._log.write(text)
-            except OSError:  # a full disk is for the checkpoint to find
+            except OSError:  # a full disk ends the run when a checkpoint fails, not here
                 pass
         return self._console.write(text)
 
@@ -56,13 +56,13 @@ class _Both:
 
 
 class _Hook:
-    """An exception that nobody expected: the traceback is for the log, the console says where it is."""
+    """Exception hook that writes the traceback to the log and a line with the log's path to the console."""
 
     def __init__(self, console: TextIO, path: Path):
-        self._console, self._path, self._log = console, path, sys.excepthook
+        self._console, self._path, self._log_traceback = console, path, sys.excepthook
 
     def __call__(self, kind, error, traceback) -> None:
-        self._log(kind, error, traceback)
+        self._log_traceback(kind, error, traceback)
         line = (str(error).splitlines() or [""])[0]
         try:
             print(f"{errors.prefix}{kind.__name__}: {line}; the traceback is in {self._path}", file=self._console)

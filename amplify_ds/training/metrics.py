@@ -1,11 +1,11 @@
-"""What is measured between two logs, and what it cost.
+"""Metrics of the steps between two logs: losses, counts, time, memory and FLOPs.
 
-Sums of this rank stay on the device, step by step, and are copied to the host once, at the log. A step is kept or
-dropped as a whole: one whose update was not applied must not enter the means.
+The sums of this rank stay on the device and are copied to the host once, at the log. A step is kept or dropped as a
+whole: one whose update was not applied must not enter the means.
 
-FLOPs of the model, forward and backward (PaLM's counting, Chowdhery et al. 2022, appendix B): 6 a token and weight of
-the blocks, and 12·layers·H for every pair of tokens that attend to each other; nothing for padding, for recomputation,
-for embedding and decoder (27 tokens).
+Model FLOPs, forward and backward (counted as in PaLM, Chowdhery et al. 2022, appendix B): 6 per token and weight of the
+blocks, plus 12·layers·H for every pair of tokens that attend to each other. Padding, recomputation, embedding and
+decoder (27 tokens) are not counted.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from amplify_ds.data.loader import PackedBatch
 from amplify_ds.model.shape import Shape
 from amplify_ds.training.ranks import Ranks
 
-# Of a step: for each micro batch its [rows] losses, its right predictions, and the counts of _HOST.
+# The micro batches of a step: the losses [rows] of each, its number of correct predictions, and its _HOST_COUNTS.
 _MicroBatches = tuple[list[torch.Tensor], list[torch.Tensor], list[list[float]]]
-_HOST = ("targets", "residues", "tokens", "places", "pairs", "waited")
+_HOST_COUNTS = ("targets", "residues", "tokens", "positions", "pairs", "waited")
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Over all ranks, of n steps. places: for tokens, padding counted. waited: seconds for data, all ranks together."""
+    """Sums and means over n steps and all ranks.
 
-    step_losses: list[float]  # [n] mean a target
+    positions: tokens including padding. waited: seconds spent waiting for data, summed over the ranks.
+    """
+
+    step_losses: list[float]  # [n] mean per target
     loss: float
     accuracy: float
     targets: float
     residues: float
     tokens: float
-    places: float
+    positions: float
     pairs: float
     waited: float
     norm: float  # of the gradient of the last step, before clipping
@@ -45,7 +48,7 @@ class Totals:
 
 
 class Interval:
-    """Sums of the steps since the last log, of this rank."""
+    """Sums of this rank over the steps since the last log."""
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
@@ -60,13 +63,13 @@ class Interval:
         correct = (logits.detach().argmax(-1) == batch.labels).sum()
         pairs = float(np.square(np.diff(batch.cu_seqlens.numpy()).astype(np.int64)).sum())  # on the host, always
         counts = [batch.targets, batch.residues, batch.tokens, batch.input_ids.numel(), pairs, waited]
-        losses, hits, of_batches = self._pending
+        losses, hits, host_counts = self._pending
         losses.append(row_losses.detach())
         hits.append(correct)
-        of_batches.append(counts)
+        host_counts.append(counts)
 
     def keep(self, batch: int, norm: torch.Tensor, rate: float) -> None:
-        """The step, which read that batch, was applied."""
+        """Count the pending micro batches as an applied step, which read batch number `batch`."""
         self._steps.append(self._pending)
         self._batches.append(batch)
         self.norm, self.rate = norm, rate
@@ -77,11 +80,11 @@ class Interval:
         return len(self._steps)
 
     def drop(self) -> None:
-        """The step was not applied: forget its micro batches."""
+        """Forget the pending micro batches, because their step was not applied."""
         self._pending: _MicroBatches = ([], [], [])
 
     def totals(self) -> Totals:
-        """Return the sums over all ranks. This is the only copy from the device.
+        """Return the totals over all ranks. This is the only copy from the device.
 
         Must be called on every rank, after the same number of steps.
         """
@@ -93,41 +96,42 @@ class Interval:
         memory = torch.zeros(self.ranks.world_size, dtype=torch.float64)
         memory[self.ranks.rank] = peak_memory(self.ranks.device)
         on_host = torch.cat((targets, host, memory)).to(self.ranks.device)
-        found = self.ranks.sum(torch.cat((torch.stack(losses), correct[None], on_host))).tolist()
-        sums, right, of_steps, rest = found[:n], found[n], found[n + 1 : 2 * n + 1], found[2 * n + 1 :]
-        counted = dict(zip(_HOST, rest))
+        sums = self.ranks.sum(torch.cat((torch.stack(losses), correct[None], on_host))).tolist()
+        step_sums, right, step_targets, rest = sums[:n], sums[n], sums[n + 1 : 2 * n + 1], sums[2 * n + 1 :]
+        counted = dict(zip(_HOST_COUNTS, rest))
         return Totals(
-            step_losses=[loss / count for loss, count in zip(sums, of_steps)],
-            loss=sum(sums) / counted["targets"],
+            step_losses=[loss / count for loss, count in zip(step_sums, step_targets)],
+            loss=sum(step_sums) / counted["targets"],
             accuracy=right / counted["targets"],
             norm=float(self.norm),
-            memory=rest[len(_HOST) :],
+            memory=rest[len(_HOST_COUNTS) :],
             seconds=time.perf_counter() - self.began,
             **counted,
         )
 
     def row_losses(self, step: int) -> tuple[int, torch.Tensor]:
-        """Of step number `step` of the interval: its batch, and [rows of this rank] sums over each row's targets."""
+        """Return the batch number of step `step` of the interval, and [rows of this rank] sums of each row's losses."""
         return self._batches[step], torch.cat(self._steps[step][0])
 
 
 def peak_memory(device: torch.device) -> float:
+    """Return the peak memory in bytes: of the GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def model_flops(config: Shape, tokens: float, pairs: float) -> float:
-    """Of a forward and backward over `tokens` tokens, of which `pairs` ordered pairs attend to each other."""
+    """Return the FLOPs of forward and backward. pairs: number of ordered pairs of tokens that attend to each other."""
     size = config.hidden_size
     weights = config.num_hidden_layers * (4 * size * size + 3 * size * config.ffn_size)
     return 6.0 * weights * tokens + 12.0 * config.num_hidden_layers * size * pairs
 
 
 def device_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s of this device, as the best of some matrix products shows them: what a rank could do at most.
+    """Return the peak FLOP/s of this device: the best of several timed matrix products.
 
-    In bf16 for fp8 too: what is gained over it shows as a larger share.
+    fp8 is compared with bf16 products too, so that its gain shows as a larger share.
     """
     side, rounds = (8192, 10) if device.type == "cuda" else (1024, 3)
     dtype = torch.bfloat16 if precision != "fp32" and device.type == "cuda" else torch.float32

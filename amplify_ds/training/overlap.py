@@ -1,7 +1,7 @@
-"""Validation sets that training reads as well: their losses flatter the model, and no number shows it.
+"""Find validation sets that share proteins with training data; their losses would flatter the model unnoticed.
 
-Equal fingerprints are the same rows. Beyond that, proteins that are not cut into several windows are compared by their
-hash, where both sides are small enough to be read within about a second.
+Equal fingerprints mean the same rows. In addition, proteins that fit into one window are compared by their hashes, if
+both sides are small enough to be read within about a second.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from amplify_ds.data.mixture import Mixture
 from amplify_ds.data.shards import Shards
 from amplify_ds.vocab import BOS, EOS
 
-READ = 2**26  # tokens of a training source, and of a validation set, up to which proteins are compared
+READ = 2**26  # proteins of sources and validation sets with at most so many tokens are compared
 
 
 def warnings(training: Mixture, validation: Mapping[str, Shards]) -> list[str]:
-    """A sentence for each validation set and training source that share proteins, as far as that is known."""
-    found = []
+    """Return a warning for each validation set and training source that are known to share proteins."""
+    lines = []
     small = {name: shards for name, shards in validation.items() if _is_small(shards)}
     hashes = {name: set(_hashes(shards)) for name, shards in small.items()}
     for source in training.sources:
-        own = set(_hashes(source.shards)) if hashes and _is_small(source.shards) else set()
+        of_source = set(_hashes(source.shards)) if hashes and _is_small(source.shards) else set()
         for name, shards in validation.items():
             if shards.fingerprint == source.shards.fingerprint:
-                found.append(
+                lines.append(
                     f"the validation set {name} is the training source {source.name}, row for row: its losses say "
-                    "nothing about proteins that the model has not read"
+                    "nothing about proteins that the model was not trained on"
                 )
-            elif shared := len(own & hashes.get(name, set())):
-                found.append(
+            elif shared := len(of_source & hashes.get(name, set())):
+                lines.append(
                     f"{shared:,} of {len(hashes[name]):,} proteins of the validation set {name} are in the "
-                    f"training source {source.name} too, so its losses flatter the model: build {source.shards.path} "
-                    "again with --exclude"
+                    f"training source {source.name} too, so its losses flatter the model: rebuild {source.shards.path} "
+                    "with --exclude"
                 )
-    return found
+    return lines
 
 
 def _is_small(shards: Shards) -> bool:
@@ -44,7 +44,7 @@ def _is_small(shards: Shards) -> bool:
 
 
 def _hashes(shards: Shards) -> Iterator[int]:
-    """Of every window that is a whole protein: it has both <bos> and <eos>."""
+    """Yield the hash of every window that is a whole protein, with both <bos> and <eos>."""
     for number in range(len(shards.manifest["shards"])):
         tokens, lengths, row_starts = shards.arrays(number)
         for row in range(len(tokens)):

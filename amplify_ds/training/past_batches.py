@@ -1,7 +1,7 @@
-"""The batch of a step, rebuilt from a run directory on one CPU: no ranks, no DeepSpeed, no model.
+"""Rebuild the batch of a step from a run directory on one CPU, without ranks, DeepSpeed or the model.
 
 A batch is a pure function of the settings in run.json, the training shards and the index of the batch (data/loader.py).
-Which batch a step had, and which rows were left out of it, stands in the state of the newest checkpoint.
+The state of the newest checkpoint tells which batches and rows were skipped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from amplify_ds.training.derived import split_batch, training_sources
 
 
 def batch_index(step: int, state: Mapping) -> int:
-    """Return the index of the batch of optimizer step `step`, both in order of training: steps from 1, batches from 0.
+    """Return the index, from 0, of the batch of optimizer step `step`, from 1.
 
-    state: that of a checkpoint. A batch whose update was not applied is no step: its index is in progress["skipped"].
+    state: content of a checkpoint's state.json. Its progress["skipped"] has the indices of skipped batches, which
+    belong to no step.
     """
     index = step - 1
     for skipped in sorted(state.get("progress", {}).get("skipped", [])):
@@ -34,14 +35,15 @@ def batch_index(step: int, state: Mapping) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """A protein, or a piece of a long one, as the model met it."""
+    """A window, as it was in the model's input."""
 
     tokens: np.ndarray  # int64 [n], before masking
     input_ids: np.ndarray  # int64 [n], masks applied
-    positions: np.ndarray  # int64 [m], of the targets in the window, ascending
+    positions: np.ndarray  # int64 [m], positions of the targets in the window, ascending
 
     @property
     def labels(self) -> np.ndarray:
+        """int64 [m], the tokens at `positions`."""
         return self.tokens[self.positions]
 
 
@@ -66,13 +68,13 @@ class Batch:
     index: int
     row_tokens: int
     sources: list[str]  # of every row of the batch
-    rows: list[Row]  # those asked for
+    rows: list[Row]  # the requested ones
 
 
 def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] = ()) -> Batch:
-    """Return the global batch of `step` (from 1) of the run at `run`; of its rows those numbered `rows`, or all.
+    """Return the global batch of `step` (from 1) of the run at `run`, with the rows numbered `rows`, or all.
 
-    data: data.train, if the shards have moved. AmplifyError if the shards found are not those of the run.
+    data: value of data.train, if the shards have moved. Raises AmplifyError if the shards are not those of the run.
     """
     description = run_directory.read_description(run)
     settings = description["settings"]
@@ -82,34 +84,34 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
         )
     except (ValidationError, KeyError, TypeError) as error:
         raise AmplifyError(
-            f"{run / run_directory.DESCRIPTION}: its settings are not those of this version: {error}"
+            f"{run / run_directory.DESCRIPTION}: its settings are invalid in this version of amplify_ds: {error}"
         ) from None
     mixture = training_sources(config)
     if mixture.binding() != description["binding"].get("training data"):
         raise AmplifyError(
-            f"{', '.join(config.data.train)}: not what {run} was trained on (names, weights or rows differ); give its "
-            "shards with --data.train [NAME=]DIR[:WEIGHT] …"
+            f"{', '.join(config.data.train)}: not the data that {run} was trained on (names, weights or rows differ); "
+            "give its shards with --data.train [NAME=]DIR[:WEIGHT] …"
         )
-    found = checkpoint.newest(run, checkpoint.open_checkpoint)  # the state alone is needed
-    state = found.state if found else {}
-    whole = split_batch(config, mixture.row_tokens, 0, 1).global_rows
-    if outside := [number for number in rows if not 0 <= number < whole]:
-        raise AmplifyError(f"--rows {outside[0]}: the batch has the rows 0 to {whole - 1}")
+    saved = checkpoint.newest(run, checkpoint.open_checkpoint)  # not verified, because only its state is used
+    state = saved.state if saved else {}
+    global_rows = split_batch(config, mixture.row_tokens, 0, 1).global_rows
+    if outside := [number for number in rows if not 0 <= number < global_rows]:
+        raise AmplifyError(f"--rows {outside[0]}: the batch has the rows 0 to {global_rows - 1}")
     if step < 1:
         raise AmplifyError(f"--step {step}: the first step is 1")
     batches = TrainingBatches(
         mixture,
-        BatchSplit(whole, 1, whole, 0, 1),
+        BatchSplit(global_rows, 1, global_rows, 0, 1),
         config.training.seed,
         **config.masking.model_dump(),
         skips=state.get("skips", []),
     )
     index = batch_index(step, state)
-    places = [batches.rows(index * whole + number) for number in range(whole)]
+    places = [batches.rows(index * global_rows + number) for number in range(global_rows)]
     names = [mixture.names[int(place.sources[0])] for place in places]
     chosen = []
-    for number in rows or range(whole):
-        batch, place = batches[index * whole + number], places[number]
+    for number in rows or range(global_rows):
+        batch, place = batches[index * global_rows + number], places[number]
         chosen.append(
             Row(
                 number,
@@ -125,14 +127,14 @@ def rebuild(run: Path, step: int, rows: Sequence[int] = (), data: Sequence[str] 
 
 
 def windows_of(batch: PackedBatch) -> list[Window]:
-    """Cut a batch of one row into its proteins; what is padding is left out."""
-    seen, used = batch.input_ids.numpy(), batch.labels.numpy() != IGNORED
-    places = batch.masked_positions.numpy()[used]
-    tokens = seen.copy()
-    tokens[places] = batch.labels.numpy()[used]
+    """Return the windows of a batch of one row, without padding."""
+    input_ids, used = batch.input_ids.numpy(), batch.labels.numpy() != IGNORED
+    positions = batch.masked_positions.numpy()[used]
+    tokens = input_ids.copy()
+    tokens[positions] = batch.labels.numpy()[used]
     bounds = np.unique(batch.cu_seqlens.numpy())
     return [
-        Window(tokens[a:b], seen[a:b], places[(places >= a) & (places < b)] - a)
+        Window(tokens[a:b], input_ids[a:b], positions[(positions >= a) & (positions < b)] - a)
         for a, b in zip(bounds, bounds[1:])
         if b <= batch.tokens
     ]

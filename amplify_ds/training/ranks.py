@@ -1,7 +1,7 @@
-"""The ranks of a job as one of them sees them: which it is, how many there are, its device, and what they do together.
+"""The rank of this process, the number of ranks and the device, with the collectives that training uses.
 
-`engine.start_ranks` makes it, and the process group that DeepSpeed's own calls use too. A process that works by itself
-is `Ranks(0, 1, device)`.
+`engine.start_ranks` returns a `Ranks` and initialises the process group, which DeepSpeed uses too. A single process
+uses `Ranks(0, 1, device)`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """device: of this rank. `sum`, `barrier` and `from_leader` must be called on every rank."""
+    """This rank among `world_size` ranks. device: of this rank.
+
+    `sum`, `barrier` and `from_leader` must be called on every rank.
+    """
 
     rank: int
     world_size: int
@@ -27,33 +30,33 @@ class Ranks:
 
     @property
     def leader(self) -> bool:
-        """Whether this is the rank that owns the run directory and speaks to the user: rank 0."""
+        """Whether this is rank 0, which owns the run directory and prints."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Replace `values` (on this rank's device) by their sums over all ranks, and return them."""
+        """Return `values`, a tensor on this rank's device, replaced in place by the sums over all ranks."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait until all ranks have come here."""
         if self.world_size > 1:
             distributed.barrier()
 
-    def from_leader(self, what: T) -> T:
-        """Return the value that rank 0 passes, a number or a text."""
-        box = [what]
+    def from_leader(self, value: T) -> T:
+        """Return on every rank the `value`, a number or text, that rank 0 passes."""
+        box = [value]
         if self.world_size > 1:
             distributed.broadcast_object_list(box, 0, device=self.device)
         return box[0]
 
-    def say(self, text: str) -> None:
-        """Show a line to the user, once: rank 0 does."""
+    def print(self, text: str) -> None:
+        """Print a line for the user, on rank 0 only."""
         if self.leader:
             bars.print_line(text)
 
 
 def is_broken_connection(error: RuntimeError) -> bool:
-    """A collective has failed because another rank is gone. gloo has no type of error for it."""
+    """Return whether a collective failed because another rank is gone. gloo has no error type for this."""
     return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)

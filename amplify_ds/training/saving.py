@@ -1,7 +1,7 @@
-"""Write checkpoints while training goes on: a thread writes what was copied to the host, one at a time.
+"""Write checkpoints in the background: a thread writes the copy on the host while training continues.
 
-A step waits for the copy, and for a write before it that is not done yet. What the thread could not write is an error
-at the next check; older checkpoints are untouched.
+Training waits for the copy, and for the previous write if that is not done yet. If a write fails, the next check of
+`problem` ends the run; older checkpoints are intact.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ NamedState = Iterable[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
 
 
 class BackgroundWriter:
-    """Of one run. Rank 0 writes to its `checkpoints`; the other ranks have None, and nothing to wait for."""
+    """Writes the checkpoints of one run. checkpoints: None except on rank 0, which writes.
+
+    problem: the error of a write that failed, or None. seconds: duration of the last write.
+    """
 
     def __init__(self, checkpoints: Checkpoints | None):
         self.checkpoints = checkpoints
         self.problem: AmplifyError | None = None
-        self.seconds = 0.0  # that the last write took
+        self.seconds = 0.0
         self._thread: threading.Thread | None = None
 
     def start(self, named_state: NamedState, state: dict[str, Any]) -> None:
-        """Copy `named_state` (FullState.named) to the host and begin to write it, on rank 0; the others help to
-        gather it. Waits for the previous write. Must be called on every rank.
+        """Copy `named_state` (FullState.named) to rank 0's host memory and start writing it there.
+
+        Waits for the previous write. Must be called on every rank, because all ranks take part in gathering the state.
         """
         self.wait()
         copies = []
@@ -42,7 +46,7 @@ class BackgroundWriter:
             self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun is on the disk, or has failed."""
+        """Wait until the write in progress is on disk or has failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -55,7 +59,7 @@ class BackgroundWriter:
             self.problem = error
         except OSError as error:
             self.problem = AmplifyError(f"{error.filename}: {error.strerror}")
-        except Exception as error:  # a thread's traceback would be seen, and the run would go on without checkpoints
+        except Exception as error:  # otherwise the run would continue without checkpoints
             self.problem = AmplifyError(f"{checkpoints.run}: the checkpoint could not be written ({error!r})")
         self.seconds = time.perf_counter() - began
 

@@ -8,10 +8,10 @@ from amplify_ds.config import Optimizer
 
 
 def learning_rate(step: int, settings: Optimizer) -> float:
-    """Learning rate of optimizer step `step` (the first is 0).
+    """Return the learning rate of optimizer step `step` (the first is 0).
 
-    Linear warm-up from 0, then from the peak to `final_lr_share` of it at `decay_steps`, constant after. With p the
-    share of the decay that has passed and r the final share, the factor is
+    It rises linearly from 0 in the warm-up, then falls from the peak to `final_lr_share` of it at `decay_steps`, and
+    stays constant. With p the share of the decay that has passed and r the final share, the factor is
 
     - amplify: r + (1 − r)·((1 − p) + p·r)·(1 + cos πp)/2, the official "CosineDecay" (cosine × linear;
       chandar-lab/AMPLIFY, src/amplify/scheduler)

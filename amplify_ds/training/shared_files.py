@@ -1,7 +1,7 @@
-"""What another machine has made is looked for until it is seen.
+"""Wait for files that another machine has written to a shared file system.
 
-NFS remembers for up to a minute that a name was absent, or which file it stood for. So a rank that does not find what
-rank 0 has just written looks again, listing the directory in between, which makes the client ask its server.
+NFS caches for up to a minute that a name was absent or which file it belonged to. A rank that does not find what rank 0
+has just written therefore tries again, and lists the directory in between, which makes the client ask the server.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from amplify_ds.errors import AmplifyError
 
 SECONDS = 90.0  # more than the 60 for which NFS keeps the attributes of a directory by default (acdirmax)
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_TRIES = 0.2
 
 
 def wait_for(path: Path, seconds: float = SECONDS) -> None:
-    """Return when `path` is seen; AmplifyError if it is not within `seconds`."""
+    """Return as soon as `path` exists. Raises AmplifyError if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -31,9 +31,9 @@ def wait_for(path: Path, seconds: float = SECONDS) -> None:
                 raise
         if time.monotonic() > deadline:
             raise AmplifyError(
-                f"{path}: rank 0 has made it, and after {seconds:g} s it is not seen on {socket.gethostname()}; all "
+                f"{path}: rank 0 has written it, but {socket.gethostname()} does not see it after {seconds:g} s; all "
                 "machines need the same directory at the same path"
             )
         with suppress(OSError):
             os.listdir(path.parent)
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_TRIES)

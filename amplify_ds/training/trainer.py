@@ -1,12 +1,14 @@
-"""Pretraining: the loop, and what is done at a step boundary.
+"""Pretraining: the training loop, and the work at step boundaries.
 
     for each step:  micro batches -> logits at masked positions -> cross-entropy -> backward;  one optimizer step
     every so often: log | evaluate | checkpoint
 
-The state of a run is its weights, AdamW's moments and one integer, the number of batches read: data and masks are pure
-functions of it, the learning rate is one of the steps taken, fewer where an update was not applied (guards.py).
-Sums for the log stay on the device; they are copied to the host at logging steps only. In the others the host waits for
-the device at the update alone, where it must know whether the gradient is finite (test_host_syncs.py counts).
+The state of a run consists of its weights, the optimizer's moments and one integer, the number of batches read. Data
+and masks are pure functions of this integer. The learning rate is a pure function of the steps taken, which are fewer
+if an update was not applied (guards.py).
+
+Sums for the log stay on the device and are copied to the host at logging steps only. In every other step the host waits
+for the device once, in the update, where it must know whether the gradient is finite (tested by test_host_syncs.py).
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ from amplify_ds.training.watchdog import Watchdog
 
 
 def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy in float32 over M slots, a constant number: means over micro batches and ranks are true means.
+    """Return the mean cross-entropy (float32) over the M slots of a micro batch, and its sum over each row [rows].
 
-    Returns the mean over the slots, an empty one counting as 0, and the sums of each row [rows].
+    logits: [M, V]; labels: [M], -100 in an unused slot, whose loss is 0. M is the same in every micro batch, so that
+    means over micro batches and ranks are true means.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return losses.sum() / labels.numel(), losses.detach().view(rows, -1).sum(1)
@@ -49,7 +52,7 @@ def masked_language_loss(logits: torch.Tensor, labels: torch.Tensor, rows: int) 
 
 @dataclass
 class Trainer:
-    """One run on this rank, as build.py makes it. Call `pretrain` on every rank."""
+    """A training run on this rank, made by build.py. Call `pretrain` on every rank."""
 
     run: RunConfig
     ranks: Ranks
@@ -62,9 +65,9 @@ class Trainer:
     writer: BackgroundWriter
     watch: Watchdog
     directory: Directory
-    unchanging: dict[str, Any]  # of a checkpoint's state, what is the same in all of this run from here on
-    warnings: list[str]  # of rank 0
-    saved_step: int | None  # of the run's newest checkpoint; before any, 0: nothing could be lost
+    constant_state: dict[str, Any]  # the part of a checkpoint's state that does not change from step to step
+    warnings: list[str]  # on rank 0
+    saved_step: int | None  # step of this run's newest checkpoint; 0 if new, None if continued from another run's
 
     def pretrain(self) -> dict[str, Any] | None:
         """Train to the last step and return the content of result.json, or None if stopped on request and saved.
@@ -72,26 +75,26 @@ class Trainer:
         Must be called on every rank.
         """
         run, split, progress, telemetry = self.run, self.batches.split, self.progress, self.telemetry
-        padding_share = split.computed_rows / split.global_rows  # padding rows are no part of the batch's mean
+        padding_factor = split.computed_rows / split.global_rows  # padding rows do not count in the batch's mean
         loader = TrainingLoader(self.batches, progress.batch, run.data.workers, self.ranks.device.type == "cuda")
         last = run.training.steps
         with loader, telemetry.open():
-            self._before_the_first_step()
+            self._begin()
             while progress.step < last:
                 if self._agreed_to_stop():
                     self._stop()
                     return None
-                self._tell()
+                self._send_flags()
                 for _ in range(split.accumulation):
                     batch, waited = self._next_batch(loader)
                     logits = self.engine.forward(**batch.model_inputs())
                     loss, row_losses = masked_language_loss(logits, batch.labels, split.micro_rows)
-                    self.engine.backward(loss * padding_share)
+                    self.engine.backward(loss * padding_factor)
                     telemetry.count(batch, row_losses, logits, waited)
                 rate = learning_rate(progress.step, run.optimizer)
                 norm = self.engine.update(rate)
-                if norm is None:  # not finite: nothing has changed, and the batch is left out
-                    telemetry.leave_out()
+                if norm is None:  # the gradient was not finite: no weight has changed
+                    telemetry.skip_batch()
                     continue
                 telemetry.keep(norm, rate)
                 progress.step += 1
@@ -106,13 +109,13 @@ class Trainer:
                     telemetry.begin()
             return self._finish()
 
-    def _before_the_first_step(self) -> None:
-        """Print warnings, evaluate a new run, and start the first interval."""
+    def _begin(self) -> None:
+        """Print warnings, evaluate the model if the run is new, and start the first logging interval."""
         self.telemetry.warn(self.warnings)
         if self.progress.step == 0:
             self._evaluate()
         self.telemetry.begin()
-        self._tell()
+        self._send_flags()
 
     def _next_batch(self, loader: TrainingLoader) -> tuple[PackedBatch, float]:
         """Return this rank's next micro batch, on its device, and the seconds spent waiting for it."""
@@ -142,54 +145,57 @@ class Trainer:
         self.engine.training()
 
     def _save(self) -> None:
-        """Copy the state to rank 0's memory; a thread writes it while training continues."""
+        """Copy the state to rank 0's memory. A thread writes it to disk while training continues."""
         began = time.perf_counter()
-        self.watch.at(self.progress.step, "writing the checkpoint")  # the one before
+        self.watch.at(self.progress.step, "writing the checkpoint")  # the previous one
         self.writer.wait()
         self.watch.at(self.progress.step, "checkpoint")
         self.telemetry.flush()
-        before = self.writer.seconds
-        state = {"step": self.progress.step, "progress": asdict(self.progress), **self.unchanging}
+        seconds_writing = self.writer.seconds  # of the previous checkpoint
+        state = {"step": self.progress.step, "progress": asdict(self.progress), **self.constant_state}
         self.writer.start(self.engine.state.named(), state)
         self.saved_step = self.progress.step
-        self.telemetry.saved(time.perf_counter() - began, before)
+        self.telemetry.saved(time.perf_counter() - began, seconds_writing)
 
-    def _tell(self) -> None:
-        """Publish whether this rank was asked to stop, and whether it failed to save."""
+    def _send_flags(self) -> None:
+        """Send the other ranks two flags: whether this rank was asked to stop, and whether it failed to save."""
         self.flags.send(stopping.requested(), self.writer.problem is not None)
 
     def _agreed_to_stop(self) -> bool:
-        """Return whether any rank was asked to stop before the last `_tell`. AmplifyError if one failed to save."""
+        """Return whether any rank was asked to stop before the last `_send_flags`.
+
+        Raises AmplifyError if a rank failed to save.
+        """
         stop, failed = self.flags.received()
         if failed:
             raise self.writer.problem or AmplifyError("rank 0 could not write the checkpoint")
         return stop
 
     def _complete_checkpoint(self) -> str | None:
-        """Save the current step if necessary, wait until it is written, and return the newest checkpoint (on rank 0).
+        """Return the path of the newest checkpoint (on rank 0), after saving the current step if it is not saved yet.
 
-        Raises AmplifyError on all ranks if it could not be written.
+        Raises AmplifyError on all ranks if the checkpoint could not be written.
         """
         if self.saved_step != self.progress.step:
             self._save()
         self.writer.wait()
-        self._tell()
+        self._send_flags()
         self._agreed_to_stop()
         newest = self.directory.checkpoints and self.directory.checkpoints.newest
         return str(newest.path) if newest else None
 
     def _stop(self) -> None:
-        """Save a checkpoint, write stopped.json, and leave together with the other ranks."""
+        """Save a checkpoint, write stopped.json and finish together with the other ranks."""
         self.telemetry.log()
         newest, step = self._complete_checkpoint(), self.progress.step
         if self.ranks.leader:
             try:
                 stopping.write_stopped(self.directory.path, step, newest)
-            except OSError as error:  # the checkpoint is saved: that is what counts
+            except OSError as error:  # the checkpoint is saved, which is what matters
                 file = self.directory.path / stopping.STOPPED
-                self.ranks.say(f"warning: {file}: cannot be written ({error.strerror})")
-        where = newest or "before the first checkpoint"
-        self.ranks.say(f"stopped at step {step}, {where}: the same command continues")
+                self.ranks.print(f"warning: {file}: cannot be written ({error.strerror})")
+        saved = f"saved in {newest}" if newest else "before the first checkpoint"
+        self.ranks.print(f"stopped at step {step} ({saved}); the same command continues")
         self._leave()
 
     def _finish(self) -> dict[str, Any]:
@@ -214,10 +220,12 @@ class Trainer:
         return result
 
     def _leave(self) -> None:
-        self.ranks.barrier()  # none leaves before rank 0 has written
+        """Wait for all ranks; from then on, they may end in any order."""
+        self.ranks.barrier()  # no rank ends before rank 0 has written
         launcher_watch.finished()
         self.watch.close()
 
 
 def due(step: int, every: int, last: int) -> bool:
+    """Return whether `step` is the last one or a multiple of `every` (0: only the last one)."""
     return step == last or (every > 0 and step % every == 0)

@@ -1,20 +1,20 @@
-"""Validation with frozen masks, under two protocols that are never mixed up, beside what residue frequencies score.
+"""Validation with fixed masks under two protocols, compared with a baseline of residue frequencies.
 
-Each protein's masked positions depend on its own tokens only (data/masking.py): the same in every packing, for every
-model, at every step. The two protocols select the same positions and differ in what stands there:
+The masked positions of a protein depend only on its own tokens (data/masking.py), so they are the same in every
+packing, for every model and at every step. The two protocols mask the same positions but differ in the input there:
 
-- `published`: 80 % <mask>, 10 % a random token, 10 % the residue itself, as NVIDIA and the official code validate
-  (4.23 for the 120M, 3.05 for the 350M). A tenth of the targets stand unmasked, so copying alone scores well.
-- `mask_only`: every selected position is <mask>.
+- `published`: 80 % <mask>, 10 % a random token, 10 % the residue itself, as in the validation of NVIDIA and the
+  official code (4.23 for 120M, 3.05 for 350M). A tenth of the targets are visible, so copying alone scores well.
+- `mask_only`: every masked position is <mask>.
 
-The baseline is the best guess that knows residue frequencies (those of the evaluated set itself, the lowest any fixed
-frequencies can score) and nothing of the neighbours. At <mask> it is p(b). Where a token a stands that is no <mask>,
-Bayes' rule over "unchanged" (share u) and "random" (share r over V tokens) gives
+The baseline is the best prediction from residue frequencies without any neighbours. It uses the frequencies of the
+evaluated set itself, which give the lowest loss of all fixed frequencies. At <mask> the prediction is p(b). At a token
+a other than <mask>, Bayes' rule over "unchanged" (share u) and "random" (share r over V tokens) gives
     P(b | a) ∝ p(b)·(u·[a = b] + r / V).
 
-Standard errors take windows (proteins, or pieces of long ones) as the independent unit: for a mean loss
-Σ l_w / Σ n_w, SE² = W/(W − 1) · Σ (l_w − mean·n_w)² / (Σ n_w)². Members of one family resemble each other, so the
-true uncertainty about proteins at large is greater.
+Standard errors treat windows (proteins, or parts of long ones) as independent: for a mean loss Σ l_w / Σ n_w,
+SE² = W/(W − 1) · Σ (l_w − mean·n_w)² / (Σ n_w)². Members of a family resemble each other, so the true uncertainty about
+proteins in general is greater.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ from amplify_ds.data.shards import Shards
 from amplify_ds.training.ranks import Ranks
 from amplify_ds.vocab import MASK, SPECIAL, TOKENS
 
-FRACTION = 0.15  # of the residues, under both protocols, whatever training does
+FRACTION = 0.15  # of the residues, under both protocols, independent of the settings of training
 
 
 @dataclass(frozen=True)
 class Score:
-    """One validation set under one protocol. Losses in nats per target; `gain`: baseline_loss − loss, paired."""
+    """The scores of a validation set under one protocol. Losses are in nats per target.
+
+    gain: baseline_loss − loss; gain_se: its standard error from paired differences.
+    """
 
     protocol: str
     loss: float
@@ -63,7 +66,7 @@ class Score:
         return {**asdict(self), "perplexity": self.perplexity, "baseline_perplexity": self.baseline_perplexity}
 
     def describe(self) -> str:
-        """Two lines for a person: model and baseline as perplexities with standard errors, and their distance."""
+        """Return two lines of text: perplexities of model and baseline with standard errors, and their difference."""
         standard_errors = abs(self.gain) / self.gain_se if self.gain_se else math.nan
         title = "80/10/10 masking, as published" if self.protocol == "published" else "<mask> only"
         return (
@@ -76,7 +79,7 @@ class Score:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), a loss in nats; held below the largest float, for a model that is hopelessly wrong."""
+    """Return exp(loss) for a loss in nats, limited so that it does not overflow."""
     return math.exp(min(loss, 700.0))
 
 
@@ -90,27 +93,28 @@ def evaluate(
     progress: Callable[[int], object] = lambda rows: None,
     targets: np.ndarray | None = None,
 ) -> Score:
-    """Score `logits` (model inputs -> [M, V]) on the first `max_rows` rows (0: all). Must be called on every rank.
+    """Return the score of a model on the first `max_rows` rows (0: all). Must be called on every rank.
 
-    targets: bool [V], the tokens that are scored (default: all that can be masked); the masks do not depend on it.
+    logits: function from model inputs to logits [M, V]. progress: called with the number of rows after each batch.
+    targets: bool [V], the tokens to score (default: all that can be masked); the masks do not depend on it.
     """
     rows = min(max_rows, shards.num_rows) if max_rows else shards.num_rows
     frequencies = residue_frequencies(shards)
     scored = np.ones(len(TOKENS), bool) if targets is None else targets
     frequencies = np.where(scored, frequencies, 0) / frequencies[scored].sum()
-    sums = np.zeros((4, shards.window_starts(rows)[-1]))  # targets, loss, correct, baseline loss: of each window
+    sums = np.zeros((4, shards.window_starts(rows)[-1]))  # of each window: targets, loss, correct, baseline loss
     for item in evaluation_batches(shards, protocol, FRACTION, rows, micro_rows, ranks.rank, ranks.world_size):
         out = logits(**item.batch.to(ranks.device).model_inputs()).float().cpu()
         if not item.counted:
             continue
         kept = torch.from_numpy(scored)[item.batch.labels]
         out, labels = out[kept], item.batch.labels[kept]
-        seen = item.batch.input_ids[item.batch.masked_positions].numpy()[kept.numpy()]
+        input_tokens = item.batch.input_ids[item.batch.masked_positions].numpy()[kept.numpy()]
         measures = (
             np.ones(len(labels)),
             F.cross_entropy(out, labels, reduction="none").numpy(),
             (out.argmax(-1) == labels).numpy(),
-            -np.log(baseline(frequencies, seen, protocol)[np.arange(len(labels)), labels.numpy()]),
+            -np.log(baseline(frequencies, input_tokens, protocol)[np.arange(len(labels)), labels.numpy()]),
         )
         for row, measure in zip(sums, measures):
             np.add.at(row, item.windows[kept.numpy()], measure)
@@ -135,26 +139,26 @@ def evaluate(
 
 
 def residue_frequencies(shards: Shards) -> np.ndarray:
-    """[V] shares of each token among those that can be masked (no <pad>, <bos>, <eos>)."""
+    """Return [V] the share of each token among those that can be masked (not <pad>, <bos>, <eos>)."""
     counts = np.asarray(shards.manifest["token_counts"], float)
     for token in ("<pad>", "<bos>", "<eos>"):
         counts[SPECIAL.index(token)] = 0
     return counts / counts.sum()
 
 
-def baseline(frequencies: np.ndarray, seen: np.ndarray, protocol: str) -> np.ndarray:
-    """[M, V] probabilities that residue frequencies give where the tokens `seen` [M] stand in the input."""
+def baseline(frequencies: np.ndarray, input_tokens: np.ndarray, protocol: str) -> np.ndarray:
+    """Return [M, V] the baseline's probabilities at masked positions whose input is `input_tokens` [M]."""
     mask_share, random_share = PROTOCOLS[protocol]
     size = len(TOKENS)
-    likelihood = np.full((size, size), random_share / size)  # of the token seen (row), given the residue (column)
+    likelihood = np.full((size, size), random_share / size)  # of the input token (row), given the residue (column)
     likelihood[np.diag_indices(size)] += 1 - mask_share - random_share
     likelihood[MASK] = mask_share + random_share / size
-    guess = frequencies * likelihood[seen]
-    return guess / guess.sum(1, keepdims=True)
+    joint = frequencies * likelihood[input_tokens]
+    return joint / joint.sum(1, keepdims=True)
 
 
 def _mean(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """(mean, standard error) of Σ sums / Σ counts, the entries being independent."""
+    """Return mean and standard error of Σ sums / Σ counts, with independent entries."""
     used = counts > 0
     sums, counts = sums[used], counts[used]
     if not len(counts):

@@ -1,4 +1,4 @@
-"""Interrupted runs against uninterrupted ones; checkpoints that know nothing of ranks and ZeRO stage."""
+"""Resumed runs against uninterrupted ones; checkpoints that do not depend on ranks or ZeRO stage."""
 
 import errno
 import hashlib
@@ -27,18 +27,18 @@ from tests.support.training import EVERY_THREE, final_tensors, launch_words, los
 
 
 def step_of_newest(output: Path) -> int:
-    found = checkpoint.newest(output)
-    return found.step if found else 0
+    newest = checkpoint.newest(output)
+    return newest.step if newest else 0
 
 
 def ranks_below(pid: int) -> list[int]:
-    """The processes that the launcher has started for training, its own helpers left out, parents first."""
+    """Return the processes that the launcher has started for training, without its helpers, parents first."""
     below = psutil.Process(pid).children(recursive=True)
     return [p.pid for p in below if {"deepspeed.launcher.launch", "amplify_ds.train"} & set(p.cmdline())]
 
 
 def wait_for_lock(output: Path) -> None:
-    """Until no process holds the run, as a user waits before starting the command again."""
+    """Wait until no process holds the run, as a user does before starting the command again."""
     import fcntl
 
     with open(output / ".lock") as lock:
@@ -54,13 +54,13 @@ def test_another_stage_or_number_of_ranks_continues(uninterrupted, shards, tmp_p
         shutil.rmtree(output / f"checkpoints/step-{step:08d}")
     result = train(ranks, output, shards, stage, **EVERY_THREE)
     assert result.returncode == 0 and "3 of 10 steps are done" in result.stderr, result.stderr
-    expected, found = losses(uninterrupted), losses(output)
-    assert list(found) == list(range(1, 11))
-    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)
-    ours, theirs = final_tensors(output), final_tensors(uninterrupted)
-    for name in theirs:
+    expected, resumed = losses(uninterrupted), losses(output)
+    assert list(resumed) == list(range(1, 11))
+    assert list(resumed.values()) == pytest.approx(list(expected.values()), abs=1e-5)
+    tensors, expected_tensors = final_tensors(output), final_tensors(uninterrupted)
+    for name in expected_tensors:
         torch.testing.assert_close(
-            ours[name], theirs[name], atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+            tensors[name], expected_tensors[name], atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -69,16 +69,16 @@ def test_bfloat16_resumes_to_the_bit(shards, tmp_path, stage):
     settings = {"training__precision": "bf16", "training__steps": 3, "checkpoint__every": 2, "checkpoint__keep_last": 9}
     settings["training__global_batch_tokens"] = 2048  # bf16 is slow on a CPU
     assert train(2, tmp_path / "whole", shards, stage, **settings).returncode == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000003")
-    (tmp_path / "cut/result.json").unlink()
-    again = train(2, tmp_path / "cut", shards, stage, **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/step-00000003")
+    (tmp_path / "resumed/result.json").unlink()
+    again = train(2, tmp_path / "resumed", shards, stage, **settings)
     assert again.returncode == 0 and "2 of 3 steps are done" in again.stderr, again.stderr
-    whole, cut = (
-        load_file(tmp_path / name / "checkpoints/step-00000003/model.safetensors") for name in ("whole", "cut")
+    whole, resumed = (
+        load_file(tmp_path / name / "checkpoints/step-00000003/model.safetensors") for name in ("whole", "resumed")
     )
-    assert all(torch.equal(whole[k], cut[k]) for k in whole)
-    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "resumed")
 
 
 def write(run: Path, step: int) -> Path:
@@ -124,18 +124,18 @@ def test_every_flipped_bit_of_the_state_is_found_or_changes_nothing(tmp_path):
             unchanged += 1
         except checkpoint.Damaged:
             pass
-    assert unchanged < len(whole) / 10, "blanks between the values, at most"
+    assert unchanged < len(whole) / 10, "only flips of white space may change nothing"
 
 
 def old_format(path: Path, **changes) -> bytes:
-    """The state as the format before had it, without a checksum of itself; "removed" for a change removes the entry."""
+    """Return the state in the previous format, without its checksum. The value "removed" removes an entry."""
     content = json.loads((path / "state.json").read_text())
     del content["state_sha256"]
     content |= {"format": 2} | changes
     return json.dumps({key: value for key, value in content.items() if value != "removed"}).encode()
 
 
-def test_the_format_before_is_read(tmp_path):
+def test_the_previous_format_is_read(tmp_path):
     path = write(tmp_path, 9)
     (path / "state.json").write_bytes(old_format(path))
     assert checkpoint.newest(tmp_path).step == 9
@@ -183,9 +183,9 @@ def test_a_state_that_is_no_state_is_damage(tmp_path, text):
 def test_a_newer_format_is_not_damage(tmp_path):
     path = write(tmp_path, 9)
     content = json.loads((path / "state.json").read_text()) | {"format": 4}
-    for sealed in (True, False):  # a later version may seal its state otherwise
+    for has_checksum in (True, False):  # a later version may compute its checksum differently
         content.pop("state_sha256", None)
-        if sealed:
+        if has_checksum:
             text = json.dumps(dict(sorted(content.items())), sort_keys=True)
             content["state_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         (path / "state.json").write_text(json.dumps(content))
@@ -193,18 +193,18 @@ def test_a_newer_format_is_not_damage(tmp_path):
             checkpoint.newest(tmp_path)
 
 
-def test_whoever_uses_a_run_is_told_when_its_newest_checkpoint_is_damaged(uninterrupted, tmp_path):
+def test_using_a_run_whose_newest_checkpoint_is_damaged_is_an_error(uninterrupted, tmp_path):
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     weights = run / "checkpoints/step-00000010/model.safetensors"
     weights.write_bytes(flipped(weights.read_bytes(), 8 * weights.stat().st_size - 20))
-    with pytest.raises(AmplifyError, match="was altered.*newest checkpoint.*name it: .*step-00000009"):
+    with pytest.raises(AmplifyError, match="was altered.*newest checkpoint.*give its path: .*step-00000009"):
         read_source(run)
     assert read_source(run / "checkpoints/step-00000009").history["step"] == 9
     assert len(os.listdir(run / "checkpoints")) == 4, "nothing was renamed: this process does not hold the run"
 
 
 def test_evaluate_scores_the_checkpoint_that_it_has_named_and_verified_once(uninterrupted, tmp_path, monkeypatch):
-    """Models are looked at first and loaded one after the other; meanwhile training may save, and delete, others."""
+    """Models are opened first and loaded one by one; meanwhile training may save and delete checkpoints."""
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     ninth, tenth = (run / f"checkpoints/step-{step:08d}" for step in (9, 10))
     tenth.rename(tmp_path / "later")
@@ -227,7 +227,7 @@ def test_evaluate_scores_the_checkpoint_that_it_has_named_and_verified_once(unin
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     path = write(tmp_path, 9)
 
-    def refuse(name, *rest, **options):  # root may read everything: the system's answer is imitated
+    def refuse(name, *rest, **options):  # a real permission would not stop root
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
 
     monkeypatch.setattr("builtins.open", refuse)
@@ -248,10 +248,10 @@ def test_the_list_of_checkpoints(uninterrupted, tmp_path):
     assert f"held_out {last:.4f}" in lines[-1]
     (run / "checkpoints/.step-00000012.partial").mkdir()
     os.truncate(run / "checkpoints/step-00000006/optimizer.safetensors", 5)
-    found = python("-m", "amplify_ds.checkpoints", run)
-    assert found.returncode == 1 and "incomplete" in found.stdout
-    assert [line.split()[0] for line in found.stdout.splitlines() if "damaged" in line] == ["step-00000006"]
-    assert "no run directory" in python("-m", "amplify_ds.checkpoints", tmp_path).stderr
+    listed = python("-m", "amplify_ds.checkpoints", run)
+    assert listed.returncode == 1 and "incomplete" in listed.stdout
+    assert [line.split()[0] for line in listed.stdout.splitlines() if "damaged" in line] == ["step-00000006"]
+    assert "not a run directory" in python("-m", "amplify_ds.checkpoints", tmp_path).stderr
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
@@ -290,9 +290,9 @@ def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_it_continues(uninte
             limited += 1
         except ProcessLookupError:
             pass
-    _, said = process.communicate(timeout=300)
-    assert limited and process.returncode != 0, said
-    assert "could not be written" in said and "Older checkpoints are untouched" in said and "Traceback" not in said
+    _, error = process.communicate(timeout=300)
+    assert limited and process.returncode != 0, error
+    assert "could not be written" in error and "Older checkpoints are intact" in error and "Traceback" not in error
     assert 0 < step_of_newest(output) < 10
     wait_for_lock(output)
     result = train(2, output, shards, 1, **EVERY_THREE)
@@ -302,24 +302,24 @@ def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_it_continues(uninte
 
 def test_resume_never_and_resume_from_a_path(uninterrupted, shards, tmp_path):
     refused = train(1, uninterrupted, shards, 1, **EVERY_THREE, resume="never")
-    assert refused.returncode != 0 and "--resume never starts in a new --output only" in refused.stderr
+    assert refused.returncode != 0 and "which --resume never does not continue" in refused.stderr
     older = uninterrupted / "checkpoints/step-00000009"
     result = train(2, tmp_path / "run", shards, 1, **EVERY_THREE, resume=older)
     assert result.returncode == 0, result.stderr
-    ours, theirs = final_tensors(tmp_path / "run"), final_tensors(uninterrupted)
-    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    tensors, expected = final_tensors(tmp_path / "run"), final_tensors(uninterrupted)
+    assert all(torch.equal(tensors[k], expected[k]) for k in expected)
     again = train(1, tmp_path / "run", shards, 1, **EVERY_THREE, resume=older)
     assert again.returncode == 0 and "already complete" in again.stdout, "the same command continues its own run"
     behind = train(1, tmp_path / "run", shards, 1, **{**EVERY_THREE, "training__steps": 5})
-    assert behind.returncode != 0 and "has done 10 steps, training.steps asks for 5" in behind.stderr
+    assert behind.returncode != 0 and "has done 10 steps, but training.steps is 5" in behind.stderr
 
 
 def test_a_start_that_failed_does_not_block_its_directory(shards, tmp_path):
     failed = train(1, tmp_path / "run", shards, resume=tmp_path / "nowhere", training__steps=2)
-    assert failed.returncode != 0 and "there is no such checkpoint directory" in failed.stderr
+    assert failed.returncode != 0 and "no such checkpoint directory" in failed.stderr
     assert "Traceback" not in failed.stderr
-    mended = train(1, tmp_path / "run", shards, training__steps=2, optimizer__lr=1e-3)
-    assert mended.returncode == 0, mended.stderr
+    fixed = train(1, tmp_path / "run", shards, training__steps=2, optimizer__lr=1e-3)
+    assert fixed.returncode == 0, fixed.stderr
 
 
 def test_two_trainers_never_share_a_run(shards, tmp_path):
@@ -335,5 +335,5 @@ def test_two_trainers_never_share_a_run(shards, tmp_path):
 def test_a_directory_of_other_files_is_refused(shards, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     result = train(1, tmp_path, shards)
-    assert result.returncode != 0 and "holds other files (thesis.tex)" in result.stderr
+    assert result.returncode != 0 and "contains other files (thesis.tex)" in result.stderr
     assert os.listdir(tmp_path) == ["thesis.tex"]

@@ -31,7 +31,7 @@ HELP = [
 
 @pytest.mark.parametrize("command", HELP)
 def test_help_teaches_with_an_example(command):
-    """On a terminal that knows ASCII alone: what it has no letters for is escaped, and ends no command."""
+    """The terminal supports only ASCII: other characters are escaped, and cause no error."""
     result = interpreter(*command.split(), "--help", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0, result.stderr
     name = command.split()[-1].removesuffix(".py").split("/")[-1]
@@ -39,8 +39,8 @@ def test_help_teaches_with_an_example(command):
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(shards, tmp_path):
-    words = ["--recipe", "120M", "--output", tmp_path / "run", "--data.train", shards["train"], "--dry-run"]
-    result = python("-m", "amplify_ds.train", *words, "--training.micro_batch_rows", 8)
+    arguments = ["--recipe", "120M", "--output", tmp_path / "run", "--data.train", shards["train"], "--dry-run"]
+    result = python("-m", "amplify_ds.train", *arguments, "--training.micro_batch_rows", 8)
     assert result.returncode == 0, result.stderr
     for text in (
         "118,276,507",
@@ -53,17 +53,19 @@ def test_dry_run_prints_the_plan_and_makes_nothing(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_of_a_mixture_says_how_often_each_source_is_read(shards, tmp_path):
+def test_dry_run_of_a_mixture_prints_steps_per_epoch_of_each_source(shards, tmp_path):
     rows = {name: json.loads((shards[name] / "manifest.json").read_text())["counts"]["rows"] for name in shards}
-    words = ["--recipe", "tiny", "--output", tmp_path / "run", "--training.global_batch_tokens", 8192, "--dry-run"]
+    arguments = ["--recipe", "tiny", "--output", tmp_path / "run", "--training.global_batch_tokens", 8192, "--dry-run"]
     mixture = [f"a={shards['train']}:30", f"{shards['validation']}:10"]
-    result = python("-m", "amplify_ds.train", *words, "--training.steps", 50, "--data.train", *mixture)
+    result = python("-m", "amplify_ds.train", *arguments, "--training.steps", 50, "--data.train", *mixture)
     assert result.returncode == 0, result.stderr
     for name, weight, share in (("train", 3, 0.75), ("validation", 1, 0.25)):
         shown = "source a" if name == "train" else "source validation"
         line = next(line for line in result.stdout.splitlines() if line.startswith(shown))
         assert f"weight {weight}, {rows[name]} rows in" in line, line
-        assert f"steps per epoch {rows[name] / (8 * share):,.1f}, epochs in all {400 * share / rows[name]:,.2f}" in line
+        assert (
+            f"steps per epoch {rows[name] / (8 * share):,.1f}, epochs in total {400 * share / rows[name]:,.2f}" in line
+        )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_dry_run_of_a_mixture_says_how_often_each_source_is_read(shards, tmp_pat
     ],
 )
 def test_bad_input_is_one_message(shards, tmp_path, extra, text):
-    words = ["--recipe", "120M", "--output", tmp_path / "run", "--data.train", shards["train"], "--dry-run"]
-    result = python("-m", "amplify_ds.train", *words, *extra)
+    arguments = ["--recipe", "120M", "--output", tmp_path / "run", "--data.train", shards["train"], "--dry-run"]
+    result = python("-m", "amplify_ds.train", *arguments, *extra)
     assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert not (tmp_path / "run").exists()

@@ -20,7 +20,7 @@ ALONE = Ranks(0, 1, CPU)
 
 @dataclass(frozen=True)
 class Fake(Ranks):
-    """One of several ranks that are computed in turn: `reduce` stands for the collective."""
+    """One of several ranks that are computed one by one; `reduce` stands in for the collective."""
 
     reduce: Callable
 
@@ -51,12 +51,12 @@ def test_scores_are_those_of_each_protein_on_its_own(opened, model, protocol):
     for i in range(3):
         tokens, lengths = opened.row(i)
         for window in np.split(tokens, np.cumsum(lengths))[:-1]:
-            ids, places, labels = masking.mask_windows(window, [len(window)], 0.15, protocol)
+            ids, positions, labels = masking.mask_windows(window, [len(window)], 0.15, protocol)
             with torch.no_grad():
                 scores = model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].double().log_softmax(-1).numpy()
-            losses.append(-scores[places, labels].sum())
-            counts.append(len(places))
-            correct += (scores[places].argmax(-1) == labels).sum()
+            losses.append(-scores[positions, labels].sum())
+            counts.append(len(positions))
+            correct += (scores[positions].argmax(-1) == labels).sum()
             frequency_losses.append(-np.log(frequencies[labels]).sum())
     losses, counts = np.array(losses), np.array(counts)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_scores_are_those_of_each_protein_on_its_own(opened, model, protocol):
 
 
 def test_standard_error_is_the_spread_over_redrawn_windows(opened, model):
-    """Against the bootstrap: draw whole windows again with replacement, 4,000 times."""
+    """Compare with the bootstrap: draw whole windows with replacement, 4,000 times."""
 
     def logits(**inputs):
         with torch.no_grad():
@@ -82,9 +82,9 @@ def test_standard_error_is_the_spread_over_redrawn_windows(opened, model):
     for i in range(opened.num_rows):
         tokens, lengths = opened.row(i)
         for window in np.split(tokens, np.cumsum(lengths))[:-1]:
-            ids, places, labels = masking.mask_windows(window, [len(window)], 0.15, "mask_only")
+            ids, positions, labels = masking.mask_windows(window, [len(window)], 0.15, "mask_only")
             out = logits(input_ids=torch.from_numpy(ids.astype(np.int64))[None])[0].log_softmax(-1).numpy()
-            per_window.append((-out[places, labels].sum(), len(places)))
+            per_window.append((-out[positions, labels].sum(), len(positions)))
     sums = np.array(per_window)
     drawn = np.random.default_rng(0).integers(0, len(sums), (4000, len(sums)))
     means = sums[drawn, 0].sum(1) / sums[drawn, 1].sum(1)
@@ -93,18 +93,18 @@ def test_standard_error_is_the_spread_over_redrawn_windows(opened, model):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_baseline_is_the_posterior_that_simulation_finds(protocol):
-    """Draw residues, mask them, and count which residue stands behind each token that is seen."""
+    """Draw residues, mask them, and count the residues behind each input token."""
     random = np.random.default_rng(0)
     frequencies = np.zeros(27)
     frequencies[6:12] = [0.4, 0.25, 0.15, 0.1, 0.06, 0.04]
     residues = random.choice(27, 2_000_000, p=frequencies)
     mask_share, random_share = {"published": (0.8, 0.1), "mask_only": (1.0, 0.0)}[protocol]
     fate = random.random(len(residues))
-    seen = np.where(fate < mask_share + random_share, random.integers(0, 27, len(residues)), residues)
-    seen[fate < mask_share] = 2
+    inputs = np.where(fate < mask_share + random_share, random.integers(0, 27, len(residues)), residues)
+    inputs[fate < mask_share] = 2
     for token in (2, 6, 11, 20) if protocol == "published" else (2,):
-        found = np.bincount(residues[seen == token], minlength=27) / (seen == token).sum()
-        assert baseline(frequencies, np.array([token]), protocol)[0] == pytest.approx(found, abs=0.015), token
+        shares = np.bincount(residues[inputs == token], minlength=27) / (inputs == token).sum()
+        assert baseline(frequencies, np.array([token]), protocol)[0] == pytest.approx(shares, abs=0.015), token
 
 
 def test_real_proteins_give_the_baselines_known_for_uniprot(opened):
@@ -124,7 +124,7 @@ def test_ranks_add_up_to_one_process(opened, model):
 
     alone = evaluate(logits, opened, "published", ALONE)
     sums = []
-    for rank in range(3):  # what each of three ranks would put into the sum
-        evaluate(logits, opened, "published", Fake(rank, 3, CPU, lambda own: sums.append(own.clone()) or own))
-    together = evaluate(logits, opened, "published", Fake(0, 3, CPU, lambda own: sum(sums)))
+    for rank in range(3):  # the part of the sum from each of three ranks
+        evaluate(logits, opened, "published", Fake(rank, 3, CPU, lambda values: sums.append(values.clone()) or values))
+    together = evaluate(logits, opened, "published", Fake(0, 3, CPU, lambda values: sum(sums)))
     assert together.loss == pytest.approx(alone.loss, abs=1e-6) and together.targets == alone.targets

@@ -1,4 +1,4 @@
-"""ESM-2 beside ours on the same masked residues, against its own tokenizer and one protein at a time."""
+"""ESM-2 and AMPLIFY on the same masked residues, compared with ESM's tokenizer and one protein at a time."""
 
 import json
 import shutil
@@ -49,25 +49,26 @@ def esm(tmp_path_factory):
 
 
 def expected(esm, shards, protocol, rows):
-    """(losses, targets): the input written out as text, one protein at a time, for ESM's own tokenizer."""
+    """Return the losses of all targets from inputs written as text, one protein at a time, for ESM's own tokenizer."""
     _, model, tokenizer = esm
     losses = []
     allowed = [ESM_TOKENS.index(token) for token in OURS if token in ESM_TOKENS and len(token) == 1]
     for number in range(rows):
         tokens, lengths = shards.row(number)
         for window in np.split(tokens, np.cumsum(lengths))[:-1]:
-            ids, places, labels = masking.mask_windows(window, [len(window)], 0.15, protocol)
-            words = [OURS[i] for i in ids]
-            first, last = int(words[0] == "<bos>"), len(words) - int(words[-1] == "<eos>")
+            ids, positions, labels = masking.mask_windows(window, [len(window)], 0.15, protocol)
+            text = [OURS[i] for i in ids]
+            first, last = int(text[0] == "<bos>"), len(text) - int(text[-1] == "<eos>")
             inside = [
-                "<unk>" if word not in ESM_TOKENS or word in ("<cls>", "<eos>") else word for word in words[first:last]
+                "<unk>" if token not in ESM_TOKENS or token in ("<cls>", "<eos>") else token
+                for token in text[first:last]
             ]
-            given = tokenizer("".join(inside), return_tensors="pt")
-            assert given["input_ids"].shape[1] == len(inside) + 2
+            inputs = tokenizer("".join(inside), return_tensors="pt")
+            assert inputs["input_ids"].shape[1] == len(inside) + 2
             with torch.no_grad():
-                logits = model(**given).logits[0].double()
-            for place, label in zip(places, labels):
-                scores = logits[place - first + 1, allowed].log_softmax(-1)
+                logits = model(**inputs).logits[0].double()
+            for position, label in zip(positions, labels):
+                scores = logits[position - first + 1, allowed].log_softmax(-1)
                 losses.append(-scores[allowed.index(ESM_TOKENS.index(OURS[label]))].item())
     return losses
 
@@ -87,26 +88,26 @@ def test_a_diverged_model_and_absurd_sizes_are_one_message(esm, tmp_path):
 
 
 def test_the_same_residues_are_scored_for_every_model(esm, shards, tmp_path):
-    ours = write(tmp_path / "ours", reference(SMALL).state_dict())
+    amplify = write(tmp_path / "amplify", reference(SMALL).state_dict())
     data = shards["validation"]
-    words = ["-m", "amplify_ds.evaluate", "--data", data, "--max-rows", 2, "--model", ours, "--model", esm[0]]
-    result = python(*words, "--json")
+    command = ["-m", "amplify_ds.evaluate", "--data", data, "--max-rows", 2, "--model", amplify, "--model", esm[0]]
+    result = python(*command, "--json")
     assert result.returncode == 0, result.stderr
     scores = {(score["model"], score["protocol"]): score for score in json.loads(result.stdout)}
     for protocol in ("published", "mask_only"):
         losses = expected(esm, Shards(data), protocol, 2)
-        theirs, own = scores[str(esm[0]), protocol], scores[str(ours), protocol]
-        assert theirs["targets"] == own["targets"] == len(losses)
-        assert theirs["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
-        assert theirs["baseline_loss"] == own["baseline_loss"]
-    table = python(*words)
+        of_esm, of_amplify = scores[str(esm[0]), protocol], scores[str(amplify), protocol]
+        assert of_esm["targets"] == of_amplify["targets"] == len(losses)
+        assert of_esm["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert of_esm["baseline_loss"] == of_amplify["baseline_loss"]
+    table = python(*command)
     assert table.returncode == 0, table.stderr
-    for model in (ours, esm[0]):
+    for model in (amplify, esm[0]):
         line = next(line for line in table.stdout.splitlines() if line.startswith(f"| {model} | mask_only"))
         assert f"| {scores[str(model), 'mask_only']['perplexity']:.3f} |" in line
 
 
-def test_what_esm_2_knows_of_our_tokens(esm):
+def test_tokens_that_esm_2_knows(esm):
     known = scorable(str(esm[0])).known
     assert [token for token, is_known in zip(OURS, known) if not is_known] == OURS[:6]
 

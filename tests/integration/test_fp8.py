@@ -1,7 +1,7 @@
-"""FP8: what is refused, and that exchanging the layers changes neither parameters nor, but for rounding, results.
+"""FP8: settings that are refused, and that replacing layers changes neither parameters nor results, except rounding.
 
-TransformerEngine needs a GPU. Where there is none a stand-in takes its place, whose Linear is a plain torch one: it
-shows what `replace_linears` does to a model, and nothing about FP8.
+TransformerEngine needs a GPU. Without one, a stand-in whose Linear is torch's takes its place; this tests what
+`replace_linears` does to a model, but nothing about FP8.
 """
 
 import os
@@ -25,60 +25,63 @@ FITS = {"training.precision": "fp8", "model.intermediate_size": 144}  # 64 and 9
 
 
 def checked(row_tokens=1024, device_type="cpu", recipe="tiny", **changes) -> str:
-    """What `check` says."""
-    needed = {"data.train": ["t"], "data.validation": ["v"]}
+    """Return the error message of `check`."""
+    required = {"data.train": ["t"], "data.validation": ["v"]}
     base = SMALL | FITS if recipe == "tiny" else {"training.precision": "fp8"}
-    asked = config.resolve(recipe, None, needed | base | {k.replace("__", "."): v for k, v in changes.items()})
+    run_config = config.resolve(recipe, None, required | base | {k.replace("__", "."): v for k, v in changes.items()})
     with pytest.raises(AmplifyError) as error:
-        fp8.check(asked, derived.model_config(asked, 512), row_tokens, device_type)
+        fp8.check(run_config, derived.model_config(run_config, 512), row_tokens, device_type)
     return str(error.value)
 
 
-def test_what_does_not_fit_is_named():
-    assert "model.hidden_size is 40, no multiple of 16" in checked(model__hidden_size=40, model__num_attention_heads=1)
+def test_sizes_that_do_not_fit_are_named():
+    assert "model.hidden_size is 40, which is not a multiple of 16" in checked(
+        model__hidden_size=40, model__num_attention_heads=1
+    )
     assert "the SwiGLU width that follows from model.intermediate_size is 88" in checked(model__intermediate_size=128)
     assert "the tokens of a micro batch (training.micro_batch_rows) is 1000" in checked(row_tokens=1000)
-    assert "it needs a GPU with FP8 (Ada, Hopper or newer), which this device is not" in checked(
+    assert "this device does not support FP8; use a GPU of the Ada or Hopper generation" in checked(
         row_tokens=1000, training__micro_batch_rows=2
     )
     for setting in ("activation_checkpointing", "compile"):
-        assert f"training.{setting} is not supported together with it" in checked(**{f"training__{setting}": "true"})
+        assert f"training.{setting} is not supported together with fp8" in checked(**{f"training__{setting}": "true"})
 
 
 @pytest.mark.parametrize("recipe", ["120M", "350M", "120M-stage2", "350M-stage2"])
 def test_the_published_sizes_fit(recipe):
-    assert "it needs a GPU with FP8" in checked(row_tokens=8192, recipe=recipe)
+    assert "this device does not support FP8" in checked(row_tokens=8192, recipe=recipe)
 
 
 def test_without_the_package_it_is_one_message(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformer_engine", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    said = checked(device_type="cuda")
-    assert "TransformerEngine 2.9 or newer cannot be used" in said and "pip install" in said and "bf16" in said
+    message = checked(device_type="cuda")
+    assert "TransformerEngine 2.9 or newer cannot be used" in message
+    assert "pip install" in message and "bf16" in message
 
 
 def test_a_run_on_a_cpu_is_refused_before_it_exists(shards, tmp_path):
     result = train(1, tmp_path / "run", shards, **{key.replace(".", "__"): value for key, value in FITS.items()})
-    assert result.returncode == 1 and "needs a GPU with FP8" in result.stderr, result.stderr
+    assert result.returncode == 1 and "this device does not support FP8" in result.stderr, result.stderr
     assert "--training.precision bf16" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_it_is_bfloat16_for_deepspeed_and_memory(shards):
-    asked = config.resolve("tiny", None, SMALL | {"data.train": ["t"], "data.validation": ["v"]})
+    run_config = config.resolve("tiny", None, SMALL | {"data.train": ["t"], "data.validation": ["v"]})
     for stage in (0, 1):
         zero = {"zero_optimization": {"stage": stage}}
-        assert ds_config.merge(zero, asked, 1, 1, "fp8") == ds_config.merge(zero, asked, 1, 1, "bf16")
-        told = [
-            derived.memory_per_device(asked, derived.model_config(asked, 512), 1024, stage, 1, p)
+        assert ds_config.merge(zero, run_config, 1, 1, "fp8") == ds_config.merge(zero, run_config, 1, 1, "bf16")
+        memory = [
+            derived.memory_per_device(run_config, derived.model_config(run_config, 512), 1024, stage, 1, p)
             for p in ("fp8", "bf16")
         ]
-        assert told[0] == told[1]
+        assert memory[0] == memory[1]
     assert derived.resolve_precision("fp8", "cuda") == "fp8" and derived.resolve_precision("auto", "cuda") == "bf16"
 
 
 class StandIn(nn.Linear):
-    """Takes what TransformerEngine's Linear takes, starts with other weights, keeps state that is no parameter."""
+    """Has the arguments of TransformerEngine's Linear, different initial weights and extra state."""
 
     def __init__(self, in_features, out_features, bias=True, params_dtype=None, device="cuda"):
         super().__init__(in_features, out_features, bias=bias, dtype=params_dtype, device=device)
@@ -89,7 +92,7 @@ class StandIn(nn.Linear):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Returns the list of what autocast was entered with."""
+    """Replace TransformerEngine; return the list of the arguments of autocast."""
     entered = []
 
     @contextmanager
@@ -112,7 +115,7 @@ def stand_in(monkeypatch):
     return entered
 
 
-def test_layers_are_exchanged_and_parameters_stay(stand_in):
+def test_layers_are_replaced_and_parameters_stay(stand_in):
     shape = AMPLIFYConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=144)
     torch.manual_seed(0)
     model = AMPLIFY(shape)
@@ -124,18 +127,18 @@ def test_layers_are_exchanged_and_parameters_stay(stand_in):
     model.zero_grad()
 
     fp8.replace_linears(model, torch.device("cpu"))
-    exchanged = [name for name, module in model.named_modules() if isinstance(module, StandIn)]
-    assert exchanged == [
+    replaced = [name for name, module in model.named_modules() if isinstance(module, StandIn)]
+    assert replaced == [
         f"transformer_encoder.{block}.{name}" for block in (0, 1) for name in ("q", "k", "v", "wo", "ffn.w12", "ffn.w3")
     ]
     after = dict(model.named_parameters())
     assert list(after) == list(before) and all(after[name] is before[name] for name in before)
-    found = model(tokens, labels=tokens)
-    found.loss.backward()
+    output = model(tokens, labels=tokens)
+    output.loss.backward()
     assert stand_in == [(True, "hybrid")]
-    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(output.logits, expected.logits)
     for name, parameter in after.items():
-        torch.testing.assert_close(parameter.grad, gradients[name], msg=name)  # three products instead of one
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=name)  # three matrix products instead of one
     model.eval()(tokens)
     assert stand_in[1:] == [(False, "hybrid")], "evaluation is in bf16"
 
@@ -153,15 +156,15 @@ def has_fp8() -> bool:
 @pytest.mark.skipif(not has_fp8(), reason="GPU test: no CUDA device with FP8 and TransformerEngine here, not run")
 @pytest.mark.parametrize("stage", [1, 3])
 def test_fp8_on_a_gpu_stays_near_bfloat16_and_is_resumed(shards, tmp_path, stage):
-    """Checkpoints are those of bf16: the same tensors by name, and the run goes on from them."""
+    """Checkpoints have the same tensors as with bf16, and the run continues from them."""
     for precision in ("bf16", "fp8"):
-        words = dict(model__intermediate_size=144, training__precision=precision, checkpoint__every=5)
+        settings = dict(model__intermediate_size=144, training__precision=precision, checkpoint__every=5)
         result = run(
-            *launch_words(1, tmp_path / precision, shards, stage, **words, training__steps=5), env=dict(os.environ)
+            *launch_words(1, tmp_path / precision, shards, stage, **settings, training__steps=5), env=dict(os.environ)
         )
         assert result.returncode == 0, result.stderr
-        result = run(*launch_words(1, tmp_path / precision, shards, stage, **words), env=dict(os.environ))
+        result = run(*launch_words(1, tmp_path / precision, shards, stage, **settings), env=dict(os.environ))
         assert result.returncode == 0 and "5 of 10 steps are done" in result.stderr, result.stderr
-    found, expected = losses(tmp_path / "fp8"), losses(tmp_path / "bf16")
-    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-1)
-    assert found != expected, "FP8 was not used"
+    in_fp8, in_bf16 = losses(tmp_path / "fp8"), losses(tmp_path / "bf16")
+    assert list(in_fp8.values()) == pytest.approx(list(in_bf16.values()), abs=1e-1)
+    assert in_fp8 != in_bf16, "FP8 was not used"

@@ -1,4 +1,4 @@
-"""Steps that go wrong, in real runs, against a plain loop that leaves their batches out; jumps against numpy."""
+"""Guards in real runs, compared with a plain loop that skips the same batches; jumps of the loss against numpy."""
 
 import json
 
@@ -20,16 +20,16 @@ ROWS = SMALL["training.global_batch_tokens"] // 1024
 
 @given(st.lists(st.floats(0, 10), max_size=400), st.lists(st.floats(0, 20), max_size=20), st.floats(0.5, 8))
 def test_a_jump_is_a_number_of_standard_deviations(recent, new, deviations):
-    found, kept = guards.find_spikes(recent[-guards.WINDOW :], new, deviations)
+    spikes, kept = guards.find_spikes(recent[-guards.WINDOW :], new, deviations)
     every = recent[-guards.WINDOW :] + new
     assert kept == every[-guards.WINDOW :] or not new
     for number, loss in enumerate(new):
         before = np.array((every[: len(every) - len(new) + number])[-guards.WINDOW :])
         if len(before) < guards.FEWEST:
-            assert number not in found
+            assert number not in spikes
         else:
             limit = before.mean() + deviations * before.std(ddof=1)
-            assert (number in found) == (loss > limit) or loss == pytest.approx(limit)
+            assert (number in spikes) == (loss > limit) or loss == pytest.approx(limit)
     assert guards.find_spikes(recent, new, 0)[0] == []
 
 
@@ -55,11 +55,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing(shards, tmp_path, stage, 
     first = train_with_faults({"nan": [[2, 1], [5, 0], [6, 1]]}, 2, output, shards, stage, **settings)
     assert first.returncode == 0, first.stderr
     assert first.stderr.count("was not finite") == 3
-    expected, _, weights = plain_training(shards, left_out=(2, 5, 6))
+    expected, _, weights = plain_training(shards, skipped=(2, 5, 6))
     assert list(losses(output).values()) == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 1e-2)
     assert read_scalars(output)["train/skipped_steps"][1][-1] == 3
-    found = lines(output / guards.SKIPPED)
-    assert [line["row"] for line in found] == [row for batch in (2, 5, 6) for row in rows_of(shards, batch)]
+    records = lines(output / guards.SKIPPED)
+    assert [record["row"] for record in records] == [row for batch in (2, 5, 6) for row in rows_of(shards, batch)]
     if precision == "fp32":
         state = output / "checkpoints/step-00000010/model.safetensors"
         for name, weight in load_file(state).items():
@@ -88,7 +88,7 @@ def test_too_many_in_a_row_end_the_run(shards, tmp_path, every):
         training__micro_batch_rows=2,
         checkpoint__every=every,
     )
-    assert result.returncode != 0 and "3 batches in a row gave a gradient that is not finite" in result.stderr
+    assert result.returncode != 0 and "the gradient of 3 batches in a row was not finite" in result.stderr
     assert "step 4" in result.stderr and "Traceback" not in result.stderr
     assert [path.name for path in checkpoint.listing(tmp_path / "run")] == (["step-00000002"] if every else [])
     named = f"newest checkpoint is {tmp_path}/run/checkpoints/step-00000002" if every else "No checkpoint was saved"
@@ -99,14 +99,14 @@ def test_a_jump_of_the_loss_names_the_row(shards, tmp_path):
     output = tmp_path / "run"
     result = train_with_faults({"jump": [[6, 1]]}, 2, output, shards, training__micro_batch_rows=2, log__every=5)
     assert result.returncode == 0 and "the loss of step 7 jumped" in result.stderr, result.stderr
-    found = lines(output / guards.SPIKES)
-    assert {line["row"] for line in found} == set(rows_of(shards, 6)) and {line["step"] for line in found} == {7}
-    assert found[0]["row"] == rows_of(shards, 6)[2], "the first row of rank 1"
-    assert found[0]["loss"] > 50 > found[1]["loss"] and "jumped" not in train(1, tmp_path / "b", shards).stderr
+    records = lines(output / guards.SPIKES)
+    assert {x["row"] for x in records} == set(rows_of(shards, 6)) and {x["step"] for x in records} == {7}
+    assert records[0]["row"] == rows_of(shards, 6)[2], "the first row of rank 1"
+    assert records[0]["loss"] > 50 > records[1]["loss"] and "jumped" not in train(1, tmp_path / "b", shards).stderr
 
 
 def test_rows_are_skipped_from_now_on(shards, tmp_path):
-    """The first five steps as they were, then with other rows in the place of some; a later start needs no list."""
+    """The first five steps are unchanged, later ones have other rows in place of some; a resumed run needs no list."""
     output, file = tmp_path / "run", tmp_path / "rows.jsonl"
     assert train(2, output, shards, training__steps=5).returncode == 0
     rows = [row for batch in (6, 8) for row in rows_of(shards, batch)[1:3]]

@@ -1,4 +1,4 @@
-"""What is logged, against torch's own count of FLOPs and against what a run must have read."""
+"""Logged metrics against torch's count of FLOPs and the known number of rows that a run reads."""
 
 import pytest
 import torch
@@ -30,17 +30,16 @@ def test_flops_are_those_that_torch_counts(length):
     )
 
 
-def test_what_tensorboard_gets(shards, tmp_path):
-    """Two sources, two ranks, a point every five steps; no mean may depend on how often it is logged."""
-    settings = {"data__train": f"a={shards['train']}:3", "log__every": 5, "checkpoint__every": 5}
+def test_points_in_tensorboard(shards, tmp_path):
+    """Two sources, two ranks, a point every five steps; means must not depend on the logging interval."""
+    settings = {"training__micro_batch_rows": 1, "log__every": 5, "checkpoint__every": 5}
     both = {**shards, "train": f"a={shards['train']}:3"}
-    words = {"training__micro_batch_rows": 1, **{k: v for k, v in settings.items() if k != "data__train"}}
-    result = train(2, tmp_path / "run", both, data__train=f"b={shards['validation']}:1", **words)
+    result = train(2, tmp_path / "run", both, data__train=f"b={shards['validation']}:1", **settings)
     assert result.returncode == 0, result.stderr
     scalars = read_scalars(tmp_path / "run")
     rows = 10 * SMALL["training.global_batch_tokens"] // 1024
     for name, share, opened in (("a", 3, Shards(shards["train"])), ("b", 1, Shards(shards["validation"]))):
-        read = rows * share // 4  # whole cycles of four
+        read = rows * share // 4  # whole cycles of four rows
         assert scalars[f"data/epochs/{name}"] == (
             [5, 10],
             pytest.approx([read / 2 / opened.num_rows, read / opened.num_rows]),

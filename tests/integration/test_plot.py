@@ -1,4 +1,4 @@
-"""Figures from events: every validation set has lines of its own."""
+"""Figures from TensorBoard events: each validation set has its own lines."""
 
 import matplotlib
 import pytest
@@ -23,12 +23,12 @@ def run(tmp_path):
 
 def test_each_set_and_protocol_is_a_line_of_its_own(run):
     lines = plot._validation(plot.read_scalars(run), "loss")
-    found = {label: (steps, values[0]) for label, steps, values, _, _ in lines}
-    assert len(found) == len(lines) == 12
+    points = {label: (steps, values[0]) for label, steps, values, _, _ in lines}
+    assert len(points) == len(lines) == 12
     for number, name in enumerate(("uniprot", "SCOP domains", "oas"), 1):
         for title, more in (("80/10/10 masking", 0), ("<mask> only", 0.1)):
-            assert found[f"model, {name}, {title}"] == ([10, 20], pytest.approx(number + more))
-            assert found[f"residue frequencies, {name}, {title}"] == ([10, 20], pytest.approx(number + more + 10))
+            assert points[f"model, {name}, {title}"] == ([10, 20], pytest.approx(number + more))
+            assert points[f"residue frequencies, {name}, {title}"] == ([10, 20], pytest.approx(number + more + 10))
     models = [colour for label, _, _, colour, form in lines if label.startswith("model")]
     assert len(set(models)) == 6, "a colour for each"
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every file of ours that the training loop calls into: found by watching a run."""
+"""docs/architecture.md names every file of this package that the training loop calls into, found by profiling a run."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from tests.support.commands import environment, python
 from tests.support.paths import ROOT
 from tests.support.training import training_words
 
-# amplify_ds.train on one rank; prints the files that the loop called into, by the functions of trainer.py.
+# amplify_ds.train on one rank; prints the files whose functions trainer.py calls during the loop.
 WATCHED = """
 import json, sys
 from pathlib import Path
@@ -30,8 +30,8 @@ sys.exit(code)
 
 
 def test_the_reading_path_names_what_the_loop_calls(shards, tmp_path):
-    words = training_words(tmp_path / "run", shards, training__steps=2, checkpoint__every=1, log__every=1)
-    result = python("-c", WATCHED, *words, env=environment(1))
+    arguments = training_words(tmp_path / "run", shards, training__steps=2, checkpoint__every=1, log__every=1)
+    result = python("-c", WATCHED, *arguments, env=environment(1))
     assert result.returncode == 0, result.stderr
     called = json.loads(result.stdout.partition("CALLED ")[2].splitlines()[0])
     text = (ROOT / "docs/architecture.md").read_text().partition("## The training path")[2].partition("\n## ")[0]

@@ -1,6 +1,6 @@
-"""Shards, batches, losses, exports and exit codes as they are recorded in tests/recorded, whose README says the rules.
+"""Shards, batches, losses, exports and exit codes, compared with tests/recorded, whose README has the rules.
 
-A recorded line changes only in a commit that says why. Everything goes through commands, so that the code may be moved.
+A recorded line changes only in a commit that says why. All values come from commands, so that code can be moved.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.support.recorded import check, digest, keys
 from tests.support.training import losses, train, training_words
 
 STEPS = 20
-# Complete, so that the values do not depend on what other tests use; the recipe `tiny` has the rest.
+# All settings that other tests change; the recipe `tiny` has the rest.
 SETTINGS = {
     "model__hidden_size": 32,
     "model__num_hidden_layers": 2,
@@ -39,9 +39,9 @@ EXPORTED = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2
 LAYOUTS = ("hf", "te", "megatron", "megatron-local")
 
 
-def build(*words) -> dict:
+def build(*arguments) -> dict:
     rows = ("--max-length", 64, "--row-tokens", 256)
-    return {"words": ["data_prep/build_shards.py", *rows, *words]}
+    return {"words": ["data_prep/build_shards.py", *rows, *arguments]}
 
 
 def proteins(source: str, first: int, last: int):
@@ -56,15 +56,15 @@ def write_fasta(file, records):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """{name: folder}: bundled proteins without those excluded, cut in both ways, by one worker and by two."""
-    place = tmp_path_factory.mktemp("shards")
-    train = write_fasta(place / "proteins.fasta", [*proteins("train", 0, 240), *proteins("validation", 0, 10)])
-    excluded = write_fasta(place / "excluded.fasta", proteins("validation", 5, 25))
-    asked = {"validation": build("--input", excluded, "--output", place / "validation")}
+    """Return {name: folder} of bundled proteins without excluded ones, both kinds of windows, by 1 and 2 workers."""
+    folder = tmp_path_factory.mktemp("shards")
+    train = write_fasta(folder / "proteins.fasta", [*proteins("train", 0, 240), *proteins("validation", 0, 10)])
+    excluded = write_fasta(folder / "excluded.fasta", proteins("validation", 5, 25))
+    jobs = {"validation": build("--input", excluded, "--output", folder / "validation")}
     for windows in ("tile", "random"):
         for workers in (1, 2):
             name = f"{windows}, {workers} workers"
-            asked[name] = build(
+            jobs[name] = build(
                 "--input",
                 train,
                 "--exclude",
@@ -74,11 +74,11 @@ def shards(tmp_path_factory):
                 "--workers",
                 workers,
                 "--output",
-                place / name,
+                folder / name,
             )
-    for name, result in commands(asked).items():
+    for name, result in commands(jobs).items():
         assert result["code"] == 0, (name, result["err"])
-    return {name: place / name for name in asked}
+    return {name: folder / name for name in jobs}
 
 
 def files(folder) -> dict[str, bytes]:
@@ -96,19 +96,19 @@ def test_shards(shards, windows):
     manifest = manifest_of(folder)
     assert manifest["counts"]["rejected"]["excluded"] == 5
     del manifest["amplify_ds_version"]
-    found = {name: digest(content) for name, content in files(folder).items() if name != "manifest.json"}
-    found |= {"manifest.json": digest(manifest), "rows": manifest["counts"]["rows"]}
-    check("shards", windows, found | {"windows": manifest["counts"]["windows"]})
+    digests = {name: digest(content) for name, content in files(folder).items() if name != "manifest.json"}
+    digests |= {"manifest.json": digest(manifest), "rows": manifest["counts"]["rows"]}
+    check("shards", windows, digests | {"windows": manifest["counts"]["windows"]})
 
 
 def training(shards, **settings) -> dict:
-    """What conftest.train and training_words take: two sources, one of which is read three times as often."""
+    """Return arguments for `train` and `training_words`, with two sources, one read three times as often."""
     sources = {"train": f"tile={shards['tile, 1 workers']}:3", "validation": shards["validation"]}
     return {"shards": sources, "data__train": f"random={shards['random, 1 workers']}", **SETTINGS, **settings}
 
 
 def seeded_model(folder, **shape):
-    """Weights under the published names from numpy's PCG64, whose uniform numbers are the same on every processor."""
+    """Write weights under the published names from numpy's PCG64, whose numbers are the same on every processor."""
     size, inner = shape["hidden_size"], shape["intermediate_size"] * 2 // 3  # SwiGLU has three matrices for two
     shapes = {
         "encoder.weight": (27, size),
@@ -129,79 +129,79 @@ def seeded_model(folder, **shape):
 
 
 def tune(shards, output, stage=1, **settings) -> dict:
-    """A training command for `commands`, without a launcher."""
+    """Return a training command for `commands`, without a launcher."""
     return {"words": ["-m", "amplify_ds.train", *training_words(output, stage=stage, **training(shards, **settings))]}
 
 
 @pytest.fixture(scope="module")
 def runs_of_two(shards, tmp_path_factory):
-    """{optimizer: run directory of two ranks}"""
-    place = tmp_path_factory.mktemp("runs")
+    """Return {optimizer: run directory of two ranks}."""
+    folder = tmp_path_factory.mktemp("runs")
     for optimizer, stage in (("adamw", 2), ("normuon", 1)):
-        result = train(2, place / optimizer, stage=stage, **training(shards, **OPTIMIZERS[optimizer]))
+        result = train(2, folder / optimizer, stage=stage, **training(shards, **OPTIMIZERS[optimizer]))
         assert result.returncode == 0, result.stderr
-    return {optimizer: place / optimizer for optimizer in OPTIMIZERS}
+    return {optimizer: folder / optimizer for optimizer in OPTIMIZERS}
 
 
 @pytest.fixture(scope="module")
 def outcomes(shards, tmp_path_factory):
-    """(place, {name: outcome}) of commands of every kind; they leave in `place` what the tests below look at."""
-    place = tmp_path_factory.mktemp("outcomes")
-    seeded_model(place / "model", **EXPORTED)
-    write_fasta(place / "few.fasta", proteins("validation", 0, 3))
-    run, tile, model, few = place / "adamw", shards["tile, 1 workers"], place / "model", place / "few.fasta"
-    module = lambda name, *words, **more: {"words": ["-m", f"amplify_ds.{name}", *words], **more}  # noqa: E731
-    script = lambda name, *words, **more: {"words": [f"data_prep/{name}.py", *words], **more}  # noqa: E731
-    damaged = place / "damaged"
+    """Return (folder, {name: outcome}) of commands of every kind; `folder` is the folder with their outputs."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    seeded_model(folder / "model", **EXPORTED)
+    write_fasta(folder / "few.fasta", proteins("validation", 0, 3))
+    run, tile, model, few = folder / "adamw", shards["tile, 1 workers"], folder / "model", folder / "few.fasta"
+    module = lambda name, *arguments, **more: {"words": ["-m", f"amplify_ds.{name}", *arguments], **more}  # noqa: E731
+    script = lambda name, *arguments, **more: {"words": [f"data_prep/{name}.py", *arguments], **more}  # noqa: E731
+    damaged = folder / "damaged"
     (damaged / "checkpoints/step-00000003").mkdir(parents=True)
     (damaged / "run.json").write_text("{}")
-    asked = {
+    jobs = {
         "train": tune(shards, run),
-        "train, normuon": tune(shards, place / "normuon", stage=0, **OPTIMIZERS["normuon"]),
-        **{f"export {layout}": module("export", model, place / layout, "--layout", layout) for layout in LAYOUTS},
-        "export of a run": module("export", run, place / "of-run"),
-        "export over a folder": module("export", model, place / "hf"),
-        "export of nothing": module("export", place / "absent", place / "out"),
-        "export, interrupted": module("export", model, place / "out", signal=["SIGINT", "model.safetensors"]),
-        "replay": module("replay", run, "--step", 7, "--json", place / "batch.json"),
+        "train, normuon": tune(shards, folder / "normuon", stage=0, **OPTIMIZERS["normuon"]),
+        **{f"export {layout}": module("export", model, folder / layout, "--layout", layout) for layout in LAYOUTS},
+        "export of a run": module("export", run, folder / "of-run"),
+        "export over a folder": module("export", model, folder / "hf"),
+        "export of nothing": module("export", folder / "absent", folder / "out"),
+        "export, interrupted": module("export", model, folder / "out", signal=["SIGINT", "model.safetensors"]),
+        "replay": module("replay", run, "--step", 7, "--json", folder / "batch.json"),
         "replay of a step before the first": module("replay", run, "--step", 0),
         "checkpoints": module("checkpoints", run, "--verify"),
         "checkpoints, one damaged": module("checkpoints", damaged),
         "evaluate": module("evaluate", "--model", run, "--data", shards["validation"], "--json", "--max-rows", 4),
-        "evaluate without data": module("evaluate", "--model", run, "--data", place / "absent"),
-        "embed": module("embed", "--model", model, "--input", few, "--output", place / "few.npz"),
-        "embed over a file": module("embed", "--model", model, "--input", few, "--output", place / "few.npz"),
+        "evaluate without data": module("evaluate", "--model", run, "--data", folder / "absent"),
+        "embed": module("embed", "--model", model, "--input", few, "--output", folder / "few.npz"),
+        "embed over a file": module("embed", "--model", model, "--input", few, "--output", folder / "few.npz"),
         "embed, interrupted": module(
-            "embed", "--model", model, "--input", few, "--output", place / "out.npz", signal=["SIGINT", "few.fasta"]
+            "embed", "--model", model, "--input", few, "--output", folder / "out.npz", signal=["SIGINT", "few.fasta"]
         ),
-        "score": module("score", "--model", model, "--input", few, "--output", place / "few.csv"),
+        "score": module("score", "--model", model, "--input", few, "--output", folder / "few.csv"),
         "score without input": module(
-            "score", "--model", model, "--input", place / "absent", "--output", place / "out.csv"
+            "score", "--model", model, "--input", folder / "absent", "--output", folder / "out.csv"
         ),
         "inspect_shards": script("inspect_shards", tile, "--verify", "--show", 0),
         "inspect_shards without a row": script("inspect_shards", tile, "--show", 99999),
         "build_shards over others": build("--input", few, "--output", tile),
-        "build_shards of nothing": build("--input", place / "absent", "--output", place / "out"),
-        "build_shards, interrupted": build("--input", few, "--output", place / "out")
+        "build_shards of nothing": build("--input", folder / "absent", "--output", folder / "out"),
+        "build_shards, interrupted": build("--input", few, "--output", folder / "out")
         | {"signal": ["SIGINT", "few.fasta"]},
         "build_shards with short rows": script(
-            "build_shards", "--input", few, "--output", place / "out", "--row-tokens", 8
+            "build_shards", "--input", few, "--output", folder / "out", "--row-tokens", 8
         ),
         "train, complete before": tune(shards, run),
         "train, other settings": tune(shards, run, optimizer__lr=1e-3),
         "train, fewer steps than done": tune(shards, run, training__steps=5),
-        "train, dry run": tune(shards, place / "dry"),
-        "train, unknown setting": tune(shards, place / "out", optimizer__leraning_rate=1),
-        "train, bad setting": tune(shards, place / "out", model__num_attention_heads=5),
+        "train, dry run": tune(shards, folder / "dry"),
+        "train, unknown setting": tune(shards, folder / "out", optimizer__leraning_rate=1),
+        "train, bad setting": tune(shards, folder / "out", model__num_attention_heads=5),
         "train, diverged": tune(
-            shards, place / "diverged", optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0
+            shards, folder / "diverged", optimizer__lr=1e30, optimizer__gradient_clipping=0, optimizer__warmup_steps=0
         ),
-        "train, SIGTERM": tune(shards, place / "sigterm") | {"signal": ["SIGTERM", "events"]},
-        "train, SIGUSR1": tune(shards, place / "sigusr1") | {"signal": ["SIGUSR1", "events"]},
-        "train, continued after SIGTERM": tune(shards, place / "sigterm", training__steps=3),
+        "train, SIGTERM": tune(shards, folder / "sigterm") | {"signal": ["SIGTERM", "events"]},
+        "train, SIGUSR1": tune(shards, folder / "sigusr1") | {"signal": ["SIGUSR1", "events"]},
+        "train, continued after SIGTERM": tune(shards, folder / "sigterm", training__steps=3),
         "launch": module("launch", "--help"),
         "launch without output": module("launch", "--recipe", "tiny"),
-        "preflight without a hostfile": module("preflight", place / "absent"),
+        "preflight without a hostfile": module("preflight", folder / "absent"),
         **{
             f"{name}, unknown flag": module(name, "--surprise", 1)
             for name in ("train", "launch", "evaluate", "export", "embed", "score", "replay", "plot", "checkpoints")
@@ -211,22 +211,22 @@ def outcomes(shards, tmp_path_factory):
             for name in ("build_shards", "inspect_shards", "fetch_ur100p", "decontaminate")
         },
     }
-    asked["train, dry run"]["words"].append("--dry-run")
-    return place, commands(asked)
+    jobs["train, dry run"]["words"].append("--dry-run")
+    return folder, commands(jobs)
 
 
 def test_exit_codes(outcomes):
-    _, found = outcomes
-    check("exit_codes", "command", {name: outcome["code"] for name, outcome in found.items()})
-    tracebacks = [name for name, outcome in found.items() if "Traceback" in outcome["err"]]
-    assert not tracebacks, found[tracebacks[0]]["err"]
+    _, results = outcomes
+    check("exit_codes", "command", {name: outcome["code"] for name, outcome in results.items()})
+    tracebacks = [name for name, outcome in results.items() if "Traceback" in outcome["err"]]
+    assert not tracebacks, results[tracebacks[0]]["err"]
 
 
 def test_replayed_batch(outcomes):
-    place, found = outcomes
-    assert found["replay"]["code"] == 0, found["replay"]["err"]
-    batch = json.loads((place / "batch.json").read_text())
-    check("replay", "step 7", replayed(batch) | {"printed": digest(found["replay"]["out"].partition("\nwrote ")[0])})
+    folder, results = outcomes
+    assert results["replay"]["code"] == 0, results["replay"]["err"]
+    batch = json.loads((folder / "batch.json").read_text())
+    check("replay", "step 7", replayed(batch) | {"printed": digest(results["replay"]["out"].partition("\nwrote ")[0])})
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -235,18 +235,18 @@ def test_losses(request, ranks, optimizer):
     run = request.getfixturevalue("outcomes")[0] / optimizer
     if ranks == 2:
         run = request.getfixturevalue("runs_of_two")[optimizer]
-    found = {f"step {step:02d}": loss for step, loss in losses(run).items()}
-    assert len(found) == STEPS
+    values = {f"step {step:02d}": loss for step, loss in losses(run).items()}
+    assert len(values) == STEPS
     for score in json.loads((run / "result.json").read_text())["evaluations"]:
-        found[f"step {score['step']:02d} {score['set']} {score['protocol']}"] = score["loss"]
-    check("losses", f"{optimizer}, {ranks} ranks", found, relative=1e-5)
+        values[f"step {score['step']:02d} {score['set']} {score['protocol']}"] = score["loss"]
+    check("losses", f"{optimizer}, {ranks} ranks", values, relative=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exports(outcomes, layout):
-    place, found = outcomes
-    assert found[f"export {layout}"]["code"] == 0, found[f"export {layout}"]["err"]
-    tensors = load_file(place / layout / "model.safetensors")
+    folder, results = outcomes
+    assert results[f"export {layout}"]["code"] == 0, results[f"export {layout}"]["err"]
+    tensors = load_file(folder / layout / "model.safetensors")
     check(
         "exports",
         layout,
@@ -255,25 +255,25 @@ def test_exports(outcomes, layout):
                 f"tensor {name}": f"{tensor.dtype} {list(tensor.shape)} {digest(tensor.tobytes())}"
                 for name, tensor in tensors.items()
             },
-            **{f"file {path.name}": True for path in (place / layout).iterdir()},
+            **{f"file {path.name}": True for path in (folder / layout).iterdir()},
             **{
                 f"config.json {key}": kind
-                for key, kind in keys(json.loads((place / layout / "config.json").read_text())).items()
+                for key, kind in keys(json.loads((folder / layout / "config.json").read_text())).items()
             },
         },
     )
 
 
 def test_keys_of_files(shards, outcomes):
-    place, found = outcomes
-    run = place / "adamw"
+    folder, results = outcomes
+    run = folder / "adamw"
     contents = {
         "manifest.json": manifest_of(shards["tile, 1 workers"]),
-        "stopped.json": json.loads((place / "sigusr1/stopped.json").read_text()),
+        "stopped.json": json.loads((folder / "sigusr1/stopped.json").read_text()),
         "state.json": json.loads((run / f"checkpoints/step-{STEPS:08d}/state.json").read_text()),
-        "provenance.json": json.loads((place / "of-run/provenance.json").read_text()),
-        "replay --json": json.loads((place / "batch.json").read_text()),
-        "evaluate --json": json.loads(found["evaluate"]["out"]),
+        "provenance.json": json.loads((folder / "of-run/provenance.json").read_text()),
+        "replay --json": json.loads((folder / "batch.json").read_text()),
+        "evaluate --json": json.loads(results["evaluate"]["out"]),
         **{name: json.loads((run / name).read_text()) for name in ("run.json", "result.json")},
     }
     for name, content in contents.items():

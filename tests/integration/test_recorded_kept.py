@@ -1,7 +1,7 @@
-"""Shards and checkpoints of earlier versions open, replay and continue: tests/recorded/kept, which is never rewritten.
+"""Shards and checkpoints of earlier versions can be read, replayed and continued: tests/recorded/kept.
 
-A recorded line changes only in a commit that says why. `losses.json` has the losses of the runs that these checkpoints
-were taken from, uninterrupted, by the code that wrote them.
+Files in that folder are never rewritten. `losses.json` has the losses of the uninterrupted runs from which these
+checkpoints were taken, computed by the code that wrote them.
 """
 
 import json
@@ -15,7 +15,7 @@ from tests.support.training import losses
 
 KEPT = RECORDED / "kept"
 FORMATS = {"format 3": "run", "format 2": "format-2"}  # of checkpoints: folder
-# Of the run that was kept, in full; it was to have 12 steps.
+# All settings of the run that was kept; it has 12 steps in total.
 SETTINGS = {
     "model.hidden_size": 16,
     "model.num_hidden_layers": 2,
@@ -36,14 +36,14 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """(a copy of what is kept, {name: outcome}); the runs in it were continued."""
-    place = shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / "kept")
-    asked = {"verify shards": {"words": ["data_prep/inspect_shards.py", place / "shards", "--verify"]}}
-    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+    """Return (a copy of the folder, whose runs were continued, {name: outcome})."""
+    copy = shutil.copytree(KEPT, tmp_path_factory.mktemp("kept") / "kept")
+    jobs = {"verify shards": {"words": ["data_prep/inspect_shards.py", copy / "shards", "--verify"]}}
+    settings = [part for name, value in SETTINGS.items() for part in (f"--{name}", value)]
     for name, folder in FORMATS.items():
-        run, data = place / folder, f"train={place / 'shards'}"
-        asked[f"verify {name}"] = {"words": ["-m", "amplify_ds.checkpoints", run, "--verify"]}
-        asked[f"replay {name}"] = {
+        run, data = copy / folder, f"train={copy / 'shards'}"
+        jobs[f"verify {name}"] = {"words": ["-m", "amplify_ds.checkpoints", run, "--verify"]}
+        jobs[f"replay {name}"] = {
             "words": [
                 "-m",
                 "amplify_ds.replay",
@@ -51,12 +51,12 @@ def outcomes(tmp_path_factory):
                 "--step",
                 5,
                 "--json",
-                place / f"{folder}.json",
+                copy / f"{folder}.json",
                 "--data.train",
                 data,
             ]
         }
-        words = [
+        arguments = [
             "--recipe",
             "tiny",
             "--deepspeed_config",
@@ -66,8 +66,8 @@ def outcomes(tmp_path_factory):
             "--data.train",
             data,
         ]
-        asked[f"continue {name}"] = {"words": ["-m", "amplify_ds.train", *words, *settings]}
-    return place, commands(asked)
+        jobs[f"continue {name}"] = {"words": ["-m", "amplify_ds.train", *arguments, *settings]}
+    return copy, commands(jobs)
 
 
 def done(outcomes, name: str) -> str:
@@ -85,8 +85,8 @@ def test_checkpoints_are_verified_and_continued(outcomes, name):
     assert "verified" in done(outcomes, f"verify {name}")
     assert "6 of 12 steps are done" in done(outcomes, f"continue {name}")
     run = outcomes[0] / FORMATS[name]
-    found = {f"step {step:02d}": loss for step, loss in losses(run).items()}
-    check("losses", f"kept, {name}", found, relative=1e-5, for_ever=True)
+    values = {f"step {step:02d}": loss for step, loss in losses(run).items()}
+    check("losses", f"kept, {name}", values, relative=1e-5, for_ever=True)
     assert json.loads((run / "result.json").read_text())["steps"] == 12
 
 

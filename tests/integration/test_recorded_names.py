@@ -41,9 +41,9 @@ VARIABLE = re.compile(r"(?!LABEL_)[A-Z][A-Z0-9]*(_[A-Z0-9*]+)+|PATH")  # LABEL_0
 
 @pytest.fixture(scope="module")
 def outcomes():
-    asked = {command: {"words": command.split(), "flags": True} for command in COMMANDS}
-    asked["help"] = {"words": ["-m", "amplify_ds.launch", "--help"]}
-    return commands(asked)
+    jobs = {command: {"words": command.split(), "flags": True} for command in COMMANDS}
+    jobs["help"] = {"words": ["-m", "amplify_ds.launch", "--help"]}
+    return commands(jobs)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,37 +53,39 @@ def test_flags(outcomes, command):
 
 
 def product():
-    """The syntax tree of every Python file that is no test."""
+    """Yield the syntax tree of every Python file that is not a test."""
     for folder in ("amplify_ds", "data_prep", "launch"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             yield ast.parse(path.read_text())
 
 
 def test_exit_codes(outcomes):
-    """The table that the launcher shows, and the constants by name, wherever they are."""
+    """Compare the table in the launcher's help, and the constants by name in all files."""
     table = re.findall(r"^  (\d+) +(\w[\w ]*)", outcomes["help"]["out"], re.M)
     check("exit_codes", "launch --help", dict(table))
-    found = {}
+    constants = {}
     for tree in product():
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and type(node.value.value) is int:
-                found |= {x.id: node.value.value for x in node.targets if isinstance(x, ast.Name) and x.id in OUTCOMES}
-    check("exit_codes", "constant", found)
+                constants |= {
+                    x.id: node.value.value for x in node.targets if isinstance(x, ast.Name) and x.id in OUTCOMES
+                }
+    check("exit_codes", "constant", constants)
 
 
 def is_environment(node) -> bool:
     return "environ" in (getattr(node, "attr", ""), getattr(node, "id", ""))
 
 
-def asked_for(node):
-    """Expressions in this node that name something in a mapping."""
+def look_ups(node):
+    """Yield (mapping, key) expressions of look-ups in a mapping."""
     if isinstance(node, ast.Subscript):
         yield node.value, node.slice
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         if node.func.attr in ("get", "pop", "setdefault", "getenv", "delenv") and node.args:
             yield node.func.value, node.args[0]
         if node.func.attr == "update":
-            yield from ((node.func.value, ast.Constant(word.arg)) for word in node.keywords)
+            yield from ((node.func.value, ast.Constant(keyword.arg)) for keyword in node.keywords)
     elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
         yield node.comparators[0], node.left
     elif isinstance(node, ast.Dict):
@@ -91,21 +93,21 @@ def asked_for(node):
 
 
 def test_environment_variables():
-    """Every name that looks like one and is asked for, or set, in any mapping; of os.environ also those that do not."""
-    found = set()
+    """Compare every key of os.environ, and every key of another mapping that looks like an environment variable."""
+    names = set()
     for tree in product():
         for node in ast.walk(tree):
-            for mapping, name in asked_for(node):
+            for mapping, name in look_ups(node):
                 text = name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else None
                 if text and (is_environment(mapping) or VARIABLE.fullmatch(text)):
-                    found.add(text)
+                    names.add(text)
                 elif is_environment(mapping):
-                    found.add(f"computed: {ast.unparse(name)}")
-    check("environment", "Python", dict.fromkeys(found, True))
+                    names.add(f"computed: {ast.unparse(name)}")
+    check("environment", "Python", dict.fromkeys(names, True))
 
 
 def test_variables_of_the_scripts():
-    """What the scripts read of the shell's variables in capitals."""
+    """Compare the shell variables in capitals that the scripts read."""
     texts = [path.read_text() for path in (ROOT / "launch").iterdir() if path.suffix in (".sh", ".sbatch")]
     names = {name for text in texts for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", text)}
     check("environment", "launch scripts", dict.fromkeys(names, True))

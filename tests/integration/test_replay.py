@@ -1,4 +1,4 @@
-"""What replay prints is what two ranks were trained on: the loss recomputed from it is the one that was logged."""
+"""The batch that replay prints is the one that two ranks read: its loss, recomputed, equals the logged one."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SETTINGS = {"checkpoint__every": 3, "checkpoint__keep_last": 9, "training__seed"
 
 @pytest.fixture(scope="module")
 def run(shards, tmp_path_factory):
-    """Ten steps on two ranks, of two sources of which one is read thrice as often, two loader workers each."""
+    """Ten steps on two ranks with two loader workers each, and two sources, one read three times as often."""
     output = tmp_path_factory.mktemp("replay") / "run"
     first = {**shards, "train": f"big={shards['train']}:3"}
     result = train(2, output, first, data__train=f"small={shards['validation']}", data__workers=2, **SETTINGS)
@@ -31,24 +31,24 @@ def run(shards, tmp_path_factory):
     return output
 
 
-def replay(run, *words):
-    result = python("-m", "amplify_ds.replay", run, *words)
+def replay(run, *arguments):
+    result = python("-m", "amplify_ds.replay", run, *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def replayed(run, step, *words):
+def replayed(run, step, *arguments):
     file = run.parent / "batch.json"
-    text = replay(run, "--step", step, "--json", file, *words)
+    text = replay(run, "--step", step, "--json", file, *arguments)
     return text, json.loads(file.read_text())
 
 
 def loss_by_reference(run, step, batch):
-    """Mean loss of the targets, each protein on its own, of the weights before the step."""
-    found = checkpoint.open_checkpoint(run / f"checkpoints/step-{step - 1:08d}")
-    shape = {key: found.state["settings"]["model"][key] for key in found.state["settings"]["model"]}
+    """Return the mean loss of the targets with the weights before the step, one protein at a time."""
+    saved = checkpoint.open_checkpoint(run / f"checkpoints/step-{step - 1:08d}")
+    shape = dict(saved.state["settings"]["model"])
     model = ReferenceAMPLIFY(**shape)
-    model.load_state_dict(found.weights())
+    model.load_state_dict(saved.weights())
     total = count = 0
     for window in (window for row in batch["rows"] for window in row["windows"]):
         with torch.no_grad():
@@ -65,7 +65,7 @@ def test_the_loss_that_was_logged_is_that_of_the_replayed_batch(run, step):
     logged = losses(run)
     assert loss_by_reference(run, step, batch) == pytest.approx(logged[step], abs=1e-5)
     _, other = replayed(run, step + 1)
-    assert abs(loss_by_reference(run, step, other) - logged[step]) > 1e-4, "another batch is told apart"
+    assert abs(loss_by_reference(run, step, other) - logged[step]) > 1e-4, "the loss of another batch differs"
 
 
 def test_rows_are_those_of_the_shards_and_both_sources_are_read(run, shards):
@@ -100,14 +100,14 @@ def test_text_shows_every_protein_with_its_targets(run):
         assert int(length) == len(window["input_ids"])
         expected = [f"{p} {TOKENS[label]}" for p, label in zip(window["positions"], window["labels"])]
         assert targets == (", ".join(expected) or "none")
-        # Undo the marks: what the model saw, and what stood there.
+        # Undo the marks: the model's input, and the original residues.
         parts = re.findall(r"\[(<\w+>|.)(?:>(<\w+>|.))?\]|(<\w+>|.)", marked)
-        seen = [(b or a) if a else "<mask>" if c.islower() and len(c) == 1 else c for a, b, c in parts]
-        assert [TOKENS.index(token) for token in seen] == window["input_ids"]
+        inputs = [(b or a) if a else "<mask>" if c.islower() and len(c) == 1 else c for a, b, c in parts]
+        assert [TOKENS.index(token) for token in inputs] == window["input_ids"]
         assert "".join(a or (c.upper() if len(c) == 1 else c) for a, b, c in parts) == window["text"]
 
 
-def test_batches_without_an_update_are_no_steps():
+def test_batches_without_an_update_are_not_steps():
     def by_counting(step, skipped):
         applied = [batch for batch in range(100) if batch not in skipped]
         return applied[step - 1]
@@ -144,15 +144,15 @@ def test_moved_shards_are_given_and_others_refused(run, shards, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, text",
+    "arguments, text",
     [
         (["--step", 0], "the first step is 1"),
         (["--step", 1, "--rows", 4], "the batch has the rows 0 to 3"),
         (["--step", 1, "--data.train", "absent"], "there is no directory absent"),
     ],
 )
-def test_bad_input_is_one_message(run, words, text):
-    result = python("-m", "amplify_ds.replay", run, *words)
+def test_bad_input_is_one_message(run, arguments, text):
+    result = python("-m", "amplify_ds.replay", run, *arguments)
     assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 

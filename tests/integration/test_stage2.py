@@ -42,7 +42,7 @@ def long_shards(tmp_path_factory):
 def test_it_starts_from_the_weights_of_stage_1(four_steps, long_shards, tmp_path):
     output = tmp_path / "run"
     result = train(2, output, long_shards, 2, init_from=four_steps, training__steps=2, **CONSTANT)
-    assert result.returncode == 0 and "beginning with the weights of" in result.stderr, result.stderr
+    assert result.returncode == 0 and "starting with the weights of" in result.stderr, result.stderr
     assert losses(output)[1] == pytest.approx(first_loss(four_steps, long_shards), abs=1e-5)
     state = json.loads((output / "checkpoints/step-00000002/state.json").read_text())
     origin = state["origin"]
@@ -59,7 +59,7 @@ def test_it_starts_from_the_weights_of_stage_1(four_steps, long_shards, tmp_path
     on = train(2, output, long_shards, 2, init_from=four_steps, training__steps=3, **CONSTANT)
     assert on.returncode == 0 and "2 of 3 steps are done" in on.stderr, on.stderr
     other = train(1, output, long_shards, 2, init_from=tmp_path / "export", training__steps=3, **CONSTANT)
-    assert other.returncode != 0 and "began with the weights of" in other.stderr and "Traceback" not in other.stderr
+    assert other.returncode != 0 and "started with the weights of" in other.stderr and "Traceback" not in other.stderr
 
 
 def first_loss(four_steps, long_shards) -> float:

@@ -1,4 +1,4 @@
-"""The loss and the gradient under Hugging Face's Trainer: one batch gives one number, however it is cut."""
+"""Loss and gradient under Hugging Face's Trainer do not depend on how a batch is split into micro batches."""
 
 import json
 import subprocess
@@ -14,11 +14,11 @@ from tests.support.commands import other_packages
 from tests.support.paths import ROOT
 
 SEED, SHAPE = 3, dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=128)
-MICRO_BATCHES = {1: [32, 16, 8, 4], 2: [16, 8, 4, 2]}  # of 32 proteins, for so many ranks: 1, 2, 4 and 8 steps
+MICRO_BATCHES = {1: [32, 16, 8, 4], 2: [16, 8, 4, 2]}  # {ranks: sizes}, of 32 proteins: 1, 2, 4 and 8 micro batches
 
 
 def proteins(labelled):
-    """32 proteins of 5 to 40 tokens, with `labelled(length)` labels each."""
+    """Yield 32 proteins of 5 to 40 tokens, with `labelled(length)` labels each."""
     for _ in range(32):
         ids = torch.randint(5, 26, (int(torch.randint(5, 41, ())),))
         labels = torch.full_like(ids, -100)
@@ -29,16 +29,16 @@ def proteins(labelled):
 
 @pytest.fixture(scope="module")
 def data():
-    """Labels are unevenly spread in training. Each protein has two in validation: Trainer averages means of batches."""
+    """Training proteins have different numbers of labels, validation proteins two, as Trainer averages batch means."""
     torch.manual_seed(0)
-    found = {"seed": SEED, "shape": SHAPE, "train": list(proteins(lambda n: 1 + n // 4 * (n % 3)))}
-    found["validation"] = list(proteins(lambda n: 2))
-    return found
+    content = {"seed": SEED, "shape": SHAPE, "train": list(proteins(lambda n: 1 + n // 4 * (n % 3)))}
+    content["validation"] = list(proteins(lambda n: 2))
+    return content
 
 
 @pytest.fixture(scope="module")
 def expected(data):
-    """Training loss, its gradient's norm and validation loss, each protein alone in plain PyTorch, in float64."""
+    """Return training loss, gradient norm and validation loss from plain PyTorch in float64, one protein at a time."""
     torch.manual_seed(SEED)
     model = ReferenceAMPLIFY(**SHAPE).double()
 
@@ -60,15 +60,15 @@ def expected(data):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["transformers5", "transformers4"])
 @pytest.mark.parametrize("ranks", MICRO_BATCHES)
-def test_a_batch_cut_in_four_ways_has_one_loss_and_gradient(version, ranks, data, expected, tmp_path):
+def test_a_batch_split_in_four_ways_has_one_loss_and_gradient(version, ranks, data, expected, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(data))
     environment = other_packages(version)
     environment["PYTHONPATH"] += f":{ROOT}"
-    words = [sys.executable, ROOT / "tests/support/trainer_steps.py", tmp_path / "data.json", tmp_path / "out"]
+    command = [sys.executable, ROOT / "tests/support/trainer_steps.py", tmp_path / "data.json", tmp_path / "out"]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     processes = [
         subprocess.Popen(
-            [*map(str, words), json.dumps(MICRO_BATCHES[ranks])],
+            [*map(str, command), json.dumps(MICRO_BATCHES[ranks])],
             text=True,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
@@ -77,9 +77,9 @@ def test_a_batch_cut_in_four_ways_has_one_loss_and_gradient(version, ranks, data
         )
         for rank in range(ranks)
     ]
-    said = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, said[0][1] + said[-1][1]
-    found = json.loads(said[0][0].splitlines()[-1])
-    assert len(found) == 4
-    for numbers in found:
+    outputs = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, outputs[0][1] + outputs[-1][1]
+    results = json.loads(outputs[0][0].splitlines()[-1])
+    assert len(results) == 4
+    for numbers in results:
         assert numbers == pytest.approx(expected, rel=1e-6)

@@ -66,8 +66,8 @@ def test_bfloat16_stays_near_float32(plain, shards, tmp_path):
         assert list(losses(tmp_path / f"{stage}").values()) == pytest.approx(plain[0][:3], abs=1e-2)
 
 
-def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
-    two_sets = {"training__steps": 2, "data__validation": f"more={shards['train']}"}  # beside held_out
+def test_a_complete_run_prints_its_results_and_is_not_repeated(shards, tmp_path):
+    two_sets = {"training__steps": 2, "data__validation": f"more={shards['train']}"}  # in addition to held_out
     first = train(1, tmp_path / "run", shards, **two_sets)
     assert first.returncode == 0 and "complete: 2 steps" in first.stdout, first.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
@@ -80,7 +80,7 @@ def test_a_run_says_what_it_made_and_is_not_repeated(shards, tmp_path):
 
     other = train(1, tmp_path / "run", shards, training__steps=2, optimizer__lr=0.01)
     assert other.returncode != 0
-    assert "optimizer.lr: the run has 0.005, asked for is 0.01" in other.stderr and "Traceback" not in other.stderr
+    assert "optimizer.lr: the run has 0.005, this command has 0.01" in other.stderr and "Traceback" not in other.stderr
     assert json.loads((tmp_path / "run/result.json").read_text()) == result
 
 
@@ -105,16 +105,16 @@ def test_names_weights_and_rows_of_the_sources_bind_a_run_and_paths_do_not(shard
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU test: no CUDA device here, not run")
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bfloat16_on_a_gpu_stays_near_float32(plain, shards, tmp_path, stage):
-    words = launch_words(1, tmp_path / "run", shards, stage, training__precision="bf16")
-    result = run(*words, env=dict(os.environ))
+    command = launch_words(1, tmp_path / "run", shards, stage, training__precision="bf16")
+    result = run(*command, env=dict(os.environ))
     assert result.returncode == 0, result.stderr
     assert list(losses(tmp_path / "run").values()) == pytest.approx(plain[0], abs=5e-2)
 
 
-def test_what_deepspeed_refuses_is_one_message(shards, tmp_path):
+def test_an_error_of_deepspeed_is_one_message(shards, tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "stagee": 2}}')
     result = train(1, tmp_path / "run", shards, deepspeed_config=tmp_path / "ds.json")
-    assert result.returncode != 0 and "DeepSpeed refuses its configuration" in result.stderr, result.stderr
+    assert result.returncode != 0 and "DeepSpeed rejects its configuration" in result.stderr, result.stderr
     assert "stagee" in result.stderr and "Traceback" not in result.stderr
 
 

@@ -1,4 +1,4 @@
-"""A rank with processes that prepare its batches ends soon, however it ends, says why and leaves nothing behind."""
+"""A rank with loader workers ends soon in every case, prints the reason and leaves no process behind."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ from tests.support.needs import needs_namespaces
 from tests.support.paths import ROOT
 from tests.support.training import launch_words
 
-PATIENCE = 60  # seconds; without a loader that is closed each of these waits for ever
+PATIENCE = 60  # seconds; if the loader were not closed, these tests would wait for ever
 
 
 class Running:
@@ -47,12 +47,12 @@ class Running:
         assert len(self.workers) == 2
 
     def end(self) -> tuple[int, str]:
-        """Exit code and standard error; the workers have ended too."""
-        _, said = self.process.communicate(timeout=PATIENCE)
+        """Return exit code and standard error, after checking that the workers have ended too."""
+        _, error = self.process.communicate(timeout=PATIENCE)
         _, left = psutil.wait_procs(self.workers, timeout=10)
         assert not left
-        assert "Traceback" not in said
-        return self.process.returncode, said
+        assert "Traceback" not in error
+        return self.process.returncode, error
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def running(shards, tmp_path):
 
 def test_a_killed_worker_ends_the_rank_with_its_reason(running):
     running.workers[1].kill()
-    code, said = running.end()
+    code, error = running.end()
     assert code == 1
-    assert f"of 2 (process {running.workers[1].pid}) was killed by SIGKILL" in said
-    assert "memory ran out" in said and "The same command continues" in said
-    assert said.count("error:") == 1
+    assert f"of 2 (process {running.workers[1].pid}) was killed by SIGKILL" in error
+    assert "memory ran out" in error and "The same command continues" in error
+    assert error.count("error:") == 1
 
 
 LOADER = """
@@ -89,7 +89,7 @@ def main():
         next(loader)
         print(loader._workers[1].pid)
         os.kill(loader._workers[1].pid, 9)
-        raise ConnectionResetError(104, "Connection reset by peer")  # in the place of the socket, whose moment is rare
+        raise ConnectionResetError(104, "Connection reset by peer")  # as the socket would raise it, but rarely does
 command(main)
 """
 
@@ -115,7 +115,7 @@ main()
 """
 
 
-def test_a_rank_that_ends_while_it_takes_a_batch_is_alone_in_saying_why(shards):
+def test_only_the_rank_prints_a_traceback_if_it_ends_while_it_takes_a_batch(shards):
     result = python("-c", LOADER + HUNG_UP, shards["train"])
     assert result.stderr.count("Traceback") == 1 and "the reason why the rank ends" in result.stderr, result.stderr
 
@@ -123,8 +123,8 @@ def test_a_rank_that_ends_while_it_takes_a_batch_is_alone_in_saying_why(shards):
 def test_a_request_to_stop(running):
     for process in (running.process, *running.workers):  # as SLURM does
         process.send_signal(signal.SIGTERM)
-    code, said = running.end()
-    assert code == 75 and "the same command continues" in said
+    code, error = running.end()
+    assert code == 75 and "the same command continues" in error
 
 
 def test_an_interruption_while_a_worker_stands_still(running):
@@ -135,12 +135,12 @@ def test_an_interruption_while_a_worker_stands_still(running):
 
 def test_a_disk_that_fills_up(running):
     resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
-    code, said = running.end()
-    assert code == 1 and "could not be written" in said
+    code, error = running.end()
+    assert code == 1 and "could not be written" in error
 
 
 def test_a_run_directory_that_is_removed(running):
-    """The next checkpoint makes it again: what was learnt is worth more than the directory."""
+    """The next checkpoint creates it again, so that the training so far is not lost."""
     shutil.rmtree(running.output, ignore_errors=True)
     deadline = time.monotonic() + PATIENCE
     while not checkpoint.listing(running.output):
@@ -157,8 +157,8 @@ def test_a_killed_rank(running):
 
 @needs_namespaces
 def test_a_shared_memory_that_is_too_small(shards, tmp_path):
-    """Workers hand batches over in /dev/shm; containers often have 64 MB of it, here it is 64 kB."""
-    words = launch_words(1, tmp_path / "run", shards, 1, data__workers=2, watchdog__seconds=0)
+    """Workers pass batches through /dev/shm; containers often have 64 MB of it, here it is 64 kB."""
+    command = launch_words(1, tmp_path / "run", shards, 1, data__workers=2, watchdog__seconds=0)
     small = [
         "unshare",
         "--mount",
@@ -166,7 +166,7 @@ def test_a_shared_memory_that_is_too_small(shards, tmp_path):
         "-c",
         'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"',
         "bash",
-        *words,
+        *command,
     ]
     result = subprocess.run(small, cwd=ROOT, env=environment(1), text=True, capture_output=True, timeout=5 * PATIENCE)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr

@@ -1,13 +1,13 @@
-"""Count the places of a training step at which the host would wait for a GPU, on a CPU: run by test_host_syncs.py.
+"""Count, on a CPU, how often a training step would make the host wait for a GPU: run by test_host_syncs.py.
 
     python -m tests.support.host_syncs TRAIN_SHARDS VALIDATION_SHARDS FOLDER '[[stage, precision, spoiled], …]'
 
-All is on the CPU here, so a read of a tensor stands for a copy from the device that the host waits for: `.item()`,
-`bool(x)`, `.tolist()`, `.cpu()`, shapes that depend on values (nonzero, a boolean index). DeepSpeed's explicit waits
-for a device or a stream are counted too: it is told that the device works on beside the host, as a GPU does. What
-cannot be seen here: copies to a device from memory that is not pinned. spoiled: the loss reads itself in every micro
-batch, as a careless change would have it. Prints [[[step, micro batch, what, where], …], …] of the steps that do not
-log; micro batch 1 is the last of a step's two, with the update.
+Everything is on the CPU here, so reading a tensor stands for a copy from the device, for which the host waits:
+`.item()`, `bool(x)`, `.tolist()`, `.cpu()`, shapes that depend on values (nonzero, a boolean index). DeepSpeed's
+explicit waits for a device or a stream are counted too, because the accelerator claims to be asynchronous, as a GPU is.
+Copies to a device from memory that is not pinned cannot be detected here. spoiled: the loss is read in every micro
+batch, as a careless change might do. Prints [[[step, micro batch, operation, location], …], …] for the steps that do
+not log; micro batch 1 is the last of the two in a step, with the update.
 """
 
 import json
@@ -28,28 +28,28 @@ from tests.support.training import SMALL
 
 VALUES_DECIDE = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
 READS = {torch.Tensor.tolist: "tolist", torch.Tensor.cpu: "cpu"}
-ON_THE_HOST = {  # read on a CPU alone, or on it anyway
-    "torch/optim/adamw.py": "the plain AdamW counts its steps on the host; GPUs have the fused one",
+ON_THE_HOST = {  # these reads happen only on a CPU, or are of tensors on the host
+    "torch/optim/adamw.py": "the plain AdamW counts its steps on the host; GPUs use the fused one",
     "torch/optim/adam.py": "the same",
-    "amplify_ds/model/attention.py": "cu_seqlens is on the host on every device, and GPUs have kernels without a loop",
-    "amplify_ds/training/shared_flags.py": "sums that were copied to the host during the step before",
+    "amplify_ds/model/attention.py": "cu_seqlens is on the host with every device; kernels for GPUs need no loop",
+    "amplify_ds/training/shared_flags.py": "sums that were copied to the host during the previous step",
 }
-STEPS, FIRST = 5, 3  # of a run, and the first that is counted: DeepSpeed's timers would have begun; the last one logs
+STEPS, FIRST = 5, 3  # FIRST is the first counted step, when DeepSpeed's timers run; the last step logs
 
 
 class Recorder:
     def __init__(self):
-        self.found, self.place = [], None
+        self.waits, self.position = [], None  # position: (step, micro batch), None where waits are allowed
 
-    def add(self, what: str) -> None:
+    def add(self, operation: str) -> None:
         stack = [
             (frame.filename.rpartition("site-packages/")[2].removeprefix(f"{ROOT}/"), frame)
             for frame in reversed(traceback.extract_stack())
         ]
-        if self.place and not any(file.endswith(place) for file, _ in stack for place in ON_THE_HOST):
-            known = (entry for entry in stack if entry[0].startswith(("deepspeed/", "amplify_ds/")))
-            file, frame = next(known, stack[-1])
-            self.found.append([*self.place, what, f"{frame.name} in {file}:{frame.lineno}"])
+        if self.position and not any(file.endswith(suffix) for file, _ in stack for suffix in ON_THE_HOST):
+            candidates = (entry for entry in stack if entry[0].startswith(("deepspeed/", "amplify_ds/")))
+            file, frame = next(candidates, stack[-1])
+            self.waits.append([*self.position, operation, f"{frame.name} in {file}:{frame.lineno}"])
 
 
 class Operations(TorchDispatchMode):
@@ -79,7 +79,7 @@ class Calls(TorchFunctionMode):
 
 
 class Stream:
-    """Stands for a GPU's streams and events: all is done in order here, so that only waits for it matter."""
+    """Stands in for the streams and events of a GPU. Everything runs in order, so only waits matter."""
 
     recorder = None
 
@@ -87,7 +87,7 @@ class Stream:
         Stream.recorder.add("Stream.synchronize")
 
     def query(self):
-        return True  # an event of long ago has happened
+        return True  # the event has happened
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: None
@@ -95,9 +95,9 @@ class Stream:
 
 @contextmanager
 def as_on_a_gpu(recorder):
-    """DeepSpeed waits where it would on a device that works on beside the host; the waits are recorded."""
+    """Let DeepSpeed wait where it would on an asynchronous device, and record the waits."""
     Stream.recorder = recorder
-    kind = type(engine.deepspeed.accelerator.get_accelerator())
+    accelerator = type(engine.deepspeed.accelerator.get_accelerator())
     answers = {
         "synchronize": lambda self, index=None: recorder.add("synchronize"),
         "is_synchronized_device": lambda self: False,
@@ -106,7 +106,7 @@ def as_on_a_gpu(recorder):
         "current_stream": lambda self, index=None: Stream(),
         "default_stream": lambda self, index=None: Stream(),
     }
-    with mock.patch.multiple(kind, **answers):
+    with mock.patch.multiple(accelerator, **answers):
         yield
 
 
@@ -137,15 +137,15 @@ def count(shards: list[str], output: Path, stage: int, precision: str, spoiled: 
         def moved(step, phase):
             at(step, phase)
             if phase == "waiting for data":
-                last = recorder.place is not None and recorder.place[0] == step
-                recorder.place = (step, int(last)) if FIRST <= step < STEPS else None
+                last = recorder.position is not None and recorder.position[0] == step
+                recorder.position = (step, int(last)) if FIRST <= step < STEPS else None
 
         with mock.patch.object(run.watch, "at", moved), Operations(recorder), Calls(recorder):
             run.pretrain()
-    return recorder.found
+    return recorder.waits
 
 
 if __name__ == "__main__":
-    *shards, folder, asked = sys.argv[1:]
-    found = [count(shards, Path(folder) / str(number), *words) for number, words in enumerate(json.loads(asked))]
-    print("FOUND", json.dumps(found))
+    *shards, folder, cases = sys.argv[1:]
+    waits = [count(shards, Path(folder) / str(number), *case) for number, case in enumerate(json.loads(cases))]
+    print("FOUND", json.dumps(waits))

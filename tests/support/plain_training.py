@@ -1,4 +1,4 @@
-"""The ten steps of a small run in a plain PyTorch loop around the independent model, to compare runs with."""
+"""The ten steps of a small run as a plain PyTorch loop with the independent reference model, to compare runs with."""
 
 import itertools
 
@@ -19,26 +19,29 @@ def plain_adamw(model, settings):
     return torch.optim.AdamW(model.parameters(), settings.lr, settings.betas, settings.eps, settings.weight_decay)
 
 
-def plain_training(shards, left_out=(), skips=(), optimizer_of=plain_adamw):
-    """Losses, gradient norms and final weights of ten steps in one process, of padded proteins."""
-    asked = config.resolve("tiny", None, SMALL)
-    torch.manual_seed(asked.training.seed)
-    model = ReferenceAMPLIFY(**asked.model.model_dump())
-    torch.manual_seed(asked.training.seed)
-    model.load_state_dict(AMPLIFY(AMPLIFYConfig(**asked.model.model_dump())).state_dict())  # same initial weights
-    settings = asked.optimizer
+def plain_training(shards, skipped=(), skips=(), optimizer_of=plain_adamw):
+    """Return losses, gradient norms and final weights of ten steps on padded proteins in one process.
+
+    skipped: numbers of batches that are not used. skips: rows that are not used, as in data/skips.py.
+    """
+    run = config.resolve("tiny", None, SMALL)
+    torch.manual_seed(run.training.seed)
+    model = ReferenceAMPLIFY(**run.model.model_dump())
+    torch.manual_seed(run.training.seed)
+    model.load_state_dict(AMPLIFY(AMPLIFYConfig(**run.model.model_dump())).state_dict())  # same initial weights
+    settings = run.optimizer
     optimizer = optimizer_of(model, settings)
     mixture = Mixture([Source("train", 1, Shards(shards["train"]))])
-    batches = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, **asked.masking.model_dump(), skips=skips)
-    found = []
-    order = (number for number in itertools.count() if number not in left_out)
-    for step, number in zip(range(asked.training.steps), order):
+    batches = TrainingBatches(mixture, BatchSplit(4, 4, 1, 0, 1), 0, **run.masking.model_dump(), skips=skips)
+    steps = []
+    order = (number for number in itertools.count() if number not in skipped)
+    for step, number in zip(range(run.training.steps), order):
         batch = batches[number]
         bounds = batch.cu_seqlens.unique().tolist()
         segments = [batch.input_ids[a:b] for a, b in zip(bounds, bounds[1:])]
         ids = torch.nn.utils.rnn.pad_sequence(segments, batch_first=True)
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(s) for s in segments])[:, None]
-        # An empty slot of a last, emptier row counts as a target of loss 0: see data/masking.py.
+        # An unused slot of the last row counts as a target with loss 0: see data/masking.py.
         logits = model(ids, mask)[mask][batch.masked_positions]
         loss = F.cross_entropy(logits, batch.labels, reduction="sum") / len(batch.labels)
         optimizer.param_groups[0]["lr"] = learning_rate(step, settings)
@@ -46,5 +49,5 @@ def plain_training(shards, left_out=(), skips=(), optimizer_of=plain_adamw):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clipping)
         optimizer.step()
-        found.append((loss.item() * len(batch.labels) / batch.targets, norm.item()))
-    return *zip(*found), model.state_dict()
+        steps.append((loss.item() * len(batch.labels) / batch.targets, norm.item()))
+    return *zip(*steps), model.state_dict()

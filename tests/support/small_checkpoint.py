@@ -1,4 +1,4 @@
-"""Checkpoints of two tensors, for tests of what becomes of them."""
+"""Checkpoints of two tensors, for tests of saving and retention."""
 
 from dataclasses import asdict
 

@@ -1,7 +1,7 @@
-"""amplify_ds.train on a GPU, where a host that waits for it between logs, but at the update, is an error.
+"""amplify_ds.train on a GPU, with an error if the host waits for it between logs, except in the update.
 
-torch.cuda.set_sync_debug_mode sees reads and copies that wait, not DeepSpeed's own calls of synchronize: those are
-counted by host_syncs.py. SPOILED in the environment: the loss reads itself in every micro batch.
+torch.cuda.set_sync_debug_mode detects reads and copies that wait, but not DeepSpeed's own calls of synchronize, which
+host_syncs.py counts. SPOILED in the environment: the loss is read in every micro batch.
 """
 
 import math
@@ -15,7 +15,7 @@ from amplify_ds import train
 from amplify_ds.errors import command
 from amplify_ds.training import engine, trainer, watchdog
 
-FIRST, EVERY = 4, 5  # strict from this step on, when optimizer state and kernels are there; log.every of the run
+FIRST, EVERY = 4, 5  # strict from step FIRST on, when optimizer state and kernels exist; EVERY: log.every of the run
 IN_A_STEP = ("waiting for data", "forward and backward")
 at, update, loss_of = (
     watchdog.Watchdog.at,
@@ -31,7 +31,7 @@ def strictly_at(self, step, phase):
 
 
 def allowed(call):
-    """Waits are allowed within."""
+    """Return the function `call`, allowed to wait for the GPU."""
 
     def waiting(*args, **kwargs):
         mode = torch.cuda.get_sync_debug_mode()
@@ -44,8 +44,8 @@ def allowed(call):
     return waiting
 
 
-def spoiled_loss(*words):
-    loss, row_losses = loss_of(*words)
+def spoiled_loss(*arguments):
+    loss, row_losses = loss_of(*arguments)
     assert loss.item() > 0
     return loss, row_losses
 

@@ -1,8 +1,8 @@
-"""One step and one evaluation of transformers' Trainer, for several cuts of the same batch into micro batches.
+"""One step and one evaluation of transformers' Trainer, with the same batch split into different micro batches.
 
     python trainer_steps.py DATA FOLDER '[micro batch, …]'
 
-DATA: JSON, see test_trainer_loss.py. On several ranks each has its share of a cut. Rank 0 prints
+DATA: JSON, see test_trainer_loss.py. Several ranks share the batch. Rank 0 prints
 [[training loss, gradient norm, evaluation loss], …].
 """
 
@@ -13,7 +13,7 @@ from unittest import mock
 
 mock.patch.dict(
     sys.modules, {"datasets": None}
-).start()  # too new for the oldest transformers, which would import it where it is installed
+).start()  # too new for the oldest transformers, which would import it if it is installed
 import torch
 from torch import distributed
 from transformers import Trainer, TrainingArguments
@@ -66,8 +66,8 @@ def step(micro_batch):
     return [loss, norm, trainer.evaluate()["eval_loss"]]
 
 
-found = [step(micro_batch) for micro_batch in micro_batches]
+results = [step(micro_batch) for micro_batch in micro_batches]
 if int(os.environ.get("RANK", 0)) == 0:
-    print(json.dumps(found))
-if ranks > 1:  # Trainer leaves it open, whose threads may then end the process with SIGABRT (pytorch issue 190489)
+    print(json.dumps(results))
+if ranks > 1:  # Trainer leaves it open, and its threads may end the process with SIGABRT (pytorch issue 190489)
     distributed.destroy_process_group()

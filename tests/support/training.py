@@ -1,4 +1,4 @@
-"""Small training runs: their settings, how they are started, and what they leave."""
+"""Small training runs: their settings, how to start them, and their results."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ from amplify_ds.network import free_port
 from tests.support.commands import environment, ranks_of, run
 from tests.support.paths import ROOT
 
-# A model of 0.1 million parameters and 10 short steps: enough to tell right from wrong, quick on one core.
+# A model of 0.1 million parameters and 10 short steps: enough to detect errors, quick on one core.
 SMALL = {
     "model.hidden_size": 64,
     "model.num_hidden_layers": 2,
@@ -30,26 +30,26 @@ EVERY_THREE = {"checkpoint__every": 3, "checkpoint__keep_last": 9}
 
 
 def launch_words(ranks: int, output, shards, stage: int | str = 1, **settings) -> list[str]:
-    """What `deepspeed … --module amplify_ds.train …` runs on this machine; settings: section__field=value.
+    """Return the command that `deepspeed … --module amplify_ds.train …` runs here. settings: section__field=value.
 
-    One rank needs no launcher. More have DeepSpeed's launcher of a machine, without the runner in front of it, which
-    only adds seconds here; tests of launch/train.sh have both.
+    One rank needs no launcher. Several use DeepSpeed's launcher for one machine without the runner that calls it, which
+    only adds seconds; tests of launch/train.sh use both.
     """
-    words = [sys.executable, "-m"]
+    command = [sys.executable, "-m"]
     if ranks > 1:
         world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
-        words += ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr", "127.0.0.1"]
-        words += ["--master_port", str(free_port()), "--no_local_rank", "--log_level=error", "--module"]
-    return [*words, "amplify_ds.train", *training_words(output, shards, stage, **settings)]
+        command += ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr", "127.0.0.1"]
+        command += ["--master_port", str(free_port()), "--no_local_rank", "--log_level=error", "--module"]
+    return [*command, "amplify_ds.train", *training_words(output, shards, stage, **settings)]
 
 
 def training_words(output, shards, stage: int | str = 1, **settings) -> list[str]:
-    """The part of it that is for amplify_ds.train."""
+    """Return the arguments of amplify_ds.train in `launch_words`."""
     flags = {**SMALL, **{key.replace("__", "."): value for key, value in settings.items()}}
-    words = ["--recipe", "tiny", "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json"]
-    words += ["--data.train", shards["train"], "--data.validation", f"held_out={shards['validation']}"]
-    words += ["--output", output]
-    return [str(w) for w in (*words, *(part for key, value in flags.items() for part in (_flag(key), value)))]
+    arguments = ["--recipe", "tiny", "--deepspeed_config", ROOT / f"ds_configs/zero{stage}.json"]
+    arguments += ["--data.train", shards["train"], "--data.validation", f"held_out={shards['validation']}"]
+    arguments += ["--output", output]
+    return [str(x) for x in (*arguments, *(part for key, value in flags.items() for part in (_flag(key), value)))]
 
 
 def _flag(key: str) -> str:
@@ -57,23 +57,23 @@ def _flag(key: str) -> str:
 
 
 def train(ranks: int, output, shards, stage: int | str = 1, **settings) -> subprocess.CompletedProcess:
-    """Train on so many ranks, forked; stdout and stderr hold what all of them say."""
+    """Train on forked ranks; return their joint exit code, stdout and stderr."""
     return ranks_of(ranks, "amplify_ds.train", *training_words(output, shards, stage, **settings))
 
 
 def launch(ranks: int, output, shards, stage: int | str = 1, **settings) -> subprocess.CompletedProcess:
-    """The same through DeepSpeed's launcher, each rank an interpreter of its own."""
+    """Train through DeepSpeed's launcher, with an interpreter for each rank."""
     return run(*launch_words(ranks, output, shards, stage, **settings), env=environment(ranks))
 
 
 def train_with_faults(faults: dict, ranks: int, output, shards, stage: int | str = 1, **settings):
-    """The same with faults, see faulty_train.py."""
-    words = training_words(output, shards, stage, **settings)
-    return ranks_of(ranks, "tests.support.faulty_train", *words, FAULTS=json.dumps(faults))
+    """Train on forked ranks with faults, see faulty_train.py."""
+    arguments = training_words(output, shards, stage, **settings)
+    return ranks_of(ranks, "tests.support.faulty_train", *arguments, FAULTS=json.dumps(faults))
 
 
 def losses(output) -> dict[int, float]:
-    """{step: training loss} from the TensorBoard events of a run."""
+    """Return {step: training loss} from the TensorBoard events of a run."""
     from amplify_ds.plot import read_scalars
 
     return dict(zip(*read_scalars(Path(output))["train/loss"]))
@@ -87,7 +87,8 @@ def final_tensors(output: Path) -> dict:
 
 
 def assert_same_bits(output: Path, expected: Path) -> None:
-    """Every loss, and the weights and the state of the optimizer after step 10."""
+    """Compare every loss, and the weights and the state of the optimizer after step 10."""
     assert losses(output) == losses(expected)
-    ours, theirs = final_tensors(output), final_tensors(expected)
-    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+    tensors, expected_tensors = final_tensors(output), final_tensors(expected)
+    assert tensors.keys() == expected_tensors.keys()
+    assert all(tensors[name].equal(expected_tensors[name]) for name in tensors)

@@ -83,7 +83,7 @@ def test_a_refusal_is_all_that_the_launch_script_says(shards, tmp_path):
     result = run("bash", ROOT / "launch/train.sh", "--ranks", "2", "--", *words, env=environment(2))
     assert result.returncode == 1 and not result.stdout
     lines = result.stderr.splitlines()
-    assert lines[0].startswith(f"error: {output}: ") and "training.seed: the run has 0, asked for is 7" in lines[1]
+    assert lines[0].startswith(f"error: {output}: ") and "training.seed: the run has 0, this command has 7" in lines[1]
     assert len(lines) == 3 and lines[2].startswith("Choose another --output"), result.stderr
     assert before == {path: path.read_bytes() for path in before}
 

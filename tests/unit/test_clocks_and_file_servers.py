@@ -1,4 +1,4 @@
-"""A clock that jumps back, and names that a file server shows late."""
+"""A clock that is set back, and files that a file server shows late."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from amplify_ds.training import event_files, shared_files
 
 
 def log(folder: Path, steps: range, offset: int) -> None:
-    """A start of a run that logs these steps, the value being 100 for the second start and so on."""
+    """Log these steps as a new job of a run does, with the value offset + step."""
     event_files.put_before_now(folder)
     writer = SummaryWriter(folder, purge_step=steps[0])
     for step in steps:
@@ -42,13 +42,13 @@ def test_names_in_order_stay_as_they_are(tmp_path):
     assert sorted(os.listdir(tmp_path)) == names
 
 
-def test_what_is_seen_late_is_waited_for(tmp_path):
+def test_a_file_that_appears_late_is_waited_for(tmp_path):
     late = tmp_path / "run"
     threading.Timer(0.5, late.mkdir).start()
     began = time.monotonic()
     shared_files.wait_for(late, 20)
     assert 0.4 < time.monotonic() - began < 10
-    with pytest.raises(AmplifyError, match="absent: rank 0 has made it, and after 0.1 s it is not seen on"):
+    with pytest.raises(AmplifyError, match="absent: rank 0 has written it, but .* does not see it after 0.1 s"):
         shared_files.wait_for(tmp_path / "absent", 0.1)
 
 

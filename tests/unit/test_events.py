@@ -11,13 +11,13 @@ from amplify_ds.training.events import Events
 
 
 def points(folder, tag="train/loss"):
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    found.Reload()
-    return [(point.step, point.value) for point in found.Scalars(tag)] if tag in found.Tags()["scalars"] else []
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [(x.step, x.value) for x in accumulator.Scalars(tag)] if tag in accumulator.Tags()["scalars"] else []
 
 
 class FullDisk:
-    """Stands in for the file: while the disk is full, half of what is given is written before the error."""
+    """Stands in for the file. While the disk is full, `write` writes half of the data before it fails."""
 
     full = False
 
@@ -28,7 +28,7 @@ class FullDisk:
         if self.full:
             self._file.write(data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self._file.write(data[:100])  # a file may take less than it is given
+        return self._file.write(data[:100])  # a file may write less than it is given
 
     def __getattr__(self, name):
         return getattr(self._file, name)
@@ -42,8 +42,8 @@ def disk(monkeypatch):
 
 
 def test_no_point_is_lost_and_one_warning_names_the_file(tmp_path, disk, capfd):
-    said = []
-    with Events(tmp_path / "events", 0, said.append) as log:
+    lines = []
+    with Events(tmp_path / "events", 0, lines.append) as log:
         for step in range(1, 31):
             disk.full = 11 <= step <= 20
             log.add_scalar("train/loss", step / 2, step)
@@ -51,30 +51,32 @@ def test_no_point_is_lost_and_one_warning_names_the_file(tmp_path, disk, capfd):
             if step == 20:
                 assert points(tmp_path / "events") == [(s, s / 2) for s in range(1, 11)], "whole events only"
     assert points(tmp_path / "events") == [(step, step / 2) for step in range(1, 31)]
-    assert len(said) == 2 and str(log.path) in said[0] and "No space left" in said[0] and "written again" in said[1]
+    assert len(lines) == 2 and str(log.path) in lines[0] and "No space left" in lines[0] and "written again" in lines[1]
     assert capfd.readouterr() == ("", "")
 
 
 def test_memory_is_bounded_and_what_was_dropped_is_counted(tmp_path, disk, monkeypatch):
     monkeypatch.setattr(events, "MOST_WAITING", 1000)
-    said = []
+    lines = []
     disk.full = True
-    with Events(tmp_path / "events", 0, said.append) as log:
+    with Events(tmp_path / "events", 0, lines.append) as log:
         for step in range(1, 101):
             log.add_scalar("train/loss", step, step)
             log.flush()
         disk.full = False
     left = points(tmp_path / "events")
     assert left == [(step, step) for step in range(left[0][0], 101)] and 5 < len(left) < 50
-    assert f"the oldest {100 - len(left) + 2:,} were dropped" in said[1], "the first two say what the file is"
+    assert f"the oldest {100 - len(left) + 2:,} events were dropped" in lines[1], (
+        "the first two events describe the file"
+    )
 
 
 def test_a_folder_that_cannot_be_made_ends_nothing(tmp_path):
     (tmp_path / "events").write_text("in the way")
-    said = []
-    with Events(tmp_path / "events", None, said.append) as log:
+    lines = []
+    with Events(tmp_path / "events", None, lines.append) as log:
         log.add_scalar("train/loss", 1.0, 1)
-    assert len(said) == 1 and "Training goes on" in said[0]
+    assert len(lines) == 1 and "Training continues" in lines[0]
 
 
 def test_steps_that_are_logged_again_are_replaced(tmp_path):

@@ -15,32 +15,32 @@ from tests.support.commands import python
 
 
 def cells(text):
-    """{first column: the others as numbers, where they are}, of all tables."""
-    found = {}
+    """Return {first column: the numbers in the other columns} of all tables."""
+    rows = {}
     for line in text.splitlines():
         if line.startswith("| ") and len(row := re.split(r" *\| *", line.strip("| "))) > 1:
-            found[row[0]] = [float(x.replace(",", "").rstrip("%")) for x in row[1:] if re.fullmatch(r"[\d,.]+%?", x)]
-    return found
+            rows[row[0]] = [float(x.replace(",", "").rstrip("%")) for x in row[1:] if re.fullmatch(r"[\d,.]+%?", x)]
+    return rows
 
 
 @pytest.mark.slow
 def test_prints_the_tables(tmp_path):
-    words = ["--part", "length", "--part", "shards", "--part", "ranks"]
-    words += ["--turns", 1, "--lengths", 2048, "--shards", 3, "--ranks", 2]
-    result = python("-m", "amplify_ds.benchmark", "growth", *words, "--directory", tmp_path)
+    arguments = ["--part", "length", "--part", "shards", "--part", "ranks"]
+    arguments += ["--turns", 1, "--lengths", 2048, "--shards", 3, "--ranks", 2]
+    result = python("-m", "amplify_ds.benchmark", "growth", *arguments, "--directory", tmp_path)
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.iterdir())
-    found = cells(result.stdout)
+    rows = cells(result.stdout)
     width, layers, ffn, row, length = 192, 2, 512, 8192, 2048
-    seconds, residues, gflops, attention, memory = found[f"{length:,}"]
-    products = 6 * row * layers * (4 * width**2 + 3 * width * ffn)  # a weight: multiply and add, three times
+    seconds, residues, gflops, attention, memory = rows[f"{length:,}"]
+    products = 6 * row * layers * (4 * width**2 + 3 * width * ffn)  # per weight: multiply and add, three times
     pairs = 3 * layers * (row // length) * 2 * (2 * width * length**2)  # QKᵀ and PV, forward and twice backward
     assert seconds * gflops == pytest.approx((products + pairs) / 1e9, rel=0.02)
     assert attention == pytest.approx(100 * pairs / (products + pairs), abs=0.51)
     assert seconds * residues == pytest.approx(row - 2 * row / length, rel=0.02)
     assert 0.1 < memory < 20
-    assert found["3"][0] == 48_000 and found["3"][-1] <= 9
-    seconds, residues, share, communication, _ = found["2"]
+    assert rows["3"][0] == 48_000 and rows["3"][-1] <= 9
+    seconds, residues, share, communication, _ = rows["2"]
     assert seconds * residues == pytest.approx(2 * (row - 32), rel=0.02) and share == 100 and communication <= 100
 
 
@@ -91,24 +91,24 @@ def test_models_by_size(tmp_path, monkeypatch):
 
     monkeypatch.setattr(growth, "_free_memory", lambda: 1e12)
     monkeypatch.setattr(growth, "start_contestant", start)
-    found = cells(growth.by_size(tmp_path, [("tiny", 1), ("120M", None)], 1))
+    rows = cells(growth.by_size(tmp_path, [("tiny", 1), ("120M", None)], 1))
     assert started == [("ours", 192, 1, 1, 1), ("ours", 640, 24, 1, 1)]
     width, ffn = 192, 512
-    assert found["tiny, 1 layers"][0] == 4 * width**2 + 3 * width * ffn + 2 * width + 2 * 27 * width + width + 27
-    parameters, seconds, residues, *_ = found["120M"]
+    assert rows["tiny, 1 layers"][0] == 4 * width**2 + 3 * width * ffn + 2 * width + 2 * 27 * width + width + 27
+    parameters, seconds, residues, *_ = rows["120M"]
     assert (parameters, seconds, residues) == (118_276_507, 2, 50)
 
 
-def test_what_memory_does_not_hold_is_left_out(tmp_path, monkeypatch):
+def test_a_model_that_does_not_fit_into_memory_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "_free_memory", lambda: 6.9e9)
-    monkeypatch.setattr(growth, "start_contestant", lambda *words: pytest.fail("starts"))
+    monkeypatch.setattr(growth, "start_contestant", lambda *arguments: pytest.fail("starts"))
     text = growth.by_size(tmp_path, [("350M", None)], 1)
     assert re.search(r"350M: left out, needs up to \d+\.\d GiB, 6\.4 GiB are free", text)
     assert float(re.search(r"up to (\S+) GiB", text)[1]) > 354_008_667 * 16 / 2**30
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, message",
     [
         (["--lengths", 500], "--lengths 500: must be at least 8 and divide the 8192"),
         (["--sizes", "120B"], "--sizes 120B: expected RECIPE[:LAYERS]"),
@@ -116,9 +116,9 @@ def test_what_memory_does_not_hold_is_left_out(tmp_path, monkeypatch):
         (["--turns", 0], "must be at least 1"),
     ],
 )
-def test_bad_options(tmp_path, words, said):
+def test_bad_options(tmp_path, arguments, message):
     parser = argparse.ArgumentParser()
     growth.add_arguments(parser)
-    with pytest.raises(AmplifyError, match=re.escape(said)):
-        growth.run(parser.parse_args([*map(str, words), "--directory", str(tmp_path)]))
+    with pytest.raises(AmplifyError, match=re.escape(message)):
+        growth.run(parser.parse_args([*map(str, arguments), "--directory", str(tmp_path)]))
     assert not list(tmp_path.iterdir())

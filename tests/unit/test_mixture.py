@@ -140,7 +140,7 @@ def test_name_directory_and_weight_are_parsed(shards, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "entries, text",
     [
-        (["{0}", "{0}"], "data.train: two of them are called train; name them, as in first="),
+        (["{0}", "{0}"], "data.train: the name train appears twice; give one another name, as in first="),
         (["{0}:0"], "must be 1 or more"),
         (["{0}:0.5"], "must be a whole number"),
         (["{0}:-3"], "there is no directory"),
@@ -160,6 +160,6 @@ def test_validation_sets_need_different_names(shards):
 
     path = shards["validation"]
     assert list(sets(str(path), f"other={path}")) == ["validation", "other"]
-    with pytest.raises(AmplifyError, match="data.validation: two of them are called validation"):
+    with pytest.raises(AmplifyError, match="data.validation: the name validation appears twice"):
         sets(str(path), f"validation={shards['train']}")
     assert Shards(path).fingerprint == sets(str(path))["validation"].fingerprint

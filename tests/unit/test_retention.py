@@ -1,4 +1,4 @@
-"""Which checkpoints stay: whatever else lies beside them, a sound one is never lost."""
+"""Retention of checkpoints: no sound one is lost, whatever else is in the directory."""
 
 import os
 import shutil
@@ -14,8 +14,8 @@ from amplify_ds.training.retention import Checkpoints
 from tests.support.small_checkpoint import state, triples
 
 
-def opened(run: Path, keep_last: int = 3, keep_every: int = 0, said: list | None = None) -> Checkpoints:
-    return Checkpoints(run, keep_last, keep_every, ([] if said is None else said).append)
+def opened(run: Path, keep_last: int = 3, keep_every: int = 0, lines: list | None = None) -> Checkpoints:
+    return Checkpoints(run, keep_last, keep_every, ([] if lines is None else lines).append)
 
 
 def write(checkpoints: Checkpoints, *steps: int) -> None:
@@ -43,12 +43,12 @@ def test_three_damaged_ones_do_not_push_out_the_sound_ones(tmp_path):
     write(opened(tmp_path, keep_last=6), 40, 80, 120, 160, 200, 240)
     for step in (160, 200, 240):
         damage(tmp_path / f"checkpoints/step-{step:08d}")
-    said = []
-    again = opened(tmp_path, keep_last=3, said=said)
+    lines = []
+    again = opened(tmp_path, keep_last=3, lines=lines)
     assert again.find().step == 120
-    assert not said and "step-00000240" in names(tmp_path), "looking changes nothing"
+    assert not lines and "step-00000240" in names(tmp_path), "`find` changes nothing"
     again.set_damaged_aside()
-    assert len(said) == 3 and all("was altered" in line and ".damaged" in line for line in said)
+    assert len(lines) == 3 and all("was altered" in line and ".damaged" in line for line in lines)
     write(again, 129)
     assert again.newest.path.name == "step-00000129"
     assert [n for n in names(tmp_path) if not n.endswith(".damaged")] == [f"step-{step:08d}" for step in (80, 120, 129)]
@@ -75,8 +75,8 @@ def test_when_all_are_damaged_nothing_is_renamed_and_nothing_starts_anew(tmp_pat
     assert names(tmp_path) == ["step-00000010", "step-00000020"]
 
 
-@pytest.mark.parametrize("what", ["dangling", "file", "empty", "loop"])
-def test_what_is_no_directory_of_a_checkpoint_is_set_aside(tmp_path, what):
+@pytest.mark.parametrize("kind", ["dangling", "file", "empty", "loop"])
+def test_an_entry_that_is_not_a_checkpoint_is_renamed(tmp_path, kind):
     write(opened(tmp_path), 10)
     odd = tmp_path / "checkpoints/step-00000012"
     make = {
@@ -85,7 +85,7 @@ def test_what_is_no_directory_of_a_checkpoint_is_set_aside(tmp_path, what):
         "empty": odd.mkdir,
         "loop": lambda: odd.symlink_to(odd),
     }
-    make[what]()
+    make[kind]()
     again = opened(tmp_path)
     assert again.find().step == 10
     again.set_damaged_aside()
@@ -94,7 +94,7 @@ def test_what_is_no_directory_of_a_checkpoint_is_set_aside(tmp_path, what):
     assert names(tmp_path) == ["step-00000010", "step-00000012", "step-00000012.damaged"]
 
 
-def test_an_entry_that_comes_in_the_way_is_kept(tmp_path):
+def test_an_entry_with_the_name_of_a_new_checkpoint_is_kept(tmp_path):
     checkpoints = opened(tmp_path)
     write(checkpoints, 10)
     shutil.copytree(tmp_path / "checkpoints/step-00000010", tmp_path / "checkpoints/step-00000020")
@@ -117,7 +117,7 @@ def newer(path: Path) -> None:
 
 
 def content(path: Path) -> dict:
-    """What an entry is, as bytes, whatever it is."""
+    """Return the content of a file, link or directory as {relative path: bytes or link target}."""
     if path.is_symlink():
         return {"": os.readlink(path)}
     if path.is_file():
@@ -136,22 +136,22 @@ KINDS = ("sound", "damaged", "truncated", "empty", "file", "newer", "foreign", "
     further=st.integers(0, 3),
 )
 def test_a_sound_checkpoint_always_survives(kinds, keep_last, keep_every, further):
-    """Entries 10, 20 … of random kinds; the run is opened, writes some more, and what is left is looked at."""
-    with tempfile.TemporaryDirectory() as place:
-        run = Path(place) / "run"
+    """Make entries 10, 20 … of random kinds, open the run, write some more checkpoints, and check what is left."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
         sound = lay_out(run, kinds)
         before = {name: content(run / "checkpoints" / name) for name in names(run)}
         checkpoints = opened(run, keep_last, keep_every)
         try:
-            found = checkpoints.find()
+            newest = checkpoints.find()
         except checkpoint.Damaged:
             assert not sound
-            found = None
+            newest = None
         except checkpoint.Unsupported:
-            found = None
+            newest = None
         unchanged = {name: content(run / "checkpoints" / name) for name in names(run)}
-        assert unchanged == before, "looking changes nothing"
-        if found is None:
+        assert unchanged == before, "`find` changes nothing"
+        if newest is None:
             return
         checkpoints.set_damaged_aside()
         last = 10 * len(kinds)
@@ -159,8 +159,8 @@ def test_a_sound_checkpoint_always_survives(kinds, keep_last, keep_every, furthe
         left = {name: content(run / "checkpoints" / name) for name in names(run)}
 
         written = [last + 10 * (i + 1) for i in range(further)]
-        of_ours = sorted([step for step, kind in zip(sound, sound.values()) if kind == "sound"] + written)
-        expected = of_ours if not further else of_ours[-keep_last:]
+        sound_steps = sorted([step for step, kind in zip(sound, sound.values()) if kind == "sound"] + written)
+        expected = sound_steps if not further else sound_steps[-keep_last:]
         for step in expected:
             name = f"step-{step:08d}"
             assert name in left, "one of the newest sound checkpoints is gone"
@@ -171,9 +171,9 @@ def test_a_sound_checkpoint_always_survives(kinds, keep_last, keep_every, furthe
             if kind in ("newer", "foreign", "symlink"):
                 assert left[name] == before[name], f"{kind} was touched"
             elif kind != "sound" and before[name] not in (left.get(name), left.get(f"{name}.damaged")):
-                newer_ones = [step for step in of_ours if step > 10 * number]
-                assert kind == "damaged" and len(newer_ones) >= keep_last, "only what would have been deleted, unread"
-        for step in of_ours:
+                newer_ones = [step for step in sound_steps if step > 10 * number]
+                assert kind == "damaged" and len(newer_ones) >= keep_last, "only unread, deleted ones"
+        for step in sound_steps:
             if keep_every and step % keep_every == 0:
                 assert f"step-{step:08d}" in left
 
@@ -183,7 +183,7 @@ def before_name(number: int, kind: str) -> str:
 
 
 def lay_out(run: Path, kinds: list[str]) -> dict[int, str]:
-    """Make an entry of each kind; returns {step: kind} of those that can be continued from."""
+    """Make an entry of each kind; return {step: kind} of those from which a run can continue."""
     (run / "checkpoints").mkdir(parents=True)
     for number, kind in enumerate(kinds, 1):
         step = 10 * number
