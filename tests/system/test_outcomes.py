@@ -137,7 +137,8 @@ class SlurmJob(Job):
 
     def code(self) -> int:
         """That of the script, which the log has if the job was then requeued."""
-        self.wait_until(lambda: self.slurm.job(self.number)["JobState"] != "RUNNING")
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        self.wait_until(lambda: (known := self.slurm.job(self.number))["Restarts"] != "0" or known["JobState"] in ended)
         known = self.slurm.job(self.number)
         if known["Restarts"] == "0":
             return int(known["ExitCode"].partition(":")[0])
