@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amplify_ds import preflight
-from amplify_ds.cluster import slurm
+from amplify_ds.cluster import cleanup, slurm
 from amplify_ds.cluster.deepspeed_command import PORT_WITHOUT_SSH, Launch, Meeting, MemoryFiles
 from amplify_ds.cluster.hostfile import read_hostfile
 from amplify_ds.cluster.launcher_process import LauncherProcess
@@ -194,7 +194,10 @@ def _launch(supervisor: Supervisor, options: argparse.Namespace, launch: Launch,
             os.environ.pop("DS_ACCELERATOR", None)  # "cpu" was meant for this machine, which takes no part
     with MemoryFiles() as files:
         words, environment = launch.words(meeting, files), launch.environment(files, own)
-        return supervisor.watch(lambda: LauncherProcess(words, environment), name, launch.hosts)
+        code = supervisor.watch(lambda: LauncherProcess(words, environment), name, launch.hosts)
+    if launch.by_ssh and code not in (0, SAVED):
+        cleanup.end_on(launch.hosts, name)
+    return code
 
 
 def _ranks_here(options: argparse.Namespace) -> int | None:
