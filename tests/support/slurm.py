@@ -7,6 +7,7 @@ can be powered off. Network and file system are shared; the GPUs are empty files
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import time
@@ -42,6 +43,7 @@ SlurmdTimeout={slurmd_timeout}
 SlurmdParameters=config_overrides
 KillWait={kill_wait}
 MinJobAge=600
+FirstJobId={first}
 JobRequeue={requeue}
 GresTypes=gpu
 {nodes}
@@ -193,7 +195,13 @@ def slurm_of(
         for name, port in zip(names, ports[1:])
     )
     text = CONFIGURATION.format(
-        place=place, ports=ports, nodes=nodes, slurmd_timeout=slurmd_timeout, kill_wait=kill_wait, requeue=requeue
+        place=place,
+        ports=ports,
+        nodes=nodes,
+        slurmd_timeout=slurmd_timeout,
+        kill_wait=kill_wait,
+        requeue=requeue,
+        first=random.randrange(1, 9000),  # ports follow from it, and tests of several workers share the machine's
     )
     for option, value in options.items():
         text = re.sub(rf"^{option}=.*\n", "", text, flags=re.MULTILINE) + f"{option}={value}\n"
