@@ -37,6 +37,7 @@ from amplify_ds.training.stall_report import FINISHED, STALLED, STARTING, judge,
 LONGEST_BEAT = 5.0  # seconds
 BEATS_OF_SILENCE = 4
 FRAMES = 20
+SECONDS_OF_A_SLOW_DISK = 15.0
 COLLECTIVES = "nccl-rank-"  # and the rank: what torch writes when one of NCCL's takes longer than the group's timeout
 _STDERR = 2  # the file descriptor: a rank's log, whatever sys.stderr is
 
@@ -56,6 +57,7 @@ class Watchdog:
         self.run, self.rank, self.world_size, self.seconds, self.job = run, rank, world_size, seconds, job
         self.beat_seconds = min(LONGEST_BEAT, seconds / 10) if seconds else LONGEST_BEAT
         self._place, self._turns, self._moves, self._beat = (0, STARTING), 0, 0, 0
+        self._warned = False
         self._own = rank_files.identity(rank, job)
         self._read_all = partial(rank_files.read_all, run, world_size, job)
         self._loop = threading.main_thread().ident or 0  # it runs, so it has one
@@ -119,7 +121,21 @@ class Watchdog:
         self._beat += 1
         step, phase = self._place
         place = {"step": step, "phase": phase, "moves": self._moves, "seconds_in_phase": round(still, 1)}
+        warning = threading.Timer(SECONDS_OF_A_SLOW_DISK, self._warn_of_a_slow_disk)
+        warning.daemon = True
+        if self.rank == 0:
+            warning.start()
         rank_files.write(self.run, self._own | place | {"beat": self._beat, "stack": self._stack()})
+        warning.cancel()
+
+    def _warn_of_a_slow_disk(self) -> None:
+        """Once: a write of this file has not returned."""
+        if not self._warned:
+            self._warned = True
+            print_error(
+                f"warning: the file system of {self.run} has not answered for {SECONDS_OF_A_SLOW_DISK:g} s. The run "
+                "waits, and continues when it answers."
+            )
 
     def _stack(self) -> list[str]:
         """The loop's innermost frames, the innermost last, each as FILE:LINE in FUNCTION."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from amplify_ds.training import rank_files
+from amplify_ds.training.rank_files import FOLDER
 from amplify_ds.training.stall_report import FINISHED, STALLED, judge
 from amplify_ds.training.watchdog import Watchdog, forget_earlier
 from tests.support.commands import python
@@ -101,3 +103,18 @@ def test_a_start_removes_what_an_earlier_one_has_left(tmp_path):
         path.touch()
     forget_earlier(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {".ranks", "run.json"}
+
+
+def test_a_file_system_that_does_not_answer_is_warned_of_once_and_waited_for(tmp_path, monkeypatch, capsys):
+    (tmp_path / FOLDER).mkdir()
+    monkeypatch.setattr("amplify_ds.training.watchdog.SECONDS_OF_A_SLOW_DISK", 0.1)
+    write = rank_files.write
+    slow = iter([0, 1, 1])
+    monkeypatch.setattr(rank_files, "write", lambda *record: (time.sleep(next(slow, 0)), write(*record)))
+    watch = Watchdog(tmp_path, 0, 1, 0.0, job=5)
+    watch.beat_seconds = 0.05
+    watch.start()
+    time.sleep(2.5)
+    watch.close()
+    assert capsys.readouterr().err.count("has not answered for 0.1 s") == 1
+    assert rank_files.read(tmp_path, 0)["beat"] > 3
