@@ -34,7 +34,7 @@ class BackgroundWriter:
     def start(self, named_state: NamedState, state: dict[str, Any]) -> None:
         """Copy `named_state` (FullState.named) to rank 0's host memory and start writing it there.
 
-        Waits for the previous write. Must be called on every rank, because all ranks take part in gathering the state.
+        Waits for the previous write. Must be called on every rank, because the state is gathered from all ranks.
         """
         self.wait()
         copies = []
