@@ -38,8 +38,8 @@ The options below, and others of the deepspeed launcher, come before --, those o
 amplify_ds.train --help). Without --, all options are those of amplify_ds.train.
 
 SIGTERM, SIGUSR1, SIGHUP or Ctrl-C asks all ranks on all machines to save a checkpoint at the next step and to stop. A
-second Ctrl-C kills them at once; so does a second SIGTERM after {SECONDS_OF_ONE_REQUEST:g} s, except under SLURM, which
-sends several. Exit codes:
+second Ctrl-C kills them at once; so does a second SIGTERM after {SECONDS_OF_ONE_REQUEST:g} s, except under SLURM.
+Exit codes:
   0     complete: RUN/result.json
   {SAVED}    stopped on request and saved: RUN/stopped.json; the same command continues
   {STALLED}    a rank stopped responding and was named: RUN/stalled.json; the same command continues from the newest

@@ -177,7 +177,7 @@ def test_ranks_that_cannot_connect_and_a_batch_of_too_few_rows(shards, tmp_path)
     result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *arguments, env=environment)
     assert result.returncode == 1
     assert failed(result) == {("localhost", "shards"), ("localhost", "all-reduce")}, result.stdout + result.stderr
-    assert "set it to a multiple of 1,024 from 2,048 on" in result.stderr
+    assert "set it to a multiple of 1,024 that is at least 2,048" in result.stderr
     assert "absent0" in result.stderr and "GLOO_SOCKET_IFNAME" in result.stderr
     assert cells(result)["localhost", "step"] == "-"
 

@@ -80,6 +80,8 @@ import sys, time
 from pathlib import Path
 from amplify_ds.training import stopping
 stopping.SECONDS_BETWEEN_POLLS = 0.01
+if sys.argv[1] == "opened":
+    stopping.opened()
 stopping.listen_to_file(Path("."))
 time.sleep(1)
 sys.exit(stopping.requested())
@@ -87,20 +89,21 @@ sys.exit(stopping.requested())
 
 
 @pytest.mark.parametrize(
-    "text, code",
+    "text, moment, code",
     [
-        ("", 0),
-        ("stop", 1),
-        ("SIGTERM of mine", 1),
-        ("SIGTERM of another", 0),
-        ("end of another", 0),
-        ("end of mine", 143),
+        ("", "opened", 0),
+        ("stop", "opened", 1),
+        ("stop", "starting", 0),  # it is for an earlier launch
+        ("SIGTERM of mine", "starting", 1),
+        ("SIGTERM of another", "opened", 0),
+        ("end 69 of another", "opened", 0),
+        ("end 69 of mine", "starting", 69),
     ],
 )
-def test_a_stop_request_is_for_any_launch_or_for_the_one_it_names(tmp_path, text, code):
+def test_a_stop_request_is_for_any_launch_or_for_the_one_it_names(tmp_path, text, moment, code):
     (tmp_path / ".stop").write_text(text + "\n")
     names = {**os.environ, "AMPLIFY_LAUNCH": "mine", "PYTHONPATH": str(ROOT)}
-    assert python("-c", LISTENING, cwd=tmp_path, env=names).returncode == code
+    assert python("-c", LISTENING, moment, cwd=tmp_path, env=names).returncode == code
 
 
 @pytest.mark.parametrize(
