@@ -1,6 +1,6 @@
 """Rendezvous: the ranks find each other through a key-value store on rank 0, which listens on one address only.
 
-torch's own store listens on all interfaces, and gloo on the address of the host name, whichever network that is on.
+torch's own store listens on all interfaces, and gloo on the address of the host name, on any network.
 Here ranks on one machine use loopback; ranks on several machines use MASTER_ADDR and the network that leads there
 (network.py has the exceptions). DeepSpeed and torch get the store by passing `URL` as init_method.
 """

@@ -138,7 +138,7 @@ def pretrain(arguments: argparse.Namespace, run: config.RunConfig) -> int:
         result = trainer.pretrain()
     except RuntimeError as error:  # a collective fails when another rank has ended
         if lost := launcher_watch.lost():
-            raise RankLost(_lost_message(lost, trainer.watch.place if trainer else "before training")) from None
+            raise RankLost(_lost_message(lost, trainer.watch.location if trainer else "before training")) from None
         if is_broken_connection(error):
             raise RankLost(
                 f"lost the connection to another rank ({errors.first_line(error):.200}). Look for that rank's error "

@@ -49,7 +49,7 @@ RESIDUES = "".join(TOKENS[6:26])
 """The 20 standard amino acids, in the order of their ids."""
 
 VOCABULARY_SHA256 = hashlib.sha256("\n".join(TOKENS).encode()).hexdigest()
-"""Stored in shards and checkpoints, so that ids of another vocabulary are refused."""
+"""Stored in shards and checkpoints, so that data with other ids are refused."""
 
 WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 """The characters for which `str.isspace` is true, as the inside of a regular expression's character class."""

@@ -1,5 +1,5 @@
-# Sourced by the scripts of this repository, from its top directory: creates .venv with amplify_ds[all] (again when the
-# requirements change), activates it, and counts the devices of this machine.
+# Sourced by the scripts of this repository, from its top directory: creates .venv with amplify_ds[all], again if the
+# requirements have changed, activates it, and counts the devices of this machine.
 #   sets: gpus, cores     exports: DS_ACCELERATOR=cpu if there is no GPU
 
 python=${PYTHON:-python3}

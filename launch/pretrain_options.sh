@@ -1,5 +1,5 @@
-# Sourced by launch/pretrain_*.sh: prints their help; parts options of launch/train.sh from those of amplify_ds.train.
-#   sets: launcher, data (the published sources, unless --data.train is given)     leaves in "$@": the rest
+# Sourced by launch/pretrain_*.sh: prints their help, and separates options of launch/train.sh and amplify_ds.train.
+#   sets: launcher; data (the published sources, unless --data.train is given); "$@" (options of amplify_ds.train)
 launcher=() data=()
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in
@@ -15,7 +15,7 @@ while :; do
     *) break ;;
   esac
 done
-# Rows of each, by weight: conf/dataset/uniref100+.yaml of chandar-lab/AMPLIFY.
+# Weights of the sources: conf/dataset/uniref100+.yaml of chandar-lab/AMPLIFY.
 if [ -z "${given:-}" ]; then
   data=(--data.train uniprot=shards/train/uniprot:15134 scop=shards/train/scop:136 oas=shards/train/oas:1
     --data.validation uniprot=shards/validation/uniprot scop=shards/validation/scop oas=shards/validation/oas)

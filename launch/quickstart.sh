@@ -51,7 +51,7 @@ if [ ! -e "$directory"/export ]; then
 elif cmp -s "$checkpoint"/model.safetensors "$directory"/export/model.safetensors; then
   echo "$directory/export has the weights of $checkpoint: reused"
 else
-  echo "error: $directory/export has other weights than $checkpoint; remove it and run the same command again" >&2
+  echo "error: $directory/export does not have the weights of $checkpoint; remove it and run the same command again" >&2
   exit 1
 fi
 

@@ -1,4 +1,4 @@
-"""The preflight's checks: what a machine reported, compared with what training needs, and how to fix it."""
+"""The checks of the preflight: compare what the machines reported with what training needs, and say how to fix it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from amplify_ds.cluster.remote import Answer
 from amplify_ds.cluster.remote_query import TIME_OVER, Reply
 from amplify_ds.config import RunConfig
 
-CHECKS = {  # column: what is checked, for --help
+CHECKS = {  # column of the table: description for --help
     "ssh": "reached without a password",
-    "versions": "the same Python at the same path, torch, CUDA, deepspeed, flash-attn and amplify_ds, to the byte",
-    "slots": "no more of them than GPUs; without GPUs, than cores",
-    "clock": "within 5 s of this machine's, or times in logs and of files mean nothing",
-    "shards": "found, complete, with the same fingerprint everywhere; the batch divides over the ranks",
+    "versions": "same Python path and version, torch, CUDA, deepspeed, flash-attn, and the same amplify_ds to the byte",
+    "slots": "not more than GPUs; without GPUs, not more than cores",
+    "clock": "within 5 s of this machine's, so that times in logs and of files can be compared",
+    "shards": "present, complete, same fingerprint on all machines; the batch is divisible by the ranks",
     "output": "writable, and the same directory on all machines",
-    "disk": "room for the checkpoints that will be kept, and one being written",
-    "ports": "each machine reaches the first one where ranks will meet, and is reached by it",
-    "all-reduce": "all ranks together, with the right sum",
-    "step": "one optimizer step of the run's model on its first rows, through DeepSpeed",
+    "disk": "room for the checkpoints that are kept, and for one being written",
+    "ports": "connections to the first machine at the port where the ranks meet, and back",
+    "all-reduce": "over all ranks, with the correct sum",
+    "step": "one optimizer step of this run's model on its first rows, through DeepSpeed",
 }
 CLOCK_SECONDS = 5.0
 GIB, MIB = 2**30, 2**20
 
 
 class Finding(NamedTuple):
-    """remedy: given if the check failed, and then text says what was found."""
+    """The result of one check on one machine. remedy: empty if the check passed; otherwise `text` is the problem."""
 
     host: str
     check: str
@@ -36,13 +36,16 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def reached(host: Host, answer: Answer, reported: bool, python: str, way: str) -> Iterator[Finding]:
-    """A machine that gave no report: was it not reached, or is something missing there?"""
+def reached(host: Host, answer: Answer, reported: bool, python: str, transport: str) -> Iterator[Finding]:
+    """Yield whether the machine was reached and sent a report.
+
+    reported: whether it did. python: the interpreter that it should have. transport: see `remote.command_on`.
+    """
     if reported:
-        yield Finding(host.name, "ssh", "ok" if way != "here" else "here")
+        yield Finding(host.name, "ssh", "ok" if transport != "here" else "here")
         return
     check, text = "ssh", answer.reason
-    if answer.code == 255 and way == "ssh":
+    if answer.code == 255 and transport == "ssh":
         remedy = (
             f"`ssh {host.name} true` must work without a password: is the name right, the machine up, your public key "
             f"there (ssh-copy-id {host.name})?"
@@ -55,58 +58,63 @@ def reached(host: Host, answer: Answer, reported: bool, python: str, way: str) -
     elif answer.code == TIME_OVER:
         text = "reached, but no answer in time"
         remedy = (
-            f"look at `ssh {host.name} uptime`; a file system that hangs does this. If it is only slow, give a larger "
-            "--seconds"
+            f"see `ssh {host.name} uptime`; a file system that hangs has this effect. If the machine is only slow, use "
+            "a larger --seconds"
         )
     else:
         check = "versions"
         remedy = (
-            f"{python} and this directory must be there under the same path, on a file system that all machines share, "
-            "or as a copy with a .venv of its own"
+            f"{python} and this directory must exist there under the same path: on a file system that all machines "
+            "share, or as a copy with its own .venv"
         )
     yield Finding(host.name, check, text, remedy)
 
 
 def versions(host: Host, report: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield whether the versions are those of most machines, `common`."""
     differing = [
-        f"{name} {found} (elsewhere {common[name]})"
-        for name, found in report["versions"].items()
-        if found != common[name]
+        f"{name} {version} (elsewhere {common[name]})"
+        for name, version in report["versions"].items()
+        if version != common[name]
     ]
     if differing:
         yield Finding(
             host.name,
             "versions",
             ", ".join(differing),
-            "install requirements.txt there, or update the repository: the same commit everywhere",
+            "install requirements.txt there, or update the repository: the same commit on all machines",
         )
     else:
         yield Finding(host.name, "versions", "ok")
 
 
 def slots(host: Host, report: Mapping[str, Any], on_gpus: bool) -> Iterator[Finding]:
+    """Yield whether the machine has a device for each slot."""
     gpus, cores = len(report["gpus"]), report["cores"]
-    kind = f"{gpus} GPUs" if on_gpus else f"{cores} cores"
+    devices = f"{gpus} GPUs" if on_gpus else f"{cores} cores"
     if host.slots <= (gpus if on_gpus else cores):
-        yield Finding(host.name, "slots", f"{host.slots} of {kind}")
+        yield Finding(host.name, "slots", f"{host.slots} of {devices}")
     else:
-        also = "; `nvidia-smi` there should list the others" if on_gpus else ", or give it fewer ranks"
+        advice = "; `nvidia-smi` there should list all GPUs" if on_gpus else ": use fewer ranks"
         yield Finding(
             host.name,
             "slots",
-            f"{host.slots} slots, {kind}",
-            f"the hostfile's slots must not exceed what is there{also}",
+            f"{host.slots} slots, {devices}",
+            f"the slots in the hostfile must not exceed the devices{advice}",
         )
 
 
-def clock(host: Host, report: Mapping[str, Any], asked: tuple[float, float]) -> Iterator[Finding]:
-    """asked: when this machine began to ask and had the answer. The other's times must lie between."""
-    off = max(asked[0] - report["started"], report["ended"] - asked[1], 0.0)
-    if off > CLOCK_SECONDS:
+def clock(host: Host, report: Mapping[str, Any], interval: tuple[float, float]) -> Iterator[Finding]:
+    """Yield whether the machine's clock agrees with this one's.
+
+    interval: this machine's times before the query and after the answer; the reported times must lie in between.
+    """
+    offset = max(interval[0] - report["started"], report["ended"] - interval[1], 0.0)
+    if offset > CLOCK_SECONDS:
         yield Finding(
             host.name,
             "clock",
-            f"off by {off:,.0f} s or more",
+            f"off by {offset:,.0f} s or more",
             "switch time synchronisation on there (chrony, timedatectl)",
         )
     else:
@@ -114,29 +122,34 @@ def clock(host: Host, report: Mapping[str, Any], asked: tuple[float, float]) -> 
 
 
 def shards(host: Host, report: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield whether the shards can be read and have the fingerprints of most machines, {directory: fingerprint}."""
     if error := report["shards"].get("error"):
         yield Finding(
             host.name, "shards", error, "all machines must see the same shards, and the ranks share the batch"
         )
-    elif differing := [path for path, found in report["shards"]["fingerprints"].items() if found != common.get(path)]:
+    elif differing := [
+        path for path, fingerprint in report["shards"]["fingerprints"].items() if fingerprint != common.get(path)
+    ]:
         yield Finding(
             host.name,
             "shards",
-            f"{', '.join(differing)}: other rows than elsewhere",
-            "copy the shards again, or share them",
+            f"{', '.join(differing)}: other rows than on the other machines",
+            "copy the shards again, or use a shared file system",
         )
     else:
         yield Finding(host.name, "shards", "ok")
 
 
 def output(host: Host, report: Mapping[str, Any]) -> Iterator[Finding]:
-    """A machine that could write is judged when the others have looked, see `shared`."""
+    """Yield a failure if the output directory is not writable. `shared` decides about the others."""
     if error := report["output"].get("error"):
         yield Finding(host.name, "output", error, "choose an --output that every machine can write to")
 
 
 def disk(host: Host, report: Mapping[str, Any], run: RunConfig) -> Iterator[Finding]:
-    """The first machine writes. Kept in all: the newest, those of keep_every, and one more while it is written."""
+    """Yield whether the first machine, which writes, has room for the newest checkpoints, those of keep_every, and one
+    more while it is written.
+    """
     every = run.checkpoint.keep_every
     number = run.checkpoint.keep_last + 1 + (run.training.steps // every if every else 0)
     size, free = report["checkpoint_bytes"], report["output"]["free"]
@@ -153,47 +166,53 @@ def disk(host: Host, report: Mapping[str, Any], run: RunConfig) -> Iterator[Find
 
 
 def ports(replies: Mapping[Host, Reply], first: Host, address: str, port: int, fixed: bool) -> Iterator[Finding]:
-    """fixed: the user chose the port."""
-    said = {host: reply.reports[-1] if reply.reports else None for host, reply in replies.items()}
-    leader = said[first]
+    """Yield whether the first machine listens, and whether each other one connects to it and is reached from it.
+
+    fixed: whether the user chose the port.
+    """
+    reports = {host: reply.reports[-1] if reply.reports else None for host, reply in replies.items()}
+    leader = reports[first]
     if leader is None or leader["listening"]:
         text = f"{address}:{port}: {leader['listening']}" if leader else replies[first].answer.reason
-        other = "another --master_port, or none: a free one is taken" if fixed else "another --master_addr"
+        advice = "use another --master_port, or none for a free one" if fixed else "use another --master_addr"
         yield Finding(
             first.name,
             "ports",
             text,
-            f"the ranks are to meet there; end what holds the port, or give {other}. {address} must be an address of "
+            f"the ranks meet there: end the process that uses the port, or {advice}. {address} must be an address of "
             f"{first.name}",
         )
         return
     yield Finding(first.name, "ports", "ok")
-    for host, report in said.items():
+    for host, report in reports.items():
         if host == first:
             continue
         if report is None:
-            yield Finding(host.name, "ports", replies[host].answer.reason, f"look at `ssh {host.name} uptime`")
+            yield Finding(host.name, "ports", replies[host].answer.reason, f"see `ssh {host.name} uptime`")
         elif report["to_first"]:
             yield Finding(
                 host.name,
                 "ports",
                 f"cannot connect to {address}:{port}: {report['to_first']}",
-                f"the name must lead to {first.name} from there (or give --master_addr), and no firewall may stand "
-                "between the machines",
+                f"the name must resolve to {first.name} there (or use --master_addr), and no firewall may block "
+                "connections between the machines",
             )
-        elif leader["back"].get(host.name, "it was not tried") is not None:
+        elif leader["back"].get(host.name, "not tried") is not None:
             yield Finding(
                 host.name,
                 "ports",
                 f"not reached from {first.name}: {leader['back'].get(host.name, 'not tried')}",
-                "ranks listen at ports that the system chooses: no firewall may stand between the machines",
+                "ranks listen at ports that the system chooses: no firewall may block connections between the machines",
             )
         else:
             yield Finding(host.name, "ports", "ok")
 
 
 def shared(replies: Mapping[Host, Reply], first: Host, files: Mapping[Host, str]) -> Iterator[Finding]:
-    """files: what each machine that could wrote."""
+    """Yield whether each machine sees the first one's file in the output directory, and the first one the others'.
+
+    files: the file of each machine that could write one.
+    """
     unseen = {host: set(reply.reports[-1]["unseen"]) if reply.reports else set() for host, reply in replies.items()}
     for host, file in files.items():
         if host != first and (host.name in unseen[first] or first.name in unseen[host]):
@@ -201,13 +220,14 @@ def shared(replies: Mapping[Host, Reply], first: Host, files: Mapping[Host, str]
                 host.name,
                 "output",
                 f"{Path(file).parent} is another directory there than on {first.name}",
-                "choose an --output on a file system that all machines share: signals and checkpoints go through it",
+                "choose an --output on a file system that all machines share, for stop requests and checkpoints",
             )
         else:
             yield Finding(host.name, "output", "ok")
 
 
 def all_reduce(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
+    """Yield whether all ranks of each machine computed the correct sum."""
     for host, reply in replies.items():
         sums = [report["correct"] for report in reply.reports if "correct" in report]
         if len(sums) == host.slots and all(sums):
@@ -218,12 +238,13 @@ def all_reduce(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
                 host.name,
                 "all-reduce",
                 text,
-                "the network interface is chosen by NCCL_SOCKET_IFNAME and NCCL_IB_HCA, on CPUs by GLOO_SOCKET_IFNAME "
-                "(`ip address` lists them); NCCL_DEBUG=INFO says more",
+                "choose the network interface with NCCL_SOCKET_IFNAME and NCCL_IB_HCA, on CPUs with GLOO_SOCKET_IFNAME "
+                "(`ip address` lists them); NCCL_DEBUG=INFO prints details",
             )
 
 
 def step(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
+    """Yield the duration and peak memory of the step on each machine, or why it failed."""
     for host, reply in replies.items():
         steps = [report for report in reply.reports if "loss" in report]
         if len(steps) == host.slots:
@@ -234,8 +255,8 @@ def step(replies: Mapping[Host, Reply]) -> Iterator[Finding]:
                 host.name,
                 "step",
                 _why(reply, host.slots - len(steps)),
-                "out of memory: smaller --training.micro_batch_rows, --training.activation_checkpointing true, and see "
-                "whether another process holds the GPU; out of time: a larger --seconds",
+                "out of memory: use a smaller --training.micro_batch_rows or --training.activation_checkpointing true, "
+                "and check that no other process uses the GPU; out of time: use a larger --seconds",
             )
 
 
@@ -244,6 +265,7 @@ def _size(number: float) -> str:
 
 
 def _why(reply: Reply, missing: int) -> str:
+    """Return the ranks' errors, or why reports of `missing` ranks are missing."""
     errors = [f"rank {report['rank']}: {report['error']}" for report in reply.reports if "error" in report]
     if errors:
         return "; ".join(errors)

@@ -14,14 +14,14 @@ from contextlib import suppress
 import psutil
 
 from amplify_ds.cluster.hostfile import Host
-from amplify_ds.cluster.remote import python_words, run_on_all
+from amplify_ds.cluster.remote import python_command, run_on_all
 
 SECONDS = 10.0  # for a machine that may be lost
 
 
 def end_on(hosts: Iterable[Host], launch: str) -> None:
     """Kill the processes of a launch on all these machines, as far as they can be reached."""
-    run_on_all(hosts, python_words(__name__, launch), SECONDS)
+    run_on_all(hosts, python_command(__name__, launch), SECONDS)
 
 
 def end_here(launch: str) -> None:

@@ -1,10 +1,11 @@
-"""Whether machines reach each other, for the preflight: `python -m amplify_ds.cluster.connectivity QUESTION` on each.
+"""Check whether machines reach each other (preflight): `python -m amplify_ds.cluster.connectivity QUERY` on each.
 
-Every machine connects to the first one at the port where the ranks will meet. With its greeting goes a port that the
-system chose, as NCCL and Gloo take them; the first machine connects back to it, at the address that it sees. A token
-tells ours from strangers. Both sides close when all have met, or their time is over.
+Every machine connects to the first one at the port where the ranks will meet, and sends its name and the number of a
+port that the system chose, as NCCL and Gloo do; the first machine connects back to that port, at the address from which
+the connection came. A token distinguishes this preflight's connections from others. Sockets are closed when all
+machines have connected or the time is over.
 
-Besides, each looks for the files that the others wrote into the output directory.
+Each machine also checks that it sees the files that the others wrote into the output directory.
 """
 
 from __future__ import annotations
@@ -19,80 +20,85 @@ from typing import Any
 from amplify_ds import network
 from amplify_ds.cluster.remote_query import answer
 
-MARGIN = 2.0  # seconds of the time for starting and reporting
+MARGIN = 2.0  # seconds reserved for starting and reporting
 
 
-def report(question: dict[str, Any]) -> dict[str, Any]:
-    """name, address, port, token. peers: how many others for the first machine, else None. files: {name: path}."""
-    deadline = time.monotonic() + question["seconds"] - MARGIN
-    meet = _be_first if question["peers"] is not None else _come
-    found = meet(question, deadline)
-    missing = set(question["files"])
-    while missing:  # a network file system may show a new name a moment later
-        missing = {name for name in missing if not Path(question["files"][name]).is_file()}
-        if not missing or time.monotonic() > deadline:
+def report(query: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of `_listen` or `_connect`, and the names of machines whose files are missing, "unseen".
+
+    query: name, address, port, token, seconds; peers: on the first machine the number of others, else None; files:
+    {name: path}.
+    """
+    deadline = time.monotonic() + query["seconds"] - MARGIN
+    result = _connect(query, deadline) if query["peers"] is None else _listen(query, deadline)
+    unseen = set(query["files"])
+    while unseen:  # a network file system may show a new name a moment later
+        unseen = {name for name in unseen if not Path(query["files"][name]).is_file()}
+        if not unseen or time.monotonic() > deadline:
             break
         time.sleep(0.2)
-    return {**found, "unseen": sorted(missing)}
+    return {**result, "unseen": sorted(unseen)}
 
 
-def _be_first(question: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """{"listening": error or None, "back": {name: error or None}}"""
+def _listen(query: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Return {"listening": error or None, "back": {name: error of the connection back, or None}}."""
     try:
-        listener = network.listener(question["address"], question["port"])  # as rank 0 will
+        listener = network.listener(query["address"], query["port"])  # as rank 0 does
     except OSError as error:
         return {"listening": error.strerror, "back": {}}
     back: dict[str, str | None] = {}
     with listener:
-        callers: list[threading.Thread] = []
-        while len(callers) < question["peers"]:
+        threads: list[threading.Thread] = []
+        while len(threads) < query["peers"]:
             accepted = _accept(listener, deadline)
             if accepted is None:
                 break
-            callers.append(threading.Thread(target=_answer, args=(*accepted, question["token"], back, deadline)))
-            callers[-1].start()
-        for caller in callers:
-            caller.join()
+            threads.append(threading.Thread(target=_connect_back, args=(*accepted, query["token"], back, deadline)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
     return {"listening": None, "back": back}
 
 
-def _answer(connection: socket.socket, address: str, token: str, back: dict, deadline: float) -> None:
+def _connect_back(connection: socket.socket, address: str, token: str, back: dict, deadline: float) -> None:
+    """Read a greeting, connect to the port that it names, and set back[name] to the error, or None."""
     with connection:
         try:
-            connection.settimeout(_left(deadline))
+            connection.settimeout(_remaining(deadline))
             greeting = json.loads(connection.makefile().readline())
             if greeting["token"] != token:
                 return
-        except (OSError, ValueError, KeyError, TypeError):  # a stranger
+        except (OSError, ValueError, KeyError, TypeError):  # not a connection of this preflight
             return
         try:
-            with socket.create_connection((address, greeting["port"]), _left(deadline) / 2) as answer:
-                answer.sendall(token.encode())
+            with socket.create_connection((address, greeting["port"]), _remaining(deadline) / 2) as reply:
+                reply.sendall(token.encode())
             back[greeting["name"]] = None
         except OSError as error:
             back[greeting["name"]] = f"{address}: {error.strerror or error}"
 
 
-def _come(question: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """{"to_first": error or None}; tries again, for the first machine may begin to listen later."""
+def _connect(query: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Return {"to_first": error or None}. Tries again, because the first machine may start to listen later."""
     error: str | None = None
-    while _left(deadline) > 0.5:
+    while _remaining(deadline) > 0.5:
         try:
-            with socket.create_connection((question["address"], question["port"]), _left(deadline) / 2) as connection:
+            with socket.create_connection((query["address"], query["port"]), _remaining(deadline) / 2) as connection:
                 with socket.create_server((connection.getsockname()[0], 0)) as listener:
-                    greeting = {key: question[key] for key in ("token", "name")}
+                    greeting = {key: query[key] for key in ("token", "name")}
                     greeting["port"] = listener.getsockname()[1]
                     connection.sendall(f"{json.dumps(greeting)}\n".encode())
-                    _accept(listener, deadline)  # whether it came, the first machine knows
+                    _accept(listener, deadline)  # the first machine reports whether it could connect
             return {"to_first": None}
         except OSError as caught:
             error = caught.strerror or str(caught)
-            time.sleep(min(0.3, max(0.0, _left(deadline))))
+            time.sleep(min(0.3, max(0.0, _remaining(deadline))))
     return {"to_first": error or "no time was left"}
 
 
 def _accept(listener: socket.socket, deadline: float) -> tuple[socket.socket, str] | None:
-    listener.settimeout(max(0.01, _left(deadline)))
+    """Return the next connection and its IP address, or None at the deadline."""
+    listener.settimeout(max(0.01, _remaining(deadline)))
     try:
         connection, (address, *_) = listener.accept()
     except TimeoutError:
@@ -100,7 +106,8 @@ def _accept(listener: socket.socket, deadline: float) -> tuple[socket.socket, st
     return connection, address
 
 
-def _left(deadline: float) -> float:
+def _remaining(deadline: float) -> float:
+    """Return the seconds until the deadline, at least 0."""
     return max(0.0, deadline - time.monotonic())
 
 

@@ -1,14 +1,14 @@
 """What a machine reports to the preflight: versions, devices, shards, output directory, disk, clock.
 
-`python -m amplify_ds.cluster.node_report QUESTION`. It only reads, except for one small file in the output directory,
-or in the part of its path that exists, for the other machines to find; the preflight removes it.
+`python -m amplify_ds.cluster.node_report QUERY`. It only reads, except for one small file in the output directory, or
+in the part of its path that exists, which the other machines look for; the preflight removes it.
 """
 
 from __future__ import annotations
 
 import time
 
-STARTED = time.time()  # before the imports that take seconds: asked before, answered after
+STARTED = time.time()  # before the imports, which take seconds
 
 import hashlib
 import os
@@ -26,12 +26,15 @@ from amplify_ds.network import free_port
 PACKAGE = Path(amplify_ds.__file__).parent
 
 
-def report(question: dict[str, Any]) -> dict[str, Any]:
-    """run: the run's configuration as JSON, or None. output, token, number: for the file. slots, world_size: ranks."""
+def report(query: dict[str, Any]) -> dict[str, Any]:
+    """Return versions, devices, a free port and the times of start and end; with a run also shards, output and size.
+
+    query: run, its configuration as JSON, or None; output, token, number: for the file; world_size: number of ranks.
+    """
     import torch
 
     gpus = torch.cuda.device_count() if os.environ.get("DS_ACCELERATOR") != "cpu" else 0
-    found = {
+    content: dict[str, Any] = {
         "versions": {
             "Python": platform.python_version(),
             "torch": torch.__version__,
@@ -43,18 +46,18 @@ def report(question: dict[str, Any]) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "free_port": free_port(""),
     }
-    if question["run"] is not None:
+    if query["run"] is not None:
         from amplify_ds.config import RunConfig
 
-        run = RunConfig.model_validate_json(question["run"])
-        found["shards"] = _shards(run, question["world_size"])
-        found["output"] = _output(Path(question["output"]), f".preflight-{question['token']}-{question['number']}")
-        found["checkpoint_bytes"] = _checkpoint_bytes(run)
-    return {**found, "started": STARTED, "ended": time.time()}
+        run = RunConfig.model_validate_json(query["run"])
+        content["shards"] = _shards(run, query["world_size"])
+        content["output"] = _output(Path(query["output"]), f".preflight-{query['token']}-{query['number']}")
+        content["checkpoint_bytes"] = _checkpoint_bytes(run)
+    return {**content, "started": STARTED, "ended": time.time()}
 
 
 def source_hash() -> str:
-    """Of all that the package consists of: copies of one version may differ."""
+    """Return a hash of the package's source and recipes: copies of the same version may differ."""
     digest = hashlib.sha256()
     for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".yaml")):
         digest.update(f"{path.relative_to(PACKAGE)} {path.stat().st_size}\n".encode() + path.read_bytes())
@@ -69,34 +72,37 @@ def _version(package: str) -> str:
 
 
 def _shards(run, world_size: int) -> dict[str, Any]:
-    """{directory: fingerprint} of all that will be read; or why it cannot be read, or the batch not be cut."""
+    """Return {"fingerprints": {directory: fingerprint}} of all shards of the run, or {"error": message} if they cannot
+    be read or the batch cannot be divided among the ranks.
+    """
     from amplify_ds.training import derived
 
     try:
         mixture = derived.training_sources(run)
-        opened = [*(source.shards for source in mixture.sources), *derived.validation_sets(run).values()]
+        directories = [*(source.shards for source in mixture.sources), *derived.validation_sets(run).values()]
         derived.split_batch(run, mixture.row_tokens, 0, world_size)
-        return {"fingerprints": {str(shards.path): shards.fingerprint for shards in opened}}
+        return {"fingerprints": {str(shards.path): shards.fingerprint for shards in directories}}
     except (AmplifyError, OSError) as error:
         return {"error": str(error)}
 
 
 def _output(output: Path, name: str) -> dict[str, Any]:
-    place = next(path for path in (output, *output.absolute().parents) if path.exists())
+    """Write a file `name`; return its path and, in bytes, free space and size of the checkpoints; or {"error": …}."""
+    directory = next(path for path in (output, *output.absolute().parents) if path.exists())
     try:
-        (place / name).write_text(name, encoding="utf-8")
+        (directory / name).write_text(name, encoding="utf-8")
     except OSError as error:
-        return {"error": f"{place}: {error.strerror}"}
+        return {"error": f"{directory}: {error.strerror}"}
     checkpoints = [path for path in (output / "checkpoints").rglob("*") if path.is_file()]
     return {
-        "file": str(place / name),
-        "free": shutil.disk_usage(place).free,
+        "file": str(directory / name),
+        "free": shutil.disk_usage(directory).free,
         "checkpoints": sum(path.stat().st_size for path in checkpoints),
     }
 
 
 def _checkpoint_bytes(run) -> int:
-    """A checkpoint holds weights and AdamW's two moments in float32."""
+    """Return the size of a checkpoint: weights and AdamW's two moments in float32."""
     from amplify_ds.training import derived
 
     return 3 * 4 * derived.parameter_count(derived.model_config(run, 512))

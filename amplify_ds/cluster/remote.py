@@ -1,6 +1,6 @@
-"""Commands on other machines, by ssh and without a shell of ours in between.
+"""Run commands on other machines, by ssh or srun, quoted so that shells do not change them.
 
-Options for ssh go where pdsh takes them too, into PDSH_SSH_ARGS_APPEND; the rest belongs in ~/.ssh/config.
+Options for ssh come from PDSH_SSH_ARGS_APPEND, which pdsh uses too; others belong in ~/.ssh/config.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 from amplify_ds.cluster.hostfile import Host
 
-AT_ONCE = 64  # connections
-# A connection that says nothing for 15 s is lost: its node is down or cut off. A password is never asked for.
+MAX_CONNECTIONS = 64  # at the same time
+# A connection without a sign of life for 15 s is lost: its node is down or cut off. Never asks for a password.
 OPTIONS = "-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3".split()
 
 
 class Answer(NamedTuple):
-    """code: the command's, 255 when ssh did not get through, 124 when the time was over."""
+    """The result of a command. code: its exit code, 255 if ssh could not connect, 124 if the time was over."""
 
     code: int
     output: str
@@ -30,50 +30,50 @@ class Answer(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it failed, in a line."""
+        """Why it failed, in one line."""
         lines = [line.strip() for line in self.errors.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {self.code}"
 
 
 def ssh_options() -> list[str]:
-    """Options of ours behind the user's: ssh takes the first of two."""
+    """Return the user's options followed by OPTIONS: ssh uses the first of two."""
     return [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *OPTIONS]
 
 
-def words_on(
-    host: Host, words: Iterable[str], variables: Mapping[str, str] | None = None, way: str | None = None
+def command_on(
+    host: Host, command: Iterable[str], variables: Mapping[str, str] | None = None, transport: str | None = None
 ) -> list[str]:
-    """`words` as a command for this machine that runs on `host`, in the same directory.
+    """Return a command for this machine that runs `command` on `host`, in the same directory.
 
-    way: "here" without a connection, "ssh", or "srun" as a step of the SLURM job that this is part of; without one,
-    here if this is the host's name, else ssh.
+    transport: "here" for no connection, "ssh", or "srun" for a step of the SLURM job of this process; None means here
+    if this is the host's name, else ssh. variables: added to the environment.
     """
-    command = ["env", *(f"{key}={value}" for key, value in (variables or {}).items()), *words]
-    way = way or ("here" if host.is_here else "ssh")
-    if way == "srun":  # takes directory and environment along; --overlap: beside what the job's devices do already
-        return ["srun", "--nodes=1", "--ntasks=1", "--overlap", f"--nodelist={host.name}", *command]
-    if way == "ssh":
-        remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"
+    with_variables = ["env", *(f"{key}={value}" for key, value in (variables or {}).items()), *command]
+    transport = transport or ("here" if host.is_here else "ssh")
+    if transport == "srun":  # keeps directory and environment; --overlap: shares devices with the job's other steps
+        return ["srun", "--nodes=1", "--ntasks=1", "--overlap", f"--nodelist={host.name}", *with_variables]
+    if transport == "ssh":
+        remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(with_variables)}"
         return ["ssh", *ssh_options(), host.name, remote]
-    return command
+    return with_variables
 
 
-def python_words(module: str, *words: str) -> list[str]:
-    """A module of ours under the interpreter that runs here: DeepSpeed starts ranks with that path on every machine."""
-    return [sys.executable, "-m", module, *words]
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Return a command that runs a module with this interpreter, whose path DeepSpeed uses on every machine."""
+    return [sys.executable, "-m", module, *arguments]
 
 
 def run_on(
     host: Host,
-    words: Iterable[str],
+    command: Iterable[str],
     seconds: float = 60,
     variables: Mapping[str, str] | None = None,
-    way: str | None = None,
+    transport: str | None = None,
 ) -> Answer:
-    """Run a command on one machine and wait for it."""
+    """Run a command on one machine, for `seconds` at most, and return its result."""
     try:
-        done = subprocess.run(
-            words_on(host, words, variables, way),
+        result = subprocess.run(
+            command_on(host, command, variables, transport),
             text=True,
             errors="replace",
             capture_output=True,
@@ -84,22 +84,22 @@ def run_on(
         return Answer(124, "", f"no answer within {seconds:g} s")
     except FileNotFoundError as error:
         return Answer(127, "", f"{error.filename} is not installed here")
-    return Answer(done.returncode, done.stdout, done.stderr)
+    return Answer(result.returncode, result.stdout, result.stderr)
 
 
 def run_each(
     commands: Mapping[Host, Iterable[str]],
     seconds: float = 60,
     variables: Mapping[str, str] | None = None,
-    way: str | None = None,
+    transport: str | None = None,
 ) -> dict[Host, Answer]:
-    """A command of its own on each machine, all at once."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = pool.map(lambda host: run_on(host, commands[host], seconds, variables, way), commands)
+    """Run a different command on each machine, all at once, and return the results."""
+    with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+        answers = pool.map(lambda host: run_on(host, commands[host], seconds, variables, transport), commands)
         return dict(zip(commands, answers))
 
 
-def run_on_all(hosts: Iterable[Host], words: Iterable[str], seconds: float = 60) -> dict[Host, Answer]:
-    """The same command on all machines at once."""
-    words = list(words)
-    return run_each(dict.fromkeys(hosts, words), seconds)
+def run_on_all(hosts: Iterable[Host], command: Iterable[str], seconds: float = 60) -> dict[Host, Answer]:
+    """Run the same command on all machines at once, and return the results."""
+    command = list(command)
+    return run_each(dict.fromkeys(hosts, command), seconds)

@@ -1,7 +1,7 @@
-"""A question to every machine at once: `ask` here, `answer` in the module of ours that runs there.
+"""Query all machines at once: `ask` starts a module on each of them, where `answer` prints a report.
 
-A question is one word of JSON, a report one line of it. timeout(1) ends the answering process when its time is over,
-also if the connection is gone: nothing runs or listens on a machine for longer than it was asked to.
+A query is one JSON argument, a report one line of JSON. timeout(1) ends the module when its time is over, even if the
+connection is lost, so no process remains or listens on a machine longer than intended.
 """
 
 from __future__ import annotations
@@ -13,33 +13,35 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from amplify_ds.cluster.hostfile import Host
-from amplify_ds.cluster.remote import Answer, python_words, run_each
+from amplify_ds.cluster.remote import Answer, python_command, run_each
 
-MARK = "amplify_ds report "  # login scripts print lines of their own
-TIME_OVER = 124  # timeout's exit code, and that of run_on
-SECONDS_TO_CONNECT = 3  # of the time that a question may take
+MARK = "amplify_ds report "  # distinguishes reports from lines that login scripts print
+TIME_OVER = 124  # exit code of timeout, and of run_on
+SECONDS_TO_CONNECT = 3  # part of the time of a query
 
 
 class Reply(NamedTuple):
+    """The result of a query on one machine: that of the command, and the reports that it printed."""
+
     answer: Answer
     reports: list[dict[str, Any]]
 
 
 def ask(
     module: str,
-    questions: Mapping[Host, Mapping[str, Any]],
+    queries: Mapping[Host, Mapping[str, Any]],
     seconds: float,
     variables: Mapping[str, str],
-    way: str | None,
+    transport: str | None,
 ) -> dict[Host, Reply]:
-    """Run `module` on each machine with its question, for `seconds` at most."""
-    there = max(1.0, seconds - SECONDS_TO_CONNECT)
-    bounded = ["timeout", "--kill-after=2", f"{there:.1f}"]
-    asked = {
-        host: [*bounded, *python_words(module, json.dumps({**question, "seconds": there}))]
-        for host, question in questions.items()
+    """Run `module` on each machine with its query, for `seconds` at most, and return the replies."""
+    remote_seconds = max(1.0, seconds - SECONDS_TO_CONNECT)
+    timeout = ["timeout", "--kill-after=2", f"{remote_seconds:.1f}"]
+    commands = {
+        host: [*timeout, *python_command(module, json.dumps({**query, "seconds": remote_seconds}))]
+        for host, query in queries.items()
     }
-    answers = run_each(asked, seconds, variables, way)
+    answers = run_each(commands, seconds, variables, transport)
     return {host: Reply(answer, _reports(answer.output)) for host, answer in answers.items()}
 
 
@@ -48,10 +50,10 @@ def _reports(output: str) -> list[dict[str, Any]]:
 
 
 def answer(report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Read the question from the command line and print the report that follows from it."""
-    say(report(json.loads(sys.argv[1])))
+    """Read the query from the command line, pass it to `report`, and print the result."""
+    print_report(report(json.loads(sys.argv[1])))
 
 
-def say(report: Mapping[str, Any]) -> None:
-    """One write a line: ranks share standard output."""
+def print_report(report: Mapping[str, Any]) -> None:
+    """Print a report in one write, because ranks share standard output."""
     os.write(1, f"{MARK}{json.dumps(report)}\n".encode())

@@ -1,7 +1,7 @@
-"""The SLURM job that this process is part of, as a launch needs it: machines, ranks, and where the ranks meet.
+"""The SLURM job of this process: machines, ranks, and where the ranks meet.
 
-Every node of a job runs one launcher, started by srun; all derive the same hosts, address and port from the job's
-variables. Nothing is written, and no machine needs ssh.
+srun starts one launcher on each node of a job; all derive the same hosts, address and port from the job's environment
+variables. No file is written, and no ssh is needed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,24 @@ from typing import NamedTuple
 from amplify_ds.cluster.hostfile import Host
 from amplify_ds.errors import AmplifyError
 
-PORTS = range(20_000, 30_000)  # below those that the system gives out
+PORTS = range(20_000, 30_000)  # below those that the system assigns to connections
 
 
 class SlurmJob(NamedTuple):
-    """hosts: the nodes, with the ranks of each. node: index of this node among them, None outside a step. port: where
-    the ranks meet on the first node. name: of this start; predecessor: of the start before, if the job was requeued.
-    restarts: how often it was.
-    """
+    """A SLURM job, and this process's node in it."""
 
-    hosts: list[Host]
-    node: int | None
-    port: int
-    name: str
-    predecessor: str | None
-    restarts: int
+    hosts: list[Host]  # the nodes, with their numbers of ranks
+    node: int | None  # index of this node, None outside a step
+    port: int  # where the ranks meet on the first node
+    name: str  # of this start
+    predecessor: str | None  # name of the previous start, if the job was requeued
+    restarts: int  # how often it was requeued
 
 
 def current_job(ranks: int | None = None, environment: Mapping[str, str] = os.environ) -> SlurmJob:
-    """Return the job of this process. ranks: per node; None: one for each GPU that the job was given, else one.
+    """Return the job of this process. ranks: per node; None means one for each GPU of the job on a node, at least one.
 
-    Raises AmplifyError outside a job, and for a step that has more than one task per node.
+    Raises AmplifyError outside a job, and for a step with more than one task per node.
     """
     number = environment.get("SLURM_JOB_ID")
     if not number:
@@ -60,7 +57,10 @@ def current_job(ranks: int | None = None, environment: Mapping[str, str] = os.en
 
 
 def _gpus(environment: Mapping[str, str], in_step: bool) -> int:
-    """GPUs of this job on a node, or 1. With --exclusive a batch script sees all GPUs of the node; a step, its own."""
+    """Return the GPUs of this job per node, at least 1.
+
+    With --exclusive a batch script sees all GPUs of the node, a step only those of the job.
+    """
     if in_step:
         return int(environment.get("SLURM_GPUS_ON_NODE") or 1)
     step = ("srun", "--nodes=1", "--ntasks=1", "--overlap")

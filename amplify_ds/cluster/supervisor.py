@@ -1,8 +1,8 @@
-"""Watches over a launch: passes signals on, ends what is left when a part has gone, says how it truly ended.
+"""Supervise a launch: pass signals on to the ranks, end the other processes when one is lost, determine the outcome.
 
-The launcher's exit code is 0 when it was killed, and says nothing of ranks that saved and stopped. So the outcome is
-what the run wrote: result.json, stopped.json or stalled.json, new since this start. Ranks on all machines hear of a
-stop through RUN/.stop, in the directory that they share (training/stopping.py).
+The launcher's exit code is not enough: it is 0 if the launcher was killed, and does not show that ranks saved and
+stopped. The outcome therefore comes from the file that the run has written since the start: result.json, stopped.json
+or stalled.json. Stop requests reach the ranks on all machines through RUN/.stop (training/stopping.py).
 """
 
 from __future__ import annotations
@@ -15,126 +15,134 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from amplify_ds.cluster.hostfile import Host
-from amplify_ds.cluster.launcher_process import SECONDS_BETWEEN_LOOKS, LauncherProcess
-from amplify_ds.errors import print_error as say
+from amplify_ds.cluster.launcher_process import SECONDS_BETWEEN_POLLS, LauncherProcess
+from amplify_ds.errors import print_error
 from amplify_ds.training.rank_files import FOLDER, REPORT
 from amplify_ds.training.stall_report import STALLED, STARTING
 from amplify_ds.training.stopping import COMPLETE, END, LOST, SAVED, STOP, STOPPED
 
-KILLED = 143  # what a shell reports for SIGTERM
-SECONDS_OF_ONE_REQUEST = 5.0  # a second SIGTERM within these belongs to the first: schedulers signal several processes
-SECONDS_TO_END = 15  # for ranks of a launcher that has ended
-SECONDS_TO_SAVE = 90  # for those that were asked to stop: a launcher that was signalled, too, ends before they do
-SECONDS_AFTER_LOSS = 5  # for the outcome to be seen: ranks leave together, when it is written, or have failed
-SECONDS_AFTER_STALL = 20  # for pdsh; a process that is stopped and alone on its node keeps it waiting for ever
+KILLED = 143  # the exit code that a shell reports for SIGTERM
+SECONDS_OF_ONE_REQUEST = 5.0  # a SIGTERM within these repeats the first one: schedulers signal several processes
+SECONDS_TO_END = 15  # for ranks whose launcher has ended
+SECONDS_TO_SAVE = 90  # the same after a stop request; a launcher that also got the signal ends before its ranks
+SECONDS_AFTER_LOSS = 5  # for the outcome file to appear: after a normal end, connections end too
+SECONDS_AFTER_STALL = 20  # for pdsh to end; it waits forever for a stopped process that is alone on its node
 
 
 class Signals:
-    """The signals that this process has received since construction. kill: the ranks are to be killed.
+    """The signals that this process has received since construction. kill: whether to kill the ranks.
 
-    A second SIGINT kills, and a second SIGTERM that comes later than SECONDS_OF_ONE_REQUEST, except under SLURM: it
-    sends SIGTERM again at the time limit, and by itself SIGKILL when its patience (KillWait) is over.
+    A second SIGINT kills. So does a second SIGTERM later than SECONDS_OF_ONE_REQUEST, except under SLURM, which sends
+    SIGTERM again at the time limit, and later SIGKILL itself (KillWait).
     """
 
     def __init__(self) -> None:
-        self.asked: list[signal.Signals] = []
+        self.received: list[signal.Signals] = []
         self.kill = False
         self._times: list[float] = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            signal.signal(number, self._heard)
+            signal.signal(number, self._handle)
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless asked to stop."""
+        """Wait for `seconds`, or until a signal has been received."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.asked:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+        while time.monotonic() < deadline and not self.received:
+            time.sleep(SECONDS_BETWEEN_POLLS)
 
-    def _heard(self, number: int, frame) -> None:
-        now, earlier = time.monotonic(), self.asked.count(signal.SIGINT) + self.asked.count(signal.SIGTERM)
-        self.asked.append(signal.Signals(number))
+    def _handle(self, number: int, frame) -> None:
+        now, earlier = time.monotonic(), self.received.count(signal.SIGINT) + self.received.count(signal.SIGTERM)
+        self.received.append(signal.Signals(number))
         self._times.append(now)
         late = now - self._times[0] > SECONDS_OF_ONE_REQUEST and "SLURM_JOB_ID" not in os.environ
         if earlier and (number == signal.SIGINT or (number == signal.SIGTERM and late)):
             self.kill = True
-            say("killing the ranks")
-        elif len(self.asked) == 1:
-            say(f"{self.asked[0].name}: asking the ranks to save and stop")
+            print_error("killing the ranks")
+        elif len(self.received) == 1:
+            print_error(f"{self.received[0].name}: asking the ranks to save and stop")
 
 
 class Supervisor:
-    """Of one run, in which launches follow each other."""
+    """The supervisor of a run, for one launch after another."""
 
     def __init__(self, run: Path, signals: Signals):
         self.run, self.signals = run, signals
-        self.began = False  # whether the last launch has reached training
+        self.began = False  # whether the last launch has begun to train
 
     def watch(self, start: Callable[[], LauncherProcess], launch: str, hosts: Sequence[Host] = ()) -> int:
-        """Start on `hosts`, watch to the end, and return the outcome: 0, SAVED, STALLED, LOST, KILLED or another."""
-        before, records = self._marks(), self._jobs()
-        process, stalled, lost, outcome = start(), _Since(), _Since(), None
+        """Start a launch on `hosts`, wait until it has ended, and return the outcome.
+
+        That is 0, SAVED, STALLED, LOST, KILLED or another exit code of the launcher. launch: its name.
+        """
+        before, jobs_before = self._file_ids(), self._jobs()
+        process, stalled, lost, outcome = start(), _Duration(), _Duration(), None
         while process.code() is None:
-            if self.signals.asked:
-                self._write_stop(f"{self.signals.asked[0].name} of {launch}")
-            if self.signals.kill or stalled(self._marks()[REPORT] != before[REPORT]) > SECONDS_AFTER_STALL:
+            if self.signals.received:
+                self._write_stop(f"{self.signals.received[0].name} of {launch}")
+            if self.signals.kill or stalled(self._file_ids()[REPORT] != before[REPORT]) > SECONDS_AFTER_STALL:
                 process.kill()
             ended = process.ended_connections()
-            if outcome is None and lost(bool(ended)) > SECONDS_AFTER_LOSS and self._new(before) is None:
+            if outcome is None and lost(bool(ended)) > SECONDS_AFTER_LOSS and self._new_outcome(before) is None:
                 outcome = LOST
-                names = ", ".join(host.name for host in hosts if any(host.name in words for words in ended))
-                say(f"error: the connection to {names} or the ranks there have ended; ending the others")
-                self.end_launch(launch, LOST)  # for ranks that nothing else reaches
+                names = ", ".join(host.name for host in hosts if any(host.name in command for command in ended))
+                print_error(f"error: the connection to {names} or the ranks there have ended; ending the others")
+                self.end_launch(launch, LOST)  # reaches ranks on machines that are cut off
                 process.kill()
-            process.look()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            process.poll()
+            time.sleep(SECONDS_BETWEEN_POLLS)
         code = process.code() or 1
-        self.began = self._began(records)
-        if outcome is None and self.began and not self.signals.asked and (code == LOST or code > 128):  # a signal
+        self.began = self._has_begun(jobs_before)
+        was_killed = code == LOST or code > 128  # above 128: by a signal
+        if outcome is None and self.began and not self.signals.received and was_killed:
             outcome = LOST
-        if len(hosts) > 1 and not self.signals.asked and self._new(before) is None:
+        if len(hosts) > 1 and not self.signals.received and self._new_outcome(before) is None:
             self.end_launch(launch, outcome or code)
-        process.close(SECONDS_TO_SAVE if self.signals.asked and not self.signals.kill else SECONDS_TO_END)
-        if self.signals.asked:
+        process.close(SECONDS_TO_SAVE if self.signals.received and not self.signals.kill else SECONDS_TO_END)
+        if self.signals.received:
             self._write_stop("")
-        self.began = self.began or self._began(records)
-        if (said := self._new(before)) is not None:
-            return said
+        self.began = self.began or self._has_begun(jobs_before)
+        if (new_outcome := self._new_outcome(before)) is not None:
+            return new_outcome
         return KILLED if self.signals.kill else outcome or code
 
     def end_launch(self, launch: str, code: int = LOST) -> None:
-        """Let all ranks of a launch end at once with `code`, on whatever machine they are."""
+        """Make all ranks of a launch, on all machines, exit at once with `code`."""
         self._write_stop(f"{END} {code} of {launch}")
 
-    def _began(self, records: set[tuple[int, str]]) -> bool:
-        """Whether training has begun since the rank files were `records`."""
-        earlier = {job for job, _ in records}
+    def _has_begun(self, jobs_before: set[tuple[int, str]]) -> bool:
+        """Return whether a job that is not in `jobs_before` has begun to train."""
+        earlier = {job for job, _ in jobs_before}
         return any(job not in earlier and phase != STARTING for job, phase in self._jobs())
 
-    def _new(self, before: dict) -> int | None:
-        """The outcome, if the run has one that is newer than `before`."""
-        self._list()
-        after = self._marks()
+    def _new_outcome(self, before: dict) -> int | None:
+        """Return the outcome if the run has written a file that is newer than those in `before`, else None."""
+        self._refresh_names()
+        after = self._file_ids()
         for name, outcome in ((COMPLETE, 0), (STOPPED, SAVED), (REPORT, STALLED)):
             if after[name] and after[name] != before[name]:
                 return outcome
         return None
 
-    def _marks(self) -> dict[str, tuple | None]:
-        """Which file each name stands for: another one than before, even if it says the same, is new."""
-        return {name: _mark(self.run / name) for name in (COMPLETE, STOPPED, REPORT)}
+    def _file_ids(self) -> dict[str, tuple | None]:
+        """Return the identity of each outcome file, which changes when a file is replaced by one with equal content."""
+        return {name: _file_id(self.run / name) for name in (COMPLETE, STOPPED, REPORT)}
 
     def _jobs(self) -> set[tuple[int, str]]:
-        """(job, phase) of every rank, as the watchdogs write them."""
-        found = set()
-        for path in (self.run / FOLDER).glob("rank-*.json"):
+        """Return (job, phase) of every rank, from the files of the watchdogs."""
+        jobs = set()
+        try:
+            paths = list((self.run / FOLDER).glob("rank-*.json"))
+        except OSError:  # the file server is away
+            paths = []
+        for path in paths:
             try:
                 record = json.loads(path.read_text(encoding="utf-8"))
-                found.add((record["job"], record["phase"]))
+                jobs.add((record["job"], record["phase"]))
             except (OSError, ValueError, KeyError, TypeError):
                 pass
-        return found
+        return jobs
 
-    def _list(self) -> None:
-        """Let NFS show the newest names."""
+    def _refresh_names(self) -> None:
+        """List the run directory, so that NFS shows new names."""
         try:
             os.listdir(self.run)
         except OSError:
@@ -148,14 +156,14 @@ class Supervisor:
             pass
 
 
-class _Since:
-    """For how many seconds something has been true."""
+class _Duration:
+    """How many seconds a condition has been true without interruption."""
 
     def __init__(self) -> None:
         self._first: float | None = None
 
-    def __call__(self, happens: bool) -> float:
-        if not happens:
+    def __call__(self, condition: bool) -> float:
+        if not condition:
             self._first = None
             return 0.0
         now = time.monotonic()
@@ -164,9 +172,9 @@ class _Since:
         return now - self._first
 
 
-def _mark(path: Path) -> tuple[int, int] | None:
+def _file_id(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
-        return found.st_ino, found.st_mtime_ns
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
     except OSError:
         return None

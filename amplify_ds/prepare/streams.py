@@ -104,7 +104,7 @@ class _Full(io.RawIOBase):
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of a compressed stream. Raises OSError if it is damaged, whichever library reads it."""
+    """The content of a compressed stream. Raises OSError if it is damaged, with any of the libraries."""
 
     def __init__(self, stream: BinaryIO, compression: str) -> None:
         self._stream = xopen(stream, "rb", threads=0, format=compression)

@@ -284,5 +284,5 @@ def write(run: Path, named_state: Iterable[tuple[str, torch.Tensor, dict]], stat
         raise AmplifyError(
             f"{final}: the checkpoint could not be written: {why} Older checkpoints are intact: the same command "
             "continues from the newest one."
-        ) from None
+        ) from error
     return replace(written, path=final)

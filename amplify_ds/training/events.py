@@ -13,6 +13,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -36,6 +37,7 @@ class Events:
         self._file: io.FileIO | None = None
         self._waiting: deque[bytes] = deque()
         self._bytes = self._dropped = 0  # bytes waiting, events dropped
+        self._complete = 0  # bytes of the file that are complete events
         self._failing = False
         self._add(Event(wall_time=now, file_version=_VERSION))
         if replaced_from is not None:
@@ -48,7 +50,8 @@ class Events:
     def __exit__(self, *error) -> None:
         self.flush()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self._add(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
@@ -83,18 +86,24 @@ class Events:
             self._dropped += 1
 
     def _write(self) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab", buffering=0)
-        complete = self._file.tell()  # end of the last complete event
         content = memoryview(b"".join(self._waiting))
         try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "ab", buffering=0)
+                self._complete = min(self._complete, self._file.tell())
+                self._file.truncate(self._complete)
             while content:
                 content = content[self._file.write(content) :]
         except OSError:
-            self._file.truncate(complete)
-            self._file.seek(complete)
+            if self._file is not None:  # opened again next time: after an outage of a file server this one may be dead
+                with suppress(OSError):
+                    self._file.truncate(self._complete)
+                with suppress(OSError):
+                    self._file.close()
+                self._file = None
             raise
+        self._complete = self._file.tell()
         self._waiting.clear()
         self._bytes = 0
 

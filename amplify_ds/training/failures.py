@@ -1,9 +1,9 @@
-"""When one rank fails, it alone says why, and all ranks end.
+"""When one rank fails, only that rank prints its error, and all ranks exit.
 
-A rank that fails would otherwise take the others down with errors of their own, of broken connections, that hide what
-was wrong. So it first writes that it failed into the store that the ranks share (rendezvous.py). On every other rank a
-thread looks for that and ends the process, silently and whatever the rest of it waits for: the store, a collective, a
-step. This works from the moment when the ranks have found the store, before they have opened a run or joined a group.
+Otherwise the other ranks would print errors about broken connections, which hide the cause. So the failing rank first
+writes its error to the store that the ranks share (rendezvous.py). On every other rank a thread polls the store and
+ends the process silently, even while the process waits for the store, a collective or a step. This works as soon as
+the ranks have found the store, before they open a run or join a process group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amplify_ds.training import launcher_watch
 if TYPE_CHECKING:  # this is imported before anything that takes seconds
     from torch.distributed import Store
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_POLLS = 0.5
 SECONDS_TO_BE_SEEN = 5.0
 FAILED, SEEN, DONE = "amplify_ds/failed", "amplify_ds/seen", "amplify_ds/done"
 
@@ -31,22 +31,22 @@ _stopped = threading.Event()
 
 
 def watch(store: Store) -> None:
-    """End this process when another rank fails, until `stop` is called. A run of one rank has nothing to watch."""
+    """End this process when another rank fails, until `stop` is called. Does nothing in a run of one rank."""
     global _store
     launcher_watch.met()
     if int(os.environ["WORLD_SIZE"]) > 1:
-        # A connection of its own: one that waits for a key holds up all who use it.
+        # A separate connection, because waiting for a key blocks all users of a connection.
         _store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
-        threading.Thread(target=_look_on, args=(_store,), daemon=True).start()
+        threading.Thread(target=_poll, args=(_store,), daemon=True).start()
 
 
 def stop() -> None:
-    """From now on other ranks may end before this one."""
+    """Stop watching: from now on other ranks may end before this one."""
     _stopped.set()
 
 
 def announce(reason: str, code: int = 1) -> None:
-    """Let the other ranks exit with `code`, because this one has failed, and wait until they have seen it."""
+    """Make the other ranks exit with `code`, because this one has failed, and wait until they have seen it."""
     stop()
     launcher_watch.finished()  # the others end before this one
     if _store is None:
@@ -61,16 +61,17 @@ def announce(reason: str, code: int = 1) -> None:
         pass
 
 
-def _look_on(store: Store) -> None:
+def _poll(store: Store) -> None:
+    """Poll the store until another rank fails or `stop` is called."""
     try:
-        while not _stopped.wait(SECONDS_BETWEEN_LOOKS):
+        while not _stopped.wait(SECONDS_BETWEEN_POLLS):
             if store.check([FAILED]):
                 code, _, reason = store.get(FAILED).decode().partition(" ")
                 store.add(SEEN, 1)
-                if os.environ["RANK"] == "0":  # whose store the one that has failed still asks
+                if os.environ["RANK"] == "0":  # it hosts the store, which the failing rank still needs
                     store.wait([DONE], timedelta(seconds=SECONDS_TO_BE_SEEN))
                 _end(reason, int(code))
-    except RuntimeError:  # the store is gone with rank 0; what that means is for launcher_watch.py
+    except RuntimeError:  # the store is gone with rank 0, which launcher_watch.py handles
         pass
 
 

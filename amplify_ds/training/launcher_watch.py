@@ -1,13 +1,13 @@
-"""A rank ends when what it cannot do without is gone: its launcher, or another rank beside it.
+"""End a rank when its launcher, or another rank on the same machine, has ended.
 
-DeepSpeed's launcher does not take its ranks along when it is killed (SIGKILL), nor when its runner is sent SIGTERM:
-they would train on unseen and keep the run's lock. So each rank watches its parent (launch.py), what started that one
-(the runner, or the ssh server when it was pdsh on another node), and the scripts in AMPLIFY_LAUNCHER_PID. After a
-signal that asks for a checkpoint the rank has a minute to leave by itself: SLURM signals all processes at once.
+DeepSpeed's launcher does not end its ranks when it is killed (SIGKILL), or when its runner receives SIGTERM: they would
+continue unnoticed and keep the run's lock. So each rank watches its parent (launch.py), the parent of that (the runner,
+or the ssh server if pdsh started it on another node), and the scripts in AMPLIFY_LAUNCHER_PID. After a stop request the
+rank has a minute to exit by itself, because SLURM signals all processes at once.
 
-A rank that has lost another one can do nothing more together, and may wait in a collective for ever. launch.py sends
-SIGTERM to what is left, but ranks take that as "save and stop" (stopping.py): it would kill them one by one, 30
-seconds each. So a rank that misses another one of its machine ends by itself. Other machines: watchdog.py.
+After another rank is lost, a rank cannot do any collective work, and may wait in a collective forever. launch.py sends
+SIGTERM to the remaining ranks, which they take as a stop request (stopping.py); it would kill them one by one, after 30
+seconds each. So a rank that misses another one on its machine ends by itself. For other machines see watchdog.py.
 """
 
 from __future__ import annotations
@@ -21,49 +21,51 @@ import psutil
 
 from amplify_ds.errors import print_error
 from amplify_ds.network import ranks_here
-from amplify_ds.training.process_table import DEAD, command_line, look_at, ranks_below
+from amplify_ds.training.process_table import DEAD, command_line, process_info, ranks_below
 
-SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_TO_SAVE = 60.0  # when the launcher is gone after a signal that asks for a checkpoint
-SECONDS_FOR_LAUNCHER = 3.0  # it shall see the lost rank's exit code before ours
-ENDED_WITH_LAUNCHER = 143  # what a shell reports for SIGTERM
+SECONDS_BETWEEN_POLLS = 1.0
+SECONDS_TO_SAVE = 60.0  # for a rank that has a stop request when its launcher ends
+SECONDS_FOR_LAUNCHER = 3.0  # so that it sees the lost rank's exit code before this rank's
+ENDED_WITH_LAUNCHER = 143  # the exit code that a shell reports for SIGTERM
 
-_signalled = threading.Event()  # a signal has asked for a checkpoint
+_signalled = threading.Event()  # a signal has requested a stop
 _met = threading.Event()
 _finished = threading.Event()
 _watch: _Watch | None = None
 
 
 def end_with_launcher() -> None:
-    """Start the watch, when this process is a rank that a launcher started."""
+    """Start the watch if this process is a rank that a launcher started."""
     global _watch
     if "LOCAL_RANK" in os.environ:
         _watch = _Watch()
-        threading.Thread(target=_watch.look_on, daemon=True).start()
+        threading.Thread(target=_watch.run, daemon=True).start()
 
 
 def met() -> None:
-    """This rank has found the others. One that ended before that has said why itself, or the launcher does."""
+    """This rank has found the others. Ranks lost before are not reported here: they or the launcher print an error."""
     _met.set()
 
 
 def finished() -> None:
-    """Nothing is left to do together: from now on other ranks may end before this one."""
+    """This rank no longer needs the others: from now on they may end before it."""
     _finished.set()
 
 
 def lost(seconds: float = 1.0) -> dict[int, int]:
-    """{pid: rank} of ranks on this machine that have ended before their time; one may take a moment to end."""
+    """Return {pid: rank} of the ranks on this machine that have ended too early; waits up to `seconds` for one."""
+    if _watch is None:
+        return {}
     deadline = time.monotonic() + seconds
-    while _watch is not None and not (found := _watch.lost_ranks()):
+    while not (ranks := _watch.lost_ranks()):
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    return found if _watch is not None else {}
+    return ranks
 
 
 def signalled() -> None:
-    """A signal has arrived. If it is launch.py's, because a rank is lost, this rank ends at once."""
+    """A signal has arrived. If launch.py sent it because a rank is lost, this rank exits at once."""
     _signalled.set()
     if _watch is not None and _watch.lost_ranks() and not _finished.is_set():
         os._exit(ENDED_WITH_LAUNCHER)
@@ -72,51 +74,53 @@ def signalled() -> None:
 class _Watch:
     def __init__(self):
         self.launcher = os.getppid()
-        self.watched = [self.launcher, *_above(self.launcher)]
+        self.watched = [self.launcher, *_ancestors(self.launcher)]
         self.watched += [int(pid) for pid in os.environ.get("AMPLIFY_LAUNCHER_PID", "").split()]
         self.count = ranks_here() or math.inf
         self.ranks = ranks_below(self.launcher)
 
-    def look_on(self) -> None:
+    def run(self) -> None:
+        """Poll until the launcher or a rank is lost, then end this process."""
         while os.getppid() == self.launcher and all(psutil.pid_exists(pid) for pid in self.watched):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_POLLS)
             if self.lost_ranks() and not _finished.is_set():
                 time.sleep(SECONDS_FOR_LAUNCHER)
                 if not _finished.is_set():
-                    self._say_which()
+                    self._print_lost()
                     os._exit(ENDED_WITH_LAUNCHER)
         if _signalled.is_set():
             time.sleep(SECONDS_TO_SAVE)
         os._exit(ENDED_WITH_LAUNCHER)
 
     def lost_ranks(self) -> dict[int, int]:
-        """Of those that have been seen. Of a launcher that is gone itself, none: look_on knows what to do then."""
+        """Return {pid: rank} of the known ranks that have ended; {} if the launcher has ended too, see `run`."""
         if len(self.ranks) < self.count:  # they start one after the other
             self.ranks = self.ranks | ranks_below(self.launcher)
-        lost = {pid: rank for pid, rank in self.ranks.items() if not self._runs(pid)}
+        lost = {pid: rank for pid, rank in self.ranks.items() if not self._is_running(pid)}
         return lost if os.getppid() == self.launcher else {}
 
-    def _runs(self, pid: int) -> bool:
-        process = look_at(pid)
+    def _is_running(self, pid: int) -> bool:
+        process = process_info(pid)
         return process is not None and process.state not in DEAD and process.parent == self.launcher
 
-    def _say_which(self) -> None:
+    def _print_lost(self) -> None:
+        """Print which ranks have ended, on the lowest remaining rank."""
         lost = self.lost_ranks()
-        left = [rank for pid, rank in self.ranks.items() if pid not in lost]
-        if _met.is_set() and int(os.environ["RANK"]) == min(left, default=-1):
-            gone = ", ".join(f"rank {rank} (process {pid})" for pid, rank in lost.items())
-            print_error(f"error: {gone} on {os.uname().nodename} has ended; the job ends with it")
+        remaining = [rank for pid, rank in self.ranks.items() if pid not in lost]
+        if _met.is_set() and int(os.environ["RANK"]) == min(remaining, default=-1):
+            names = ", ".join(f"rank {rank} (process {pid})" for pid, rank in lost.items())
+            print_error(f"error: {names} on {os.uname().nodename} has ended; the job ends with it")
 
 
-def _above(launcher: int) -> list[int]:
-    """The runner that started launch.py; on another node the shell and the ssh server in between."""
-    found, process = [], look_at(launcher)
+def _ancestors(launcher: int) -> list[int]:
+    """Return the ids of the runner that started launch.py, or on another node of the shell and the ssh server."""
+    ancestors, process = [], process_info(launcher)
     while process is not None and process.parent > 1:
-        words = command_line(process.parent)
-        if "deepspeed" not in words and not words.startswith("sshd"):
+        command = command_line(process.parent)
+        if "deepspeed" not in command and not command.startswith("sshd"):
             break
-        found.append(process.parent)
-        if "deepspeed.launcher" not in words:  # the runner, or the ssh server: what is above goes its own way
+        ancestors.append(process.parent)
+        if "deepspeed.launcher" not in command:  # the runner or the ssh server, whose parents may end earlier
             break
-        process = look_at(process.parent)
-    return found
+        process = process_info(process.parent)
+    return ancestors

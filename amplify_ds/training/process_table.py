@@ -1,4 +1,4 @@
-"""What psutil says of a process on this machine. Of one that has ended, or may not be looked at: nothing."""
+"""Processes on this machine, by psutil. Nothing is returned about one that has ended or may not be inspected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-# What psutil.Process.status() says, with the letter that ps shows.
+# Values of psutil.Process.status(), with the letters that ps shows.
 STATES = {
     psutil.STATUS_RUNNING: "running or sleeping (state R)",
     psutil.STATUS_SLEEPING: "running or sleeping (state S)",
@@ -24,15 +24,17 @@ _UNKNOWN = (psutil.Error, OSError, RuntimeError)  # the latter two where /proc i
 
 @dataclass(frozen=True)
 class Process:
-    state: str  # psutil.STATUS_...
+    """A process's state, psutil.STATUS_…, and the id of its parent."""
+
+    state: str
     parent: int
 
     def describe(self) -> str:
         return STATES.get(self.state, self.state)
 
 
-def look_at(pid: int) -> Process | None:
-    """None when there is no such process."""
+def process_info(pid: int) -> Process | None:
+    """Return the process, or None if it does not exist."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -42,15 +44,19 @@ def look_at(pid: int) -> Process | None:
 
 
 def started(pid: int) -> float | None:
-    """Seconds from boot to the start, whatever the clock does: with the pid, a name that is never used again."""
+    """Return the seconds from boot to the start of a process; together with the pid they identify it.
+
+    They do not depend on changes of the clock.
+    """
     try:
-        boot = psutil.boot_time()  # first: psutil before 7.1 adds the one that it was asked for last
-        return round(psutil.Process(pid).create_time() - boot, 2)  # the kernel counts in hundredths
+        boot = psutil.boot_time()  # before create_time: psutil before 7.1 adds the boot time read last
+        return round(psutil.Process(pid).create_time() - boot, 2)  # the kernel counts hundredths
     except _UNKNOWN:
         return None
 
 
 def command_line(pid: int) -> str:
+    """Return the command line of a process, "" if unknown."""
     try:
         return " ".join(psutil.Process(pid).cmdline())
     except _UNKNOWN:
@@ -58,11 +64,11 @@ def command_line(pid: int) -> str:
 
 
 def ranks_below(launcher: int) -> dict[int, int]:
-    """{pid: rank} of the ranks that this launcher runs here. Goes through all processes of the machine."""
-    found = {}
+    """Return {pid: rank} of the ranks that this launcher has started here. Slow: inspects all processes."""
+    ranks = {}
     with suppress(*_UNKNOWN):
         for child in psutil.Process(launcher).children():
             with suppress(*_UNKNOWN):
                 if rank := child.environ().get("RANK"):
-                    found[child.pid] = int(rank)
-    return found
+                    ranks[child.pid] = int(rank)
+    return ranks

@@ -1,6 +1,6 @@
-"""RUN/.ranks/rank-00003.json, what each rank writes of itself, and RUN/stalled.json, what one of them found.
+"""RUN/.ranks/rank-00003.json, the record of each rank, and RUN/stalled.json, the report of the watchdog.
 
-Nothing is replaced by renaming: a record is written in place, so that NFS shows what is new when it is opened.
+Records are written in place, not replaced by renaming, because NFS shows a file's new content when it is opened.
 """
 
 from __future__ import annotations
@@ -21,48 +21,56 @@ Record = dict[str, Any]
 
 
 def identity(rank: int, job: int) -> Record:
-    """The part of a rank's record that stays the same."""
-    own = {"job": job, "rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
-    return own | {"launcher": os.getppid(), "started": process_table.started(os.getpid())}
+    """Return the part of this rank's record that stays the same."""
+    return {
+        "job": job,
+        "rank": rank,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "launcher": os.getppid(),
+        "started": process_table.started(os.getpid()),
+    }
 
 
 def write(run: Path, record: Record) -> None:
-    with suppress(OSError):  # a full disk is for the loop to find
+    """Write a rank's record; does nothing if that fails, because the training loop reports a full disk."""
+    with suppress(OSError):
         _path(run, record["rank"]).write_text(json.dumps(record), encoding="utf-8")
 
 
 def read(run: Path, rank: int) -> Record:
-    """What a rank of any start last wrote; {} if nothing."""
+    """Return the last record of a rank, of any start; {} if there is none."""
     return _read(_path(run, rank))
 
 
 def read_all(run: Path, world_size: int, job: int) -> dict[int, Record]:
-    """The records of this start, by rank."""
-    found = {rank: read(run, rank) for rank in range(world_size)}
-    return {rank: record for rank, record in found.items() if record.get("job") == job}
+    """Return the records of this start, {rank: record}."""
+    records = {rank: read(run, rank) for rank in range(world_size)}
+    return {rank: record for rank, record in records.items() if record.get("job") == job}
 
 
 def reported(run: Path, job: int) -> bool:
+    """Return whether a rank of this start has written the report."""
     return _read(run / REPORT).get("job") == job
 
 
 def report(run: Path, content: Record) -> bool:
-    """Write the report unless another rank has; True when this rank did."""
-    own = run / f".{REPORT}.{content['found_by']}"
+    """Write the report unless another rank has written one; return whether this rank should print it."""
+    temporary = run / f".{REPORT}.{content['found_by']}"
     try:
-        own.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.link(own, run / REPORT)
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.link(temporary, run / REPORT)
     except FileExistsError:
         return False
-    except OSError:  # no room, no links: then it is said twice rather than never
+    except OSError:  # no space or no links: better printed by several ranks than by none
         return True
     finally:
-        own.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return True
 
 
 def state(record: Record) -> str:
-    """What the kernel says of a rank's process, when it is on this machine, else nothing."""
+    """Return the kernel's state of a rank's process as text; "" if it is on another machine."""
     if record["host"] != socket.gethostname():
         return ""
     process = _process(record)
@@ -70,15 +78,15 @@ def state(record: Record) -> str:
 
 
 def kill(record: Record) -> None:
-    """End a rank's process, if it is one of this machine and of this process's launcher."""
+    """Kill a rank's process, if it is on this machine and has the same launcher as this process."""
     if record["host"] == socket.gethostname() and (process := _process(record)) and process.parent == os.getppid():
         with suppress(OSError):
             os.kill(record["pid"], signal.SIGKILL)
 
 
 def _process(record: Record) -> process_table.Process | None:
-    """Of a rank on this machine; None when it has ended, whatever has its number now."""
-    process = process_table.look_at(record["pid"])
+    """Return the process of a rank on this machine; None if it has ended, even if its id is used again."""
+    process = process_table.process_info(record["pid"])
     return process if process_table.started(record["pid"]) == record["started"] else None
 
 
@@ -87,7 +95,7 @@ def _path(run: Path, rank: int) -> Path:
 
 
 def _read(path: Path) -> Record:
-    """{} if it is not there; a reader that comes in between tries again."""
+    """Return the content, {} if there is no file. Tries again if the file is being written."""
     for _ in range(5):
         try:
             return json.loads(path.read_text(encoding="utf-8"))

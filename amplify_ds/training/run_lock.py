@@ -1,8 +1,8 @@
-"""One job at a time in a run directory, whichever machines the jobs run on.
+"""The lock of a run directory: one job at a time, even if jobs run on different machines.
 
-Rank 0 locks RUN/.lock and writes into it who holds it. Some file systems keep locks on one machine only (Lustre without
--o flock, some NFS servers), so a run is also taken if rank 0 of a job on another machine is still writing its rank file
-(watchdog.py), which changes every few seconds.
+Rank 0 locks RUN/.lock and writes its job, machine and process into it. Some file systems keep locks on one machine only
+(Lustre without -o flock, some NFS servers), so a run also counts as locked while rank 0 of a job on another machine
+writes its rank file (watchdog.py), which changes every few seconds.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from amplify_ds.training import rank_files
 from amplify_ds.training.watchdog import FINISHED, LONGEST_BEAT
 
 LOCK = ".lock"
-SECONDS_TO_WAIT = 5.0  # for processes that were killed, which may take a moment to go
-SECONDS_AFTER_RESTART = 120.0  # for the ranks of the start before, perhaps on a node that was lost
-SECONDS_OF_SILENCE = 3 * LONGEST_BEAT  # after these, a rank that has written nothing is taken for dead
+SECONDS_TO_WAIT = 5.0  # for killed processes, which may take a moment to end
+SECONDS_AFTER_RESTART = 120.0  # for the ranks of the previous start, perhaps on a node that was lost
+SECONDS_OF_SILENCE = 3 * LONGEST_BEAT  # a rank that has written nothing for this time counts as dead
 
 
 def acquire(run: Path) -> IO[str]:
-    """Return the lock of a run directory, to be kept open for as long as the run writes.
+    """Return the lock of a run directory, to be kept open as long as the run writes.
 
-    Raises AmplifyError that says which job on which machine holds it, and since when.
+    Raises AmplifyError with the job, machine and time of the current holder.
     """
     restarted = int(os.environ.get("AMPLIFY_ATTEMPT", 0)) > 0
     deadline = time.monotonic() + (SECONDS_AFTER_RESTART if restarted else SECONDS_TO_WAIT)
@@ -41,21 +41,21 @@ def acquire(run: Path) -> IO[str]:
         if time.monotonic() > deadline:
             file.close()
             raise AmplifyError(_taken(run, holder))
-    own = {"host": socket.gethostname(), "process": os.getpid(), "job": job_name(), "since": _now()}
+    content = {"host": socket.gethostname(), "process": os.getpid(), "job": job_name(), "since": _now()}
     file.truncate(0)
-    file.write(json.dumps(own))
+    file.write(json.dumps(content))
     file.flush()
     return file
 
 
 def job_name(environment: Mapping[str, str] = os.environ) -> str:
-    """How the user knows this job: by its number under SLURM, else by nothing."""
+    """Return the name by which the user knows this job: "SLURM job N", or "" without SLURM."""
     number = environment.get("SLURM_JOB_ID", "")
     return f"SLURM job {number}" if number else ""
 
 
 def _writes_elsewhere(run: Path) -> bool:
-    """Whether rank 0 of a job on another machine writes its rank file; takes SECONDS_OF_SILENCE if it may have died."""
+    """Return whether rank 0 of a job on another machine writes its rank file. Takes up to SECONDS_OF_SILENCE."""
     first = rank_files.read(run, 0)
     if not first or first.get("host") == socket.gethostname() or first.get("phase") == FINISHED:
         return False
@@ -76,6 +76,7 @@ def _holder(run: Path) -> dict[str, object]:
 
 
 def _taken(run: Path, holder: Mapping[str, object]) -> str:
+    """Return the error message about the job that holds the lock."""
     details = [str(holder.get("job") or ""), f"process {holder.get('process')} on {holder.get('host')}"]
     who = f": {', '.join(filter(None, details))}, since {holder.get('since')}" if holder else ""
     return f"{run}: another process is training this run{who}. Wait for it, or end it first."

@@ -6,6 +6,7 @@ Training waits for the copy, and for the previous write if that is not done yet.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterable
@@ -16,6 +17,19 @@ import torch
 from amplify_ds.errors import AmplifyError
 from amplify_ds.training.retention import Checkpoints
 
+# What a client of a file server reports while the server or the way to it is down.
+OUTAGES = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ESHUTDOWN,
+)
+OUTAGE_SECONDS, SECONDS_BETWEEN_TRIES = 600.0, 5.0
 NamedState = Iterable[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -34,7 +48,7 @@ class BackgroundWriter:
     def start(self, named_state: NamedState, state: dict[str, Any]) -> None:
         """Copy `named_state` (FullState.named) to rank 0's host memory and start writing it there.
 
-        Waits for the previous write. Must be called on every rank, because all ranks take part in gathering the state.
+        Waits for the previous write. Must be called on every rank, because the state is gathered from all ranks.
         """
         self.wait()
         copies = []
@@ -54,7 +68,7 @@ class BackgroundWriter:
     def _write(self, checkpoints: Checkpoints, named_state: NamedState, state: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            checkpoints.write(named_state, state)
+            _write_through_outages(checkpoints, named_state, state)
         except AmplifyError as error:
             self.problem = error
         except OSError as error:
@@ -62,6 +76,22 @@ class BackgroundWriter:
         except Exception as error:  # otherwise the run would continue without checkpoints
             self.problem = AmplifyError(f"{checkpoints.run}: the checkpoint could not be written ({error!r})")
         self.seconds = time.perf_counter() - began
+
+
+def _write_through_outages(checkpoints: Checkpoints, named_state: NamedState, state: dict[str, Any]) -> None:
+    """Write a checkpoint. While the file server is away, try again for OUTAGE_SECONDS; warn once."""
+    deadline, warned = time.monotonic() + OUTAGE_SECONDS, False
+    while True:
+        try:
+            return checkpoints.write(named_state, state)
+        except (AmplifyError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if getattr(cause, "errno", None) not in OUTAGES or time.monotonic() > deadline:
+                raise
+            if not warned:
+                checkpoints.print_line(f"warning: {error} Trying again for {OUTAGE_SECONDS / 60:.0f} minutes.")
+                warned = True
+        time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _host_copy(x: torch.Tensor) -> torch.Tensor:

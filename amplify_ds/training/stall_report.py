@@ -1,7 +1,7 @@
-"""Who holds everybody up, from what the ranks wrote of themselves, and how that is said.
+"""Which ranks hold up the job, from the records of all ranks, and the message about them.
 
-A record is what a rank last wrote (rank_files.py): job, rank, host, pid, step, phase, moves (places of the loop passed
-so far), beat (records written so far), stack (frames as FILE:LINE in FUNCTION, the innermost last).
+A record is what a rank last wrote (rank_files.py): job, rank, host, pid, step, phase, moves (changes of phase so far),
+beat (records written so far), stack (frames as FILE:LINE in FUNCTION, the innermost last).
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")  # in the path of a fram
 
 @dataclass(frozen=True)
 class Verdict:
-    ranks: list[int]  # the culprits, the one to look at first in front
+    """The ranks that hold up the job. silent: whether their processes do not write records any more."""
+
+    ranks: list[int]
     silent: bool
     why: str
 
 
-def judge(before: Mapping[int, dict], after: Mapping[int, dict], world_size: int) -> Verdict:
-    """The verdict on everybody's records read twice, {rank: record}; a rank without a record is missing in both."""
+def find_culprits(before: Mapping[int, dict], after: Mapping[int, dict], world_size: int) -> Verdict:
+    """Return the ranks that hold up the job.
+
+    before, after: {rank: record}, read twice; ranks that have never written a record are missing in both.
+    """
     finished = {rank for rank, record in after.items() if record["phase"] == FINISHED}
     silent = [
         rank
@@ -34,13 +39,13 @@ def judge(before: Mapping[int, dict], after: Mapping[int, dict], world_size: int
         if rank not in finished and after.get(rank, {}).get("beat") == before.get(rank, {}).get("beat")
     ]
     if silent:
-        return Verdict(silent, True, "its process does not answer")
+        return Verdict(silent, True, "its process does not respond")
     candidates = sorted(rank for rank in after if rank not in finished) or sorted(after)
-    why = "all ranks stand at the same place" if len(candidates) > 1 else "its loop does not move"
+    why = "all ranks are in the same phase" if len(candidates) > 1 else "its loop does not move"
     for reason, key in (
         ("it is behind the other ranks", lambda record: record["moves"]),
-        ("it is in no collective, the others wait for it", lambda record: record["phase"] not in ALONE),
-        ("its stack stands in no collective, the others wait for it", lambda record: _waits(record["stack"])),
+        ("its phase has no collective, and the others wait for it", lambda record: record["phase"] not in ALONE),
+        ("its stack is in no collective, and the others wait for it", lambda record: _waits(record["stack"])),
     ):
         least = min(key(after[rank]) for rank in candidates)
         fewer = [rank for rank in candidates if key(after[rank]) == least]
@@ -50,6 +55,7 @@ def judge(before: Mapping[int, dict], after: Mapping[int, dict], world_size: int
 
 
 def _waits(stack: list[str]) -> bool:
+    """Return whether the rank is inside a collective."""
     return any(part in frame for frame in stack for part in COLLECTIVES)
 
 
@@ -61,24 +67,24 @@ def message(
     limit: float,
     report: Path,
 ) -> str:
-    """What to print: a line for each of the first four culprits, with its stack.
+    """Return the message: a line for each of the first four culprits, with its stack.
 
-    states: what the kernel says of their processes, "" where it cannot be asked. still, limit: seconds without a move,
-    and how many are allowed. report: the file with everybody's record.
+    states: the kernel's states of their processes, "" if unknown. still: seconds since the loop moved; limit: the
+    setting. report: the file with the records of all ranks.
     """
     lines = [f"error: training has stood still for {still:.0f} s (watchdog.seconds {limit:g})"]
     for rank in verdict.ranks[:4]:
         if (record := records.get(rank)) is None:
-            lines.append(f"rank {rank} has not said anything since the start: {verdict.why}")
+            lines.append(f"rank {rank} has written no record since the start: {verdict.why}")
             continue
         lines.append(
             f"rank {rank} on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}: "
             f"{verdict.why}{'; it is ' + states[rank] if verdict.silent and states[rank] else ''}"
         )
-        lines.append(f"its stack{', like its step as last written' if verdict.silent else ''}, innermost last:")
+        lines.append(f"its stack{' when it last wrote it' if verdict.silent else ''}, innermost frame last:")
         lines += [f"    {_with_source(frame)}" for frame in record["stack"][-8:]]
     if more := verdict.ranks[4:]:
-        lines.append(f"and the ranks {', '.join(map(str, more))}")
+        lines.append(f"the same holds for the ranks {', '.join(map(str, more))}")
     lines.append(
         f"Every rank's stack is in {report}. The job ends with code {STALLED}; the same command continues from the "
         "newest checkpoint. If nothing was wrong, raise --watchdog.seconds."

@@ -158,11 +158,11 @@ class Trainer:
         self.telemetry.saved(time.perf_counter() - began, seconds_writing)
 
     def _send_flags(self) -> None:
-        """Send the other ranks two flags: whether this rank was asked to stop, and whether it failed to save."""
+        """Send the other ranks two flags: whether this rank has a stop request, and whether it failed to save."""
         self.flags.send(stopping.requested(), self.writer.problem is not None)
 
     def _agreed_to_stop(self) -> bool:
-        """Return whether any rank was asked to stop before the last `_send_flags`.
+        """Return whether any rank had a stop request before the last `_send_flags`.
 
         Raises AmplifyError if a rank failed to save.
         """

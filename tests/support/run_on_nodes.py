@@ -1,4 +1,4 @@
-"""A run on two nodes that a test interrupts and starts again, and what it has read."""
+"""A run on two nodes that a test interrupts and starts again, and the rows that it has read."""
 
 import shutil
 from pathlib import Path
@@ -10,11 +10,10 @@ from tests.support.nodes import Nodes
 from tests.support.paths import ROOT
 from tests.support.training import EVERY_THREE, SMALL, assert_same_bits, training_words
 
-GLOBAL_ROWS = SMALL["training.global_batch_tokens"] // 1024  # of a step
-
+GLOBAL_ROWS = SMALL["training.global_batch_tokens"] // 1024  # per step
 SECONDS_TO_END = 60
 
-# Imported by every Python that starts. Steps of half a second leave time to meet them; `recording` notes their rows.
+# Imported by every Python process: makes steps long enough to interrupt; `recording` writes down their rows.
 PATCH = """
 import os, time
 import recording
@@ -29,10 +28,10 @@ if "LOCAL_RANK" in os.environ:
 
 
 class RunOnNodes(Run):
-    """A run that the same command starts again and again, on two nodes."""
+    """A run on two nodes that can be started several times with the same command."""
 
-    def __init__(self, place: Path, nodes: Nodes, shards, stage: int = 1, restart=(), **settings):
-        super().__init__(place, shards)
+    def __init__(self, directory: Path, nodes: Nodes, shards, stage: int = 1, restart=(), **settings):
+        super().__init__(directory, shards)
         training = training_words(self.output, shards, stage, **EVERY_THREE, **settings)
         self.command = [
             *nodes.before,
@@ -45,33 +44,33 @@ class RunOnNodes(Run):
         ]
         self.environment |= nodes.variables
         self.nodes = nodes
-        (place / "sitecustomize.py").write_text(PATCH)
-        shutil.copy(ROOT / "tests/support/recording/sitecustomize.py", place / "recording.py")
+        (directory / "sitecustomize.py").write_text(PATCH)
+        shutil.copy(ROOT / "tests/support/recording/sitecustomize.py", directory / "recording.py")
 
     def start(self, **variables) -> None:
         self.read_before = len(record(self.output))
         super().start(**variables)
 
     def wait_for_steps(self, count: int) -> None:
-        """Until both ranks have read the rows of so many steps since the start."""
+        """Wait until the ranks have read the rows of `count` steps since the start."""
         self.wait_until(lambda: len(record(self.output)) >= self.read_before + count * GLOBAL_ROWS)
 
     def launcher(self, node: int) -> psutil.Process:
-        """DeepSpeed's launcher on that node."""
-        [found] = [p for p in self.nodes.processes(node) if "deepspeed.launcher.launch" in p.cmdline()]
-        return found
+        """Return DeepSpeed's launcher on that node."""
+        [process] = [p for p in self.nodes.processes(node) if "deepspeed.launcher.launch" in p.cmdline()]
+        return process
 
     def end(self) -> int:
-        """The script's exit code; soon nothing of the run is left then, on no node."""
+        """Wait for the script and return its exit code. Fails if a process of the run is left on a node."""
         self.script.wait()
-        # Of a node that cannot be reached the script does not know when the last process has ended.
+        # The script does not wait for processes on a node that cannot be reached.
         _, left = psutil.wait_procs([p for node in (0, 1) for p in self.nodes.processes(node)], SECONDS_TO_END)
         assert not left, left
         return super().end()
 
 
 def record(output: Path) -> list[tuple[int, str]]:
-    """(position in the stream, digest) of every row that a run has read so far; some are read again after a start."""
+    """Return (position in the stream, digest) of every row that a run has read; a restart reads some of them again."""
     file = output.with_suffix(".rows")
     lines = file.read_text().splitlines() if file.exists() else []
     return [(int(position), digest) for position, digest in map(str.split, lines)]

@@ -1,7 +1,7 @@
-"""A real SLURM of a few nodes on one machine, for as long as a block runs.
+"""A real SLURM of a few nodes on one machine, as a context manager.
 
-Each node is a slurmd in namespaces of its own: it has a host name, processes and an /etc/hosts as a machine has, and
-can be powered off. Network and file system are shared; the GPUs are empty files. Needs root, slurm-wlm and munge.
+Each node is a slurmd in its own namespaces: it has a host name, processes and an /etc/hosts like a machine, and can be
+powered off. Nodes share network and file system; their GPUs are empty files. Needs root, slurm-wlm and munge.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ClusterName=test
 SlurmctldHost=login(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
-AuthInfo=socket={place}/munge
-StateSaveLocation={place}/state
-SlurmdSpoolDir={place}/spool-%n
-SlurmctldPidFile={place}/slurmctld.pid
-SlurmdPidFile={place}/slurmd-%n.pid
+AuthInfo=socket={directory}/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool-%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -53,52 +53,52 @@ PartitionName=shared Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
 
 
 class Slurm:
-    """environment: variables for sbatch, squeue and the like. names: of the nodes."""
+    """A running SLURM. environment: variables for sbatch, squeue and the like. names: of the nodes."""
 
-    def __init__(self, place: Path, names: tuple[str, ...]):
-        self.place, self.names = place, names
-        self.environment = {**os.environ, "SLURM_CONF": str(place / "slurm.conf")}
+    def __init__(self, directory: Path, names: tuple[str, ...]):
+        self.directory, self.names = directory, names
+        self.environment = {**os.environ, "SLURM_CONF": str(directory / "slurm.conf")}
         self._nodes: dict[str, subprocess.Popen] = {}
 
-    def run(self, *words: object, directory: Path | None = None, **variables: str) -> str:
-        """The output of a command such as squeue, which must succeed."""
+    def run(self, *arguments: object, directory: Path | None = None, **variables: str) -> str:
+        """Run a command such as squeue, in `directory`, and return its output. Fails if the command does."""
         environment = self.environment | variables
-        command = [str(word) for word in words]
+        command = [str(argument) for argument in arguments]
         result = subprocess.run(command, cwd=directory, env=environment, text=True, capture_output=True)
-        assert result.returncode == 0, (words, result.stdout, result.stderr)
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
         return result.stdout.strip()
 
-    def submit(self, directory: Path, *words: object, **variables: str) -> str:
-        """The number of a new job. words: options of sbatch, the script and its arguments."""
-        command = ["sbatch", "--parsable", "--output", self.place / "%j.log", *words]
+    def submit(self, directory: Path, *arguments: object, **variables: str) -> str:
+        """Submit a job and return its number. arguments: options of sbatch, the script and its arguments."""
+        command = ["sbatch", "--parsable", "--output", self.directory / "%j.log", *arguments]
         return self.run(*command, directory=directory, **variables)
 
     def job(self, number: str) -> dict[str, str]:
-        """What SLURM knows of a job: JobState, ExitCode, Restarts, BatchHost, …"""
+        """Return the description of a job: JobState, ExitCode, Restarts, BatchHost, …"""
         return dict(re.findall(r"(\w+)=(\S+)", self.run("scontrol", "show", "job", number)))
 
     def log(self, number: str) -> str:
-        path = self.place / f"{number}.log"
+        path = self.directory / f"{number}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def log_exists(self, number: str) -> bool:
-        return (self.place / f"{number}.log").exists()
+        return (self.directory / f"{number}.log").exists()
 
     def wait_for(self, number: str, *states: str, seconds: float = 120) -> dict[str, str]:
-        """What is known of the job once it is in one of the states; by default, once it has ended for good."""
+        """Wait until the job is in one of the states, by default a final one, and return its description."""
         states = states or ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
         return self.wait_until(lambda: self._in_state(number, states), number, seconds)
 
-    def wait_until(self, happens, number: str, seconds: float = 120):
-        """What `happens()` returns once that is true."""
+    def wait_until(self, condition, number: str, seconds: float = 120):
+        """Wait until `condition()` is true, and return its value."""
         deadline = time.monotonic() + seconds
-        while not (value := happens()):
+        while not (value := condition()):
             assert time.monotonic() < deadline, f"{self.job(number)}\n{self.log(number)}"
             time.sleep(0.2)
         return value
 
     def cancel(self, *numbers: str) -> None:
-        """End jobs, wait until SLURM has tidied up after them, and start nodes that were powered off."""
+        """End jobs, start nodes that were powered off, and wait until all nodes are idle."""
         for number in numbers:
             with suppress(AssertionError):
                 self.run("scancel", "--signal=KILL", "--full", number)
@@ -117,25 +117,25 @@ class Slurm:
         self._nodes.pop(name).kill()
 
     def kill_slurmd(self, name: str) -> None:
-        """Kill slurmd alone: the processes of jobs on that node go on."""
+        """Kill slurmd alone: the processes of jobs on that node continue."""
         for process in psutil.process_iter(["cmdline"]):
             if process.info["cmdline"] and process.info["cmdline"][:4] == ["slurmd", "-D", "-N", name]:
                 process.kill()
 
     def start_node(self, name: str) -> None:
         inside = 'mount --bind hosts /etc/hosts; hostname "$0"; slurmd -D -N "$0" & wait; exec sleep infinity'
-        words = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", inside]
-        self._start(f"slurmd-{name}", [*words, name], name)
+        command = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", inside]
+        self._start(f"slurmd-{name}", [*command, name], name)
 
     def _in_state(self, number: str, states: tuple[str, ...]) -> dict[str, str] | None:
         job = self.job(number)
         return job if job["JobState"] in states else None
 
-    def _start(self, log: str, words: list[str], node: str | None = None) -> subprocess.Popen:
-        with open(self.place / f"{log}.log", "a") as file:
+    def _start(self, log: str, command: list[str], node: str | None = None) -> subprocess.Popen:
+        with open(self.directory / f"{log}.log", "a") as file:
             process = subprocess.Popen(
-                words,
-                cwd=self.place,
+                command,
+                cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -147,12 +147,18 @@ class Slurm:
         return process
 
     def start(self) -> None:
-        (self.place / "key").write_bytes(os.urandom(1024))
-        (self.place / "key").chmod(0o600)
-        files = {name: f"--{name}-file={self.place}/munged.{name}" for name in ("pid", "log", "seed")}
-        words = ["munged", "--force", f"--key-file={self.place}/key", f"--socket={self.place}/munge", *files.values()]
-        self.servers = [self._start("munged", [*words, "--foreground"])]
-        while not (self.place / "munge").exists():
+        (self.directory / "key").write_bytes(os.urandom(1024))
+        (self.directory / "key").chmod(0o600)
+        files = {name: f"--{name}-file={self.directory}/munged.{name}" for name in ("pid", "log", "seed")}
+        munged = [
+            "munged",
+            "--force",
+            f"--key-file={self.directory}/key",
+            f"--socket={self.directory}/munge",
+            *files.values(),
+        ]
+        self.servers = [self._start("munged", [*munged, "--foreground"])]
+        while not (self.directory / "munge").exists():
             time.sleep(0.05)
         controller = ["unshare", "--uts", "sh", "-c", "hostname login; exec slurmctld -D"]
         self.servers.append(self._start("slurmctld", controller))
@@ -160,14 +166,14 @@ class Slurm:
             self.start_node(name)
         deadline = time.monotonic() + SECONDS_TO_START
         while self.idle() != set(self.names):
-            assert time.monotonic() < deadline, [path.read_text() for path in self.place.glob("slurm*.log")]
+            assert time.monotonic() < deadline, [path.read_text() for path in self.directory.glob("slurm*.log")]
             time.sleep(0.1)
 
     def idle(self) -> set[str]:
-        found = subprocess.run(
+        result = subprocess.run(
             ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], env=self.environment, text=True, capture_output=True
         )
-        return set(found.stdout.split())
+        return set(result.stdout.split())
 
     def end(self) -> None:
         for process in [*self._nodes.values(), *reversed(self.servers)]:
@@ -178,24 +184,24 @@ class Slurm:
 
 @contextmanager
 def slurm_of(
-    place: Path,
+    directory: Path,
     names: tuple[str, ...] = ("node1", "node2"),
     slurmd_timeout: int = 30,
     kill_wait: int = 30,
     requeue: int = 1,
     **options: str,
 ) -> Iterator[Slurm]:
-    """options: further lines of slurm.conf, NAME=VALUE."""
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "state").mkdir()
-    place.chmod(0o755)
+    """Start SLURM in `directory`, and end it afterwards. options: other lines of slurm.conf, NAME=VALUE."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "state").mkdir()
+    directory.chmod(0o755)
     ports = [free_port() for _ in range(1 + len(names))]
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=2 Gres=gpu:{GPUS}"
         for name, port in zip(names, ports[1:])
     )
     text = CONFIGURATION.format(
-        place=place,
+        directory=directory,
         ports=ports,
         nodes=nodes,
         slurmd_timeout=slurmd_timeout,
@@ -205,14 +211,14 @@ def slurm_of(
     )
     for option, value in options.items():
         text = re.sub(rf"^{option}=.*\n", "", text, flags=re.MULTILINE) + f"{option}={value}\n"
-    (place / "slurm.conf").write_text(text)
+    (directory / "slurm.conf").write_text(text)
     for number in range(GPUS):
-        (place / f"gpu{number}").touch()
-    listed = ",".join(names)
-    (place / "gres.conf").write_text(f"NodeName={listed} Name=gpu File={place}/gpu[0-{GPUS - 1}]\n")
-    (place / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # else slurmd looks for a mounted cgroup2
-    (place / "hosts").write_text(f"127.0.0.1 localhost login {' '.join(names)}\n")
-    slurm = Slurm(place, names)
+        (directory / f"gpu{number}").touch()
+    node_list = ",".join(names)
+    (directory / "gres.conf").write_text(f"NodeName={node_list} Name=gpu File={directory}/gpu[0-{GPUS - 1}]\n")
+    (directory / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # else slurmd looks for a mounted cgroup2
+    (directory / "hosts").write_text(f"127.0.0.1 localhost login {' '.join(names)}\n")
+    slurm = Slurm(directory, names)
     with ExitStack() as at_end:
         at_end.callback(slurm.end)
         slurm.servers = []

@@ -1,4 +1,4 @@
-"""What listens, and where: sockets of real ranks are looked at, on one machine and on two nodes."""
+"""Listening sockets: those of real ranks, on one machine and on two nodes."""
 
 import re
 import socket
@@ -27,36 +27,38 @@ if "LOCAL_RANK" in os.environ:
 
 
 def listening(processes) -> dict[int, set[str]]:
-    """{port: addresses} on which these processes take connections."""
-    found: dict[int, set[str]] = {}
+    """Return {port: addresses} on which these processes listen."""
+    addresses: dict[int, set[str]] = {}
     for process in processes:
         for connection in process.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN:
-                found.setdefault(connection.laddr.port, set()).add(connection.laddr.ip)
-    return found
+                addresses.setdefault(connection.laddr.port, set()).add(connection.laddr.ip)
+    return addresses
 
 
 def test_the_ranks_of_one_machine_listen_on_loopback_alone(shards, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     output = tmp_path / "run"
-    words = launch_words(2, output, shards)
-    port = int(words[words.index("--master_port") + 1])
-    words[words.index("--master_addr") + 1] = socket.gethostname()  # an address of a real network, where there is one
-    given = {name: value for name, value in environment(2).items() if not name.endswith("SOCKET_IFNAME")}
-    run = subprocess.Popen(words, cwd=ROOT, env=given | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, stderr=subprocess.PIPE)
+    command = launch_words(2, output, shards)
+    port = int(command[command.index("--master_port") + 1])
+    command[command.index("--master_addr") + 1] = socket.gethostname()  # an address of a real network, if there is one
+    variables = {name: value for name, value in environment(2).items() if not name.endswith("SOCKET_IFNAME")}
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=variables | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}, stderr=subprocess.PIPE
+    )
     try:
-        while len(watched := list((output / rank_files.FOLDER).glob("rank-*.json"))) < 2:  # they have met
+        while len(records := list((output / rank_files.FOLDER).glob("rank-*.json"))) < 2:  # they are not connected yet
             assert run.poll() is None, run.stderr.read().decode()
             time.sleep(0.1)
-        assert len(watched) == 2
-        found = listening(psutil.Process(run.pid).children(recursive=True))
-        with pytest.raises(ConnectionRefusedError), socket.socket() as stranger:
-            stranger.connect((LOOPBACK[0], port))  # this machine by another address than 127.0.0.1
+        assert len(records) == 2
+        ports = listening(psutil.Process(run.pid).children(recursive=True))
+        with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+            client.connect((LOOPBACK[0], port))  # this machine by another address than 127.0.0.1
     finally:
         _, stderr = run.communicate()
     assert run.returncode == 0, stderr.decode()
-    assert found[port] == {"127.0.0.1"}, "the store that all ranks share"
-    assert len(found) >= 3 and set().union(*found.values()) == {"127.0.0.1"}, found
+    assert ports[port] == {"127.0.0.1"}, "the store that all ranks share"
+    assert len(ports) >= 3 and set().union(*ports.values()) == {"127.0.0.1"}, ports
 
 
 @pytest.mark.slow
@@ -68,23 +70,26 @@ def test_two_nodes_listen_on_the_addresses_of_the_hostfile_alone(shards, tmp_pat
         run.start()
         run.wait_for_steps(1)
         ranks = [[p for p in nodes.processes(i) if "amplify_ds.train" in p.cmdline()] for i in (0, 1)]
-        found = [listening(of_node) for of_node in ranks]
+        ports = [listening(processes) for processes in ranks]
         assert run.end() == 0, run.log.read_text()
     port = int(nodes.launcher[nodes.launcher.index("--master_port") + 1])
-    assert found[0][port] == {LOOPBACK[0]} and port not in found[1]
-    assert all(of_node for of_node in found), "gloo listens on each"
-    assert set().union(*found[0].values(), *found[1].values()) <= {"127.0.0.1", *LOOPBACK}
+    assert ports[0][port] == {LOOPBACK[0]} and port not in ports[1]
+    assert all(ports), "gloo listens on each node"
+    assert set().union(*ports[0].values(), *ports[1].values()) <= {"127.0.0.1", *LOOPBACK}
 
 
 def test_a_port_that_is_taken_is_one_message(shards, tmp_path):
-    words = launch_words(2, tmp_path / "run", shards)
-    port = int(words[words.index("--master_port") + 1])
+    command = launch_words(2, tmp_path / "run", shards)
+    port = int(command[command.index("--master_port") + 1])
     with socket.create_server(("", port)):
-        result = subprocess.run(words, cwd=ROOT, env=environment(2), text=True, capture_output=True, timeout=120)
+        result = subprocess.run(command, cwd=ROOT, env=environment(2), text=True, capture_output=True, timeout=120)
     assert result.returncode == 1 and not (tmp_path / "run").exists()
-    said = [line for line in result.stderr.splitlines() if not re.match(r"\[\d{4}-.* \[ERROR\] \[launch.py", line)]
-    assert len(said) == 1 and f"error: the ranks could not meet at 127.0.0.1:{port}: Address already in use" in said[0]
-    assert "--master_port" in said[0]
+    messages = [line for line in result.stderr.splitlines() if not re.match(r"\[\d{4}-.* \[ERROR\] \[launch.py", line)]
+    assert (
+        len(messages) == 1
+        and f"error: the ranks could not meet at 127.0.0.1:{port}: Address already in use" in messages[0]
+    )
+    assert "--master_port" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -93,25 +98,27 @@ def test_a_port_that_is_taken_is_one_message(shards, tmp_path):
         ("127.0.0.1", None, "127.0.0.1"),
         ("localhost", None, "127.0.0.1"),
         ("127.0.0.2", None, "127.0.0.2"),
-        ("node-1", "127.0.0.3", "0.0.0.0"),  # as /etc/hosts of Debian has it: other machines could not come
-        ("node-1", "192.0.2.7", "0.0.0.0"),  # not an address of this machine: translated on the way
+        ("node-1", "127.0.0.3", "0.0.0.0"),  # as in /etc/hosts of Debian: other machines could not connect
+        ("node-1", "192.0.2.7", "0.0.0.0"),  # not an address of this machine: translated by a router
     ],
 )
-def test_a_listener_takes_connections_at_its_address_only(monkeypatch, name, number, expected):
+def test_a_listener_accepts_connections_at_its_address_only(monkeypatch, name, number, expected):
     if number:
         answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (number, 0))]
-        ask = socket.getaddrinfo
-        monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: answer if host == name else ask(host, *a, **k))
-    with network.listener(name, 0) as found:
-        assert found.getsockname()[0] == expected
+        getaddrinfo = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda host, *a, **k: answer if host == name else getaddrinfo(host, *a, **k)
+        )
+    with network.listener(name, 0) as listener:
+        assert listener.getsockname()[0] == expected
 
 
 def test_the_interface_is_that_of_the_route():
     interfaces = psutil.net_if_addrs().items()
-    loopback = next(name for name, of_it in interfaces if any(one.address == "127.0.0.1" for one in of_it))
+    loopback = next(name for name, entries in interfaces if any(entry.address == "127.0.0.1" for entry in entries))
     assert network.interface_towards("127.0.0.1") == network.interface_towards("127.0.0.2") == loopback
     assert network.interface_towards("no-such-host.invalid") is None
-    for name, of_it in interfaces:
-        for one in of_it:
-            if one.family == socket.AF_INET and psutil.net_if_stats()[name].isup:
-                assert name == network.interface_towards(one.address) or one.address.startswith("127.")
+    for name, entries in interfaces:
+        for entry in entries:
+            if entry.family == socket.AF_INET and psutil.net_if_stats()[name].isup:
+                assert name == network.interface_towards(entry.address) or entry.address.startswith("127.")

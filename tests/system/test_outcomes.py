@@ -1,6 +1,6 @@
 """The table of outcomes of docs/cluster.md: each row under ssh and under SLURM, on two nodes of one machine.
 
-Whoever ends a job, its code is the same under both, and soon nothing of it is left on any node.
+The exit code is the same under both, and soon no process of the job is left on any node.
 """
 
 import os
@@ -22,11 +22,11 @@ from tests.support.slurm import GPUS_AND_CORES, slurm_of
 from tests.support.training import SMALL
 
 pytestmark = [pytest.mark.slow, needs_environment, needs_nodes, needs_slurm, needs_namespaces]
-SECONDS_TO_END = 30  # for every process on every node, once the job has ended
+SECONDS_TO_END = 30  # until no process is left on any node, once the job has ended
 PATIENCE = 180  # seconds for what a test waits for
 LONG = 5000  # steps that no test waits for
 
-# Imported by every Python that starts; makes steps last, and lets one rank fail.
+# Imported by every Python process: makes steps slower, and one rank fail.
 PATCH = """
 import os, time
 if "LOCAL_RANK" in os.environ:
@@ -42,29 +42,35 @@ if "LOCAL_RANK" in os.environ:
 
 
 class Job:
-    """A job of two nodes with a rank each. Subclasses start it, and lose its second machine."""
+    """A job of two nodes with a rank each. Subclasses start it, and can lose its second machine."""
 
-    def __init__(self, place, shards):
-        self.place, self.shards, self.output = place, shards, place / "run"
-        (place / "sitecustomize.py").write_text(PATCH)
-        self.variables = {"PYTHONPATH": f"{place}:{os.environ.get('PYTHONPATH', ROOT)}"}
+    def __init__(self, directory, shards):
+        self.directory, self.shards, self.output = directory, shards, directory / "run"
+        (directory / "sitecustomize.py").write_text(PATCH)
+        self.variables = {"PYTHONPATH": f"{directory}:{os.environ.get('PYTHONPATH', ROOT)}"}
 
     def log(self) -> str:
         raise NotImplementedError
 
-    def words(self, steps: int, settings: dict) -> list[str]:
-        own = {"training.steps": steps, "training.micro_batch_rows": 1, "checkpoint.every": 4, "watchdog.seconds": 10}
-        flags = {**SMALL, **own, **settings, "data.train": self.shards["train"], "output": self.output}
+    def arguments(self, steps: int, settings: dict) -> list[str]:
+        """Return the arguments of amplify_ds.train."""
+        changes = {
+            "training.steps": steps,
+            "training.micro_batch_rows": 1,
+            "checkpoint.every": 4,
+            "watchdog.seconds": 10,
+        }
+        flags = {**SMALL, **changes, **settings, "data.train": self.shards["train"], "output": self.output}
         return ["--recipe", "tiny", *(str(part) for key, value in flags.items() for part in (f"--{key}", value))]
 
     def processes(self) -> list[psutil.Process]:
-        """All that name the run directory, on both nodes."""
-        found = []
+        """Return the processes with the run directory in their arguments, on both nodes."""
+        processes = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if str(self.output) in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def rank(self, number: int) -> psutil.Process:
         for process in self.processes():
@@ -73,9 +79,9 @@ class Job:
                     return process
         raise AssertionError(f"there is no rank {number}: {self.log()}")
 
-    def wait_until(self, happens) -> None:
+    def wait_until(self, condition) -> None:
         deadline = time.monotonic() + PATIENCE
-        while not happens():
+        while not condition():
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.1)
 
@@ -90,21 +96,21 @@ class Job:
 
 
 class SshJob(Job):
-    def __init__(self, nodes, place, shards):
-        super().__init__(place, shards)
+    def __init__(self, nodes, directory, shards):
+        super().__init__(directory, shards)
         self.nodes = nodes
 
     def start(self, steps: int = LONG, **settings: object) -> None:
-        words = ["bash", ROOT / "launch/train.sh", *self.nodes.launcher, "--", *self.words(steps, settings)]
+        command = ["bash", ROOT / "launch/train.sh", *self.nodes.launcher, "--", *self.arguments(steps, settings)]
         variables = {**environment(1), **self.nodes.variables, **self.variables}
-        (self.place / ".deepspeed_env").write_text("")
-        with open(self.place / "log", "w") as log:
+        (self.directory / ".deepspeed_env").write_text("")
+        with open(self.directory / "log", "w") as log:
             self.script = subprocess.Popen(
-                [str(word) for word in words], cwd=ROOT, env=variables, stdout=log, stderr=log
+                [str(argument) for argument in command], cwd=ROOT, env=variables, stdout=log, stderr=log
             )
 
     def log(self) -> str:
-        return (self.place / "log").read_text()
+        return (self.directory / "log").read_text()
 
     def ask_to_stop(self) -> None:
         self.script.terminate()
@@ -117,13 +123,13 @@ class SshJob(Job):
 
 
 class SlurmJob(Job):
-    def __init__(self, slurm, place, shards):
-        super().__init__(place, shards)
+    def __init__(self, slurm, directory, shards):
+        super().__init__(directory, shards)
         self.slurm = slurm
 
     def start(self, steps: int = LONG, **settings: object) -> None:
-        words = (*GPUS_AND_CORES, ROOT / "launch/slurm.sbatch", "train", *self.words(steps, settings))
-        self.number = self.slurm.submit(ROOT, *words, **self.variables)
+        arguments = (*GPUS_AND_CORES, ROOT / "launch/slurm.sbatch", "train", *self.arguments(steps, settings))
+        self.number = self.slurm.submit(ROOT, *arguments, **self.variables)
 
     def log(self) -> str:
         return self.slurm.log(self.number)
@@ -136,12 +142,12 @@ class SlurmJob(Job):
         self.slurm.power_off(others.pop())
 
     def code(self) -> int:
-        """That of the script, which the log has if the job was then requeued."""
+        """Return the exit code of the script: SLURM's, or if the job was requeued, the one in the log."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait_until(lambda: (known := self.slurm.job(self.number))["Restarts"] != "0" or known["JobState"] in ended)
-        known = self.slurm.job(self.number)
-        if known["Restarts"] == "0":
-            return int(known["ExitCode"].partition(":")[0])
+        job = self.slurm.job(self.number)
+        if job["Restarts"] == "0":
+            return int(job["ExitCode"].partition(":")[0])
         codes = re.findall(r"code (\d+): .* Requeued", self.log())
         assert codes, self.log()
         return int(codes[-1])
@@ -193,7 +199,7 @@ def test_a_killed_rank(job, number):
     job.assert_nothing_is_left()
 
 
-def test_a_rank_that_stands_still(job):
+def test_a_rank_that_stops_responding(job):
     job.start()
     job.wait_for_checkpoint()
     job.rank(1).send_signal(signal.SIGSTOP)
@@ -211,7 +217,7 @@ def test_a_machine_that_is_lost(job):
 
 
 def test_a_rank_that_fails(job):
-    """Its error would come again: nothing is started again."""
+    """It would fail again, so it is not restarted."""
     (job.place / "failing").touch()
     job.start()
     assert job.code() == 1, job.log()
@@ -219,7 +225,7 @@ def test_a_rank_that_fails(job):
     job.assert_nothing_is_left()
 
 
-def test_a_refusal_that_only_rank_0_knows_of(job):
+def test_a_refusal_on_rank_0_only(job):
     job.start(steps=4)
     assert job.code() == 0, job.log()
     job.start(**{"optimizer.lr": 0.1})

@@ -1,7 +1,7 @@
-"""The preflight on two real ssh servers: what it says when all is well, and of each thing that is not.
+"""The preflight on two real ssh servers: its output without failures, and for each kind of failure.
 
-What cannot be broken for real is faked, and says so: another version of a package is a folder of metadata, a wrong
-clock and a process that hangs are modules that Python imports at its start.
+Some failures are faked, and marked so: another version of a package is a folder of metadata; a wrong clock and a
+process that hangs are modules that Python imports at its start.
 """
 
 import json
@@ -30,38 +30,38 @@ HERE = {"PYTHONPATH": str(ROOT)}
 
 
 def can_mount() -> bool:
-    words = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True).returncode == 0
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 needs_sshd = needs("sshd")
-needs_mounts = pytest.mark.skipif(  # under CI it fails
+needs_mounts = pytest.mark.skipif(  # in CI the tests run, and fail
     not can_mount() and not os.environ.get("CI"), reason="no right to mount: a node needs a file system of its own"
 )
 
 
 @contextmanager
-def unlike_nodes(place, befores, variables):
-    """Two nodes that differ: words in front of their servers, and environment variables."""
+def unlike_nodes(directory, prefixes, variables):
+    """Start two nodes that differ. prefixes: of the commands of their ssh servers; variables: of their environments."""
     with ExitStack() as at_end:
-        nodes = Nodes(place, LOOPBACK, "lo")
+        nodes = Nodes(directory, LOOPBACK, "lo")
         at_end.callback(nodes.end)
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place / "user_key"], check=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "user_key"], check=True)
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)
-        for number, (before, own) in enumerate(zip(befores, variables)):
-            nodes.serve(number, before, own)
+        for number, (prefix, of_node) in enumerate(zip(prefixes, variables)):
+            nodes.serve(number, prefix, of_node)
         nodes.wait_until_reachable()
         yield nodes
 
 
-def check(nodes, hostfile, *words):
+def check(nodes, hostfile, *arguments):
     environment = {**os.environ, **nodes.variables, "OMP_NUM_THREADS": "1"}
-    return python("-m", "amplify_ds.preflight", hostfile, *words, env=environment)
+    return python("-m", "amplify_ds.preflight", hostfile, *arguments, env=environment)
 
 
 def cells(result) -> dict:
-    """{(host, check): cell} of the table."""
+    """Return {(host, check): cell} of the table."""
     lines = [line.split("  ") for line in result.stdout.splitlines()]
     rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     head = next(row for row in rows if row[:1] == ["host"])
@@ -74,27 +74,27 @@ def failed(result) -> set:
 
 @needs_sshd
 def test_two_nodes_that_can_train(shards, tmp_path):
-    place = tmp_path / "place"
-    (output := place / "runs").mkdir(parents=True)
-    with loopback_nodes(place, **HERE) as nodes:
+    directory = tmp_path / "nodes"
+    (output := directory / "runs").mkdir(parents=True)
+    with loopback_nodes(directory, **HERE) as nodes:
         result = check(nodes, nodes.hostfile, *training_words(output / "run", shards))
         assert not nodes.processes(0) and not nodes.processes(1)
     assert result.returncode == 0, result.stdout + result.stderr
-    found = cells(result)
+    table = cells(result)
     for host in LOOPBACK:
-        assert found[host, "step"].endswith("iB") and found[host, "slots"].startswith("1 of ")
+        assert table[host, "step"].endswith("iB") and table[host, "slots"].startswith("1 of ")
         for name in ("ssh", "versions", "clock", "shards", "output", "ports", "all-reduce"):
-            assert found[host, name] == "ok"
+            assert table[host, name] == "ok"
     assert "all-reduce: 2 ranks" in result.stdout
     assert f"Next: bash launch/train.sh --hostfile {nodes.hostfile} -- --recipe tiny" in result.stdout
-    assert not list(output.iterdir()), "nothing is left of it"
+    assert not list(output.iterdir()), "the preflight removes its files"
 
 
 @needs_sshd
 @needs_mounts
-def test_everything_that_is_wrong_is_found_at_once(shards, tmp_path):
-    place, output, faked = tmp_path / "place", tmp_path / "runs", tmp_path / "faked"
-    for folder in (place, output, faked / "deepspeed-0.0.1.dist-info"):
+def test_all_failures_are_found_at_once(shards, tmp_path):
+    directory, output, faked = tmp_path / "nodes", tmp_path / "runs", tmp_path / "faked"
+    for folder in (directory, output, faked / "deepspeed-0.0.1.dist-info"):
         folder.mkdir(parents=True)
     (faked / "deepspeed-0.0.1.dist-info/METADATA").write_text("Name: deepspeed\nVersion: 0.0.1\nSummary: a fake\n")
     (faked / "sitecustomize.py").write_text(
@@ -103,16 +103,16 @@ def test_everything_that_is_wrong_is_found_at_once(shards, tmp_path):
     copy = tmp_path / "shards"
     shutil.copytree(shards["train"], copy)
     hide = 'mount -t tmpfs none "$0" && exec "$@"'
-    befores = [
+    prefixes = [
         ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"', str(output)],
         ["unshare", "-m", "sh", "-c", hide, str(copy)],
     ]
     variables = [HERE, {"PYTHONPATH": os.pathsep.join([str(faked), str(ROOT)])}]
-    with unlike_nodes(place, befores, variables) as nodes:
+    with unlike_nodes(directory, prefixes, variables) as nodes:
         cores = len(os.sched_getaffinity(0))
         nodes.hostfile.write_text("".join(f"{host} slots={cores + 1}\n" for host in LOOPBACK))
-        words = training_words(output / "run", {**shards, "train": copy})
-        result = check(nodes, nodes.hostfile, *words, "--training.global_batch_tokens", 1024 * 2 * (cores + 1))
+        arguments = training_words(output / "run", {**shards, "train": copy})
+        result = check(nodes, nodes.hostfile, *arguments, "--training.global_batch_tokens", 1024 * 2 * (cores + 1))
     assert result.returncode == 1, result.stdout + result.stderr
     first, second = LOOPBACK
     assert failed(result) == {
@@ -131,9 +131,9 @@ def test_everything_that_is_wrong_is_found_at_once(shards, tmp_path):
         f"slots on {first}, {second}: ",
     ):
         assert text in result.stderr, result.stderr
-    assert result.stderr.count("-> ") == 6, "each with its remedy, alike ones once"
+    assert result.stderr.count("-> ") == 6, "each with its remedy, equal ones once"
     assert cells(result)[first, "ports"] == "ok" and cells(result)[first, "all-reduce"] == "-"
-    assert not list(output.iterdir()), "the second node's file is gone too"
+    assert not list(output.iterdir()), "the second node's file is removed too"
 
 
 @needs_sshd
@@ -157,27 +157,27 @@ def test_machines_that_are_not_reached_and_a_port_that_is_taken(tmp_path):
 
 
 @needs_sshd
-def test_a_machine_that_hangs_ends_in_time_and_nothing_stays_there(tmp_path):
+def test_a_machine_that_hangs_does_not_delay_the_check_and_no_process_remains(tmp_path):
     (faked := tmp_path / "faked").mkdir()
     (faked / "sitecustomize.py").write_text("import time\ntime.sleep(3600)  # a fake of a file system that hangs\n")
     with unlike_nodes(tmp_path, [[], []], [HERE, {"PYTHONPATH": str(faked)}]) as nodes:
         began = time.monotonic()
         result = check(nodes, nodes.hostfile, "--seconds", 20)
-        took = time.monotonic() - began
-        assert not nodes.processes(1), "what hung is ended there, too"
+        duration = time.monotonic() - began
+        assert not nodes.processes(1), "the hanging process was killed"
     assert result.returncode == 1 and failed(result) == {(LOOPBACK[1], "ssh")}, result.stdout + result.stderr
     assert "no answer in time" in result.stderr
-    assert took < 40
+    assert duration < 40
 
 
-def test_ranks_that_cannot_meet_and_a_batch_of_too_few_rows(shards, tmp_path):
+def test_ranks_that_cannot_connect_and_a_batch_of_too_few_rows(shards, tmp_path):
     (tmp_path / "hostfile").write_text("localhost slots=2\n")
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "absent0", "OMP_NUM_THREADS": "1"}
-    words = [*training_words(tmp_path / "run", shards), "--training.global_batch_tokens", 1024]
-    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words, env=environment)
+    arguments = [*training_words(tmp_path / "run", shards), "--training.global_batch_tokens", 1024]
+    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *arguments, env=environment)
     assert result.returncode == 1
     assert failed(result) == {("localhost", "shards"), ("localhost", "all-reduce")}, result.stdout + result.stderr
-    assert "set it to a multiple of 1,024 from 2,048 on" in result.stderr
+    assert "set it to a multiple of 1,024 that is at least 2,048" in result.stderr
     assert "absent0" in result.stderr and "GLOO_SOCKET_IFNAME" in result.stderr
     assert cells(result)["localhost", "step"] == "-"
 
@@ -191,7 +191,7 @@ def test_ranks_that_cannot_meet_and_a_batch_of_too_few_rows(shards, tmp_path):
         ("node-1\n", "expected 'NAME slots=N'"),
     ],
 )
-def test_a_hostfile_without_sense_is_refused(tmp_path, content, text):
+def test_an_invalid_hostfile_is_refused(tmp_path, content, text):
     if content is not None:
         (tmp_path / "hostfile").write_text(content)
     result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile")
@@ -199,27 +199,27 @@ def test_a_hostfile_without_sense_is_refused(tmp_path, content, text):
     assert not result.stdout
 
 
-def test_a_run_that_does_not_hold_is_refused_before_any_machine_is_asked(tmp_path):
+def test_invalid_settings_are_refused_before_any_machine_is_contacted(tmp_path):
     (tmp_path / "hostfile").write_text("no-such-machine.invalid slots=1\n")
-    words = ["--recipe", "120M", "--data.train", "absent", "--output", "run", "--optimizer.leraning_rate", "1"]
-    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *words)
+    arguments = ["--recipe", "120M", "--data.train", "absent", "--output", "run", "--optimizer.leraning_rate", "1"]
+    result = python("-m", "amplify_ds.preflight", tmp_path / "hostfile", *arguments)
     assert result.returncode == 1 and "no such setting" in result.stderr
 
 
 def test_an_interpreter_that_is_missing():
     answer = run_on(Host("localhost", 1), ["/absent/python", "-m", "amplify_ds.cluster.node_report"])
-    (found,) = checks.reached(Host("node-1", 1), answer, False, "/absent/python", "ssh")
-    assert found.check == "versions" and "/absent/python" in found.text and "the same path" in found.remedy
+    (finding,) = checks.reached(Host("node-1", 1), answer, False, "/absent/python", "ssh")
+    assert finding.check == "versions" and "/absent/python" in finding.text and "the same path" in finding.remedy
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     report = {"output": node_report._output(tmp_path / "file" / "run", ".preflight")}
-    (found,) = checks.output(Host("node-1", 1), report)
-    assert found.check == "output" and "Not a directory" in found.text and found.remedy
+    (finding,) = checks.output(Host("node-1", 1), report)
+    assert finding.check == "output" and "Not a directory" in finding.text and finding.remedy
 
 
-def test_one_byte_of_the_source_counts(tmp_path, monkeypatch):
+def test_the_hash_changes_with_one_byte_of_the_source(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "amplify_ds", tmp_path / "amplify_ds", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(node_report, "PACKAGE", tmp_path / "amplify_ds")
     before = node_report.source_hash()
@@ -228,21 +228,22 @@ def test_one_byte_of_the_source_counts(tmp_path, monkeypatch):
     assert node_report.source_hash() != before
 
 
-def meeting(port, **others):
-    place = {"name": "node-2", "address": "127.0.0.1", "port": port}
-    return {**place, "token": "ours", "files": {}, "seconds": 4, **others}
+def query(port, **others):
+    """Return a query for the connectivity module."""
+    machine = {"name": "node-2", "address": "127.0.0.1", "port": port}
+    return {**machine, "token": "of the preflight", "files": {}, "seconds": 4, **others}
 
 
 def test_a_first_machine_that_does_not_listen():
-    found = connectivity.report(meeting(free_port(), peers=None))
-    assert found["to_first"] == "Connection refused"
+    report = connectivity.report(query(free_port(), peers=None))
+    assert report["to_first"] == "Connection refused"
 
 
-def test_a_machine_that_the_first_one_cannot_reach_and_a_stranger():
-    port, closed, found = free_port(), free_port(), {}
-    first = threading.Thread(target=lambda: found.update(connectivity.report(meeting(port, peers=2))))
+def test_a_machine_that_the_first_one_cannot_reach_and_a_foreign_connection():
+    port, closed, report = free_port(), free_port(), {}
+    first = threading.Thread(target=lambda: report.update(connectivity.report(query(port, peers=2))))
     first.start()
-    for token, name in (("theirs", "node-3"), ("ours", "node-2")):
+    for token, name in (("another", "node-3"), ("of the preflight", "node-2")):
         greeting = {"token": token, "name": name, "port": closed}
         while True:
             try:
@@ -252,10 +253,10 @@ def test_a_machine_that_the_first_one_cannot_reach_and_a_stranger():
             except ConnectionRefusedError:  # it does not listen yet
                 time.sleep(0.05)
     first.join()
-    assert found["back"] == {"node-2": "127.0.0.1: Connection refused"}
+    assert report["back"] == {"node-2": "127.0.0.1: Connection refused"}
 
 
 def test_help_names_every_check():
-    shown = python("-m", "amplify_ds.preflight", "--help")
-    assert shown.returncode == 0 and all(f"  {name} " in shown.stdout for name in checks.CHECKS)
-    assert sys.executable not in shown.stdout
+    result = python("-m", "amplify_ds.preflight", "--help")
+    assert result.returncode == 0 and all(f"  {name} " in result.stdout for name in checks.CHECKS)
+    assert sys.executable not in result.stdout

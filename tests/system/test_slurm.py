@@ -37,14 +37,15 @@ def job(slurm, shards, tmp_path):
 
 
 class Job:
-    """A run of the script, from its submission on."""
+    """A job that runs the script."""
 
     def __init__(self, slurm, shards, output):
         self.slurm, self.shards, self.output, self.numbers = slurm, shards, output, []
 
-    def words(self, steps: int = LONG, **settings: object) -> list[str]:
-        own = {"training.steps": steps, "training.micro_batch_rows": 1, "data.workers": 0, "checkpoint.every": 5}
-        flags = {**SMALL, **own, **settings, "data.train": self.shards["train"], "output": self.output}
+    def arguments(self, steps: int = LONG, **settings: object) -> list[str]:
+        """Return the arguments of launch/slurm.sbatch."""
+        changes = {"training.steps": steps, "training.micro_batch_rows": 1, "data.workers": 0, "checkpoint.every": 5}
+        flags = {**SMALL, **changes, **settings, "data.train": self.shards["train"], "output": self.output}
         return [
             "train",
             "--recipe",
@@ -55,21 +56,21 @@ class Job:
     def submit(self, *options: str, steps: int = LONG, directory=ROOT, variables=None, **settings: object) -> str:
         settings = {key.replace("__", "."): value for key, value in settings.items()}
         script = ROOT / "launch/slurm.sbatch"
-        words = (*GPUS_AND_CORES, *options, script, *self.words(steps, **settings))
-        self.number = self.slurm.submit(directory, *words, **(variables or {}))
+        arguments = (*GPUS_AND_CORES, *options, script, *self.arguments(steps, **settings))
+        self.number = self.slurm.submit(directory, *arguments, **(variables or {}))
         self.numbers.append(self.number)
         return self.number
 
     def ranks(self, number: str | None = None) -> dict[int, psutil.Process]:
-        """The processes of amplify_ds.train, by rank."""
-        found = {}
+        """Return {rank: process} of amplify_ds.train."""
+        ranks = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error, KeyError):
                 variables = process.environ()
                 if variables["SLURM_JOB_ID"] == (number or self.number) and "amplify_ds.train" in process.cmdline():
                     if "RANK" in variables and variables.get("SLURM_CONF") == self.slurm.environment["SLURM_CONF"]:
-                        found[int(variables["RANK"])] = process
-        return found
+                        ranks[int(variables["RANK"])] = process
+        return ranks
 
     def wait_for_checkpoint(self, count: int = 1) -> None:
         self.slurm.wait_until(lambda: len(checkpoint.listing(self.output)) >= count, self.number)
@@ -79,9 +80,9 @@ class Job:
         return self.slurm.log(self.number)
 
     def requeued(self, seconds: float = 120) -> dict[str, str]:
-        """What is known of the job once SLURM has put it into the queue again."""
+        """Wait until SLURM has requeued the job, and return its description."""
         return self.slurm.wait_until(
-            lambda: (known := self.slurm.job(self.number))["Restarts"] == "1" and known, self.number, seconds
+            lambda: (job := self.slurm.job(self.number))["Restarts"] == "1" and job, self.number, seconds
         )
 
     def wait_until_running(self) -> None:
@@ -92,7 +93,7 @@ class Job:
         return "".join(path.read_text() for path in self.output.glob("logs/*"))
 
     def assert_ended_soon_after(self, text: str) -> None:
-        """The job ended within seconds of the message."""
+        """Check that the log has the message and that no process is left soon after it."""
         assert text in self.log, self.log
         self.assert_nothing_left()
 
@@ -138,7 +139,7 @@ def test_an_error_of_rank_0_alone_ends_all_nodes_at_once(job):
 
 
 @pytest.mark.parametrize("moment", ["preflight", "start", "training"])
-def test_a_warning_is_honoured_whenever_it_comes(job, moment):
+def test_a_warning_at_any_moment_requeues_the_job(job, moment):
     job.submit()
     job.wait_until_running()
     if moment == "start":
@@ -156,7 +157,7 @@ def test_a_warning_is_honoured_whenever_it_comes(job, moment):
 
 
 def test_at_the_time_limit_the_ranks_save_within_slurms_patience(job):
-    """Without a warning: SIGTERM comes to the ranks, to what starts them and to the script at once."""
+    """Without a warning, SLURM sends SIGTERM to the ranks, their launchers and the script at once."""
     job.submit("--time=1", "--signal=B:USR1@0")
     job.requeued(200)
     assert "SIGTERM from SLURM" in job.log and "Requeued" in job.log
@@ -179,7 +180,7 @@ def test_an_environment_that_is_not_exported(job):
     assert (job.output / "result.json").exists()
 
 
-def test_a_restart_ends_ranks_that_slurm_has_lost_sight_of(job):
+def test_a_restart_ends_ranks_on_a_node_that_slurm_cannot_reach(job):
     job.submit("--nodes=1")
     job.wait_for_checkpoint()
     host = job.slurm.job(job.number)["BatchHost"]

@@ -1,4 +1,4 @@
-"""launch/train.sh: stop by signals at any moment, a stopped rank, and the same command goes on to the same bits."""
+"""launch/train.sh: after a stop at any moment or a stopped rank, the same command continues to the same bits."""
 
 import os
 import signal
@@ -23,7 +23,9 @@ from tests.support.training import assert_same_bits
         ("during a save", "SIGTERM"),
     ],
 )
-def test_stopped_by_a_signal_at_any_moment_it_ends_with_the_same_bits(moment, name, uninterrupted, shards, tmp_path):
+def test_a_run_stopped_by_a_signal_at_any_moment_continues_to_the_same_bits(
+    moment, name, uninterrupted, shards, tmp_path
+):
     run = Run(tmp_path, shards)
     moments = {
         "before the first step": (run.output / ".lock").exists,
@@ -41,20 +43,20 @@ def test_stopped_by_a_signal_at_any_moment_it_ends_with_the_same_bits(moment, na
 
     run.start()
     assert run.end() == 0, run.log.read_text()
-    assert not (run.output / "stopped.json").exists(), "that was the earlier part's"
+    assert not (run.output / "stopped.json").exists(), "it belongs to the earlier start"
     assert_same_bits(run.output, uninterrupted)
 
 
 @needs_environment
-def test_a_stopped_rank_ends_the_run_and_it_goes_on_to_the_same_bits(uninterrupted, shards, tmp_path):
+def test_a_stopped_rank_ends_the_run_which_continues_to_the_same_bits(uninterrupted, shards, tmp_path):
     run = Run(tmp_path, shards)
     run.start()
     run.wait_until(lambda: run.rank(1)["step"] > 1)
     os.kill(run.rank(1)["pid"], signal.SIGSTOP)
     assert run.end() == 70, run.log.read_text()
     log, record = run.log.read_text(), run.rank(1)
-    place = f"rank 1 on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}"
-    assert place in log and "it is stopped (state T)" in log and "its stack" in log and ".py:" in log
+    location = f"rank 1 on {record['host']} (process {record['pid']}), step {record['step']}, {record['phase']}"
+    assert location in log and "it is stopped (state T)" in log and "its stack" in log and ".py:" in log
     assert run.read("stalled.json")["ranks"] == [1] and log.count("error: training has stood still") == 1
 
     run.start()
@@ -63,7 +65,7 @@ def test_a_stopped_rank_ends_the_run_and_it_goes_on_to_the_same_bits(uninterrupt
 
 
 @needs_environment
-def test_a_rank_that_is_stuck_is_named_with_the_line_where_it_stands(shards, tmp_path):
+def test_a_stuck_rank_is_reported_with_the_line_of_its_loop(shards, tmp_path):
     run = Run(tmp_path, shards)
     run.start(STUCK="0")
     assert run.end() == 70, run.log.read_text()
@@ -77,7 +79,9 @@ LISTENING = """
 import sys, time
 from pathlib import Path
 from amplify_ds.training import stopping
-stopping.SECONDS_BETWEEN_LOOKS = 0.01
+stopping.SECONDS_BETWEEN_POLLS = 0.01
+if sys.argv[1] == "opened":
+    stopping.opened()
 stopping.listen_to_file(Path("."))
 time.sleep(1)
 sys.exit(stopping.requested())
@@ -85,24 +89,25 @@ sys.exit(stopping.requested())
 
 
 @pytest.mark.parametrize(
-    "text, code",
+    "text, moment, code",
     [
-        ("", 0),
-        ("stop", 1),
-        ("SIGTERM of mine", 1),
-        ("SIGTERM of another", 0),
-        ("end of another", 0),
-        ("end of mine", 143),
+        ("", "opened", 0),
+        ("stop", "opened", 1),
+        ("stop", "starting", 0),  # it is for an earlier launch
+        ("SIGTERM of mine", "starting", 1),
+        ("SIGTERM of another", "opened", 0),
+        ("end 69 of another", "opened", 0),
+        ("end 69 of mine", "starting", 69),
     ],
 )
-def test_a_stop_is_for_all_or_for_the_launch_that_it_names(tmp_path, text, code):
+def test_a_stop_request_is_for_any_launch_or_for_the_one_it_names(tmp_path, text, moment, code):
     (tmp_path / ".stop").write_text(text + "\n")
     names = {**os.environ, "AMPLIFY_LAUNCH": "mine", "PYTHONPATH": str(ROOT)}
-    assert python("-c", LISTENING, cwd=tmp_path, env=names).returncode == code
+    assert python("-c", LISTENING, moment, cwd=tmp_path, env=names).returncode == code
 
 
 @pytest.mark.parametrize(
-    "words, text",
+    "arguments, text",
     [
         (["--recipe", "tiny"], "--output RUN is missing"),
         (["--ranks", "two", "--", "--output", "o"], "--ranks: needs a number"),
@@ -110,8 +115,8 @@ def test_a_stop_is_for_all_or_for_the_launch_that_it_names(tmp_path, text, code)
         (["--num_nodes", "2", "--", "--output", "o"], "choose machines by the hostfile's lines"),
     ],
 )
-def test_bad_words_are_one_message(words, text):
-    result = subprocess.run(["bash", ROOT / "launch/train.sh", *words], text=True, capture_output=True)
+def test_invalid_options_are_one_message(arguments, text):
+    result = subprocess.run(["bash", ROOT / "launch/train.sh", *arguments], text=True, capture_output=True)
     assert result.returncode == 1 and text in result.stderr and "Traceback" not in result.stderr
-    shown = subprocess.run(["bash", ROOT / "launch/train.sh", "--help"], text=True, capture_output=True)
-    assert shown.returncode == 0 and "75    stopped on request and saved" in shown.stdout
+    help_text = subprocess.run(["bash", ROOT / "launch/train.sh", "--help"], text=True, capture_output=True)
+    assert help_text.returncode == 0 and "75    stopped on request and saved" in help_text.stdout

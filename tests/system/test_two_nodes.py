@@ -1,4 +1,4 @@
-"""Two nodes behind a hostfile, ssh and pdsh train as two ranks of one node; stopped or killed, nothing stays behind."""
+"""Two nodes with a hostfile, ssh and pdsh train like two ranks of one node, and no process remains after a stop."""
 
 import pytest
 import torch
@@ -18,26 +18,28 @@ def nodes(tmp_path):
         yield nodes
 
 
-def test_at_stage_3_two_nodes_compute_what_two_ranks_of_one_do(nodes, uninterrupted, shards, tmp_path):
+def test_stage_3_on_two_nodes_is_close_to_two_ranks_of_one_node(nodes, uninterrupted, shards, tmp_path):
     run = RunOnNodes(tmp_path, nodes, shards, stage=3)
     run.start()
     assert run.end() == 0, run.log.read_text()
-    ours, theirs = losses(run.output), losses(uninterrupted)
-    assert ours == pytest.approx(theirs, abs=1e-6) and len(ours) == 10
+    of_run, expected_losses = losses(run.output), losses(uninterrupted)
+    assert of_run == pytest.approx(expected_losses, abs=1e-6) and len(of_run) == 10
     weights, expected = final_tensors(run.output), final_tensors(uninterrupted)
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
     assert sorted(record(run.output)) == sorted(record(uninterrupted))
 
 
-@pytest.mark.parametrize("way", ["launcher", "ssh session"])
-def test_killed_and_stopped_on_two_nodes_it_ends_with_the_same_bits(way, nodes, uninterrupted, shards, tmp_path):
+@pytest.mark.parametrize("victim", ["launcher", "ssh session"])
+def test_a_run_killed_and_stopped_on_two_nodes_continues_to_the_same_bits(
+    victim, nodes, uninterrupted, shards, tmp_path
+):
     run = RunOnNodes(tmp_path, nodes, shards)
-    ways = {"launcher": lambda: run.launcher(1).kill(), "ssh session": lambda: nodes.hang_up(1)}
+    kill = {"launcher": lambda: run.launcher(1).kill(), "ssh session": lambda: nodes.hang_up(1)}
     run.start()
     run.wait_for_steps(2)
-    ways[way]()
-    assert run.end() not in (0, 75), f"{way}: {run.log.read_text()}"
+    kill[victim]()
+    assert run.end() not in (0, 75), f"{victim}: {run.log.read_text()}"
     assert not (run.output / "result.json").exists() and not (run.output / "stopped.json").exists()
 
     run.start()

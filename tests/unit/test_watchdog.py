@@ -1,4 +1,4 @@
-"""Who holds everybody up, from what the ranks wrote; and that a stuck process ends."""
+"""Which ranks hold up the job, from the records of all ranks; a stuck process ends."""
 
 import json
 import mmap
@@ -11,7 +11,7 @@ import torch
 
 from amplify_ds.training import rank_files
 from amplify_ds.training.rank_files import FOLDER
-from amplify_ds.training.stall_report import FINISHED, STALLED, judge
+from amplify_ds.training.stall_report import FINISHED, STALLED, find_culprits
 from amplify_ds.training.watchdog import Watchdog, forget_earlier
 from tests.support.commands import python
 
@@ -21,29 +21,31 @@ WORKS = ["/lib/amplify_ds/training/checkpoint.py:1 in write"]
 
 
 def records(**changes):
-    """Four ranks that wait for each other at the same place; changes: r1={…} of rank 1. -> (before, after)"""
-    usual = {"phase": "forward and backward", "moves": 7, "stack": WAITS}
-    before = {rank: {**usual, "beat": 10, **changes.get(f"r{rank}", {})} for rank in range(4)}
-    after = {rank: {**usual, "beat": 14, **changes.get(f"r{rank}", {})} for rank in range(4)}
+    """Return (before, after, world size) of four ranks that wait in the same phase. changes: r1={…} for rank 1."""
+    common = {"phase": "forward and backward", "moves": 7, "stack": WAITS}
+    before = {rank: {**common, "beat": 10, **changes.get(f"r{rank}", {})} for rank in range(4)}
+    after = {rank: {**common, "beat": 14, **changes.get(f"r{rank}", {})} for rank in range(4)}
     return before, after, 4
 
 
 def test_a_rank_whose_file_stays_the_same_is_silent():
-    verdict = judge(*records(r2={"beat": 3}, r1={"moves": 6}))
+    verdict = find_culprits(*records(r2={"beat": 3}, r1={"moves": 6}))
     assert verdict.ranks == [2] and verdict.silent
     before, after, size = records()
     del before[3], after[3]
-    assert judge(before, after, size).ranks == [3], "it has never written"
-    assert judge(*records(r0={"beat": 3, "phase": FINISHED}, r1={"moves": 6})).ranks == [1], "it may be silent"
+    assert find_culprits(before, after, size).ranks == [3], "no record"
+    assert find_culprits(*records(r0={"beat": 3, "phase": FINISHED}, r1={"moves": 6})).ranks == [1], (
+        "a finished rank may be silent"
+    )
 
 
-def test_else_the_rank_that_is_behind_or_does_not_wait():
-    assert judge(*records(r3={"moves": 6})).ranks == [3]
-    assert judge(*records(r0={"phase": "waiting for data"})).ranks == [0]
-    assert judge(*records(r0={"stack": WORKS})).ranks == [0]
-    both = judge(*records(r1={"moves": 5, "stack": WORKS}, r2={"moves": 5}))
+def test_otherwise_the_rank_that_is_behind_or_does_not_wait():
+    assert find_culprits(*records(r3={"moves": 6})).ranks == [3]
+    assert find_culprits(*records(r0={"phase": "waiting for data"})).ranks == [0]
+    assert find_culprits(*records(r0={"stack": WORKS})).ranks == [0]
+    both = find_culprits(*records(r1={"moves": 5, "stack": WORKS}, r2={"moves": 5}))
     assert both.ranks == [1] and "no collective" in both.why
-    assert judge(*records()).ranks == [0, 1, 2, 3] and "same place" in judge(*records()).why
+    assert find_culprits(*records()).ranks == [0, 1, 2, 3] and "same phase" in find_culprits(*records()).why
 
 
 def test_a_loop_that_moves_is_left_alone_and_one_that_stands_still_ends(tmp_path):
@@ -63,7 +65,7 @@ def test_a_loop_that_moves_is_left_alone_and_one_that_stands_still_ends(tmp_path
 
 
 def test_a_process_that_holds_the_interpreter_ends_too(tmp_path):
-    """Its thread cannot run: faulthandler's timer, half as late again and five seconds, does not need it."""
+    """The watchdog's thread cannot run; faulthandler's timer, 1.5 times as late plus five seconds, does not need it."""
     program = (
         "import ctypes, sys; from pathlib import Path\n"
         "from amplify_ds.training.watchdog import Watchdog, forget_earlier\n"
@@ -76,7 +78,7 @@ def test_a_process_that_holds_the_interpreter_ends_too(tmp_path):
 
 
 @pytest.mark.parametrize("set_by_user", [None, *FLIGHT_RECORDER])
-def test_torch_records_collectives_in_the_run_unless_told_otherwise(tmp_path, monkeypatch, set_by_user):
+def test_torch_records_collectives_in_the_run_unless_set_otherwise(tmp_path, monkeypatch, set_by_user):
     for name in FLIGHT_RECORDER:
         monkeypatch.setenv(name, "")  # so that the end of the test restores it
         monkeypatch.delenv(name)
@@ -84,9 +86,9 @@ def test_torch_records_collectives_in_the_run_unless_told_otherwise(tmp_path, mo
         monkeypatch.setenv(set_by_user, "/elsewhere/of-rank-")
     monkeypatch.chdir(tmp_path)
     Watchdog(Path("run"), 3, 4, 0, job=5)
-    found = {name: os.environ[name] for name in FLIGHT_RECORDER if name in os.environ}
+    variables = {name: os.environ[name] for name in FLIGHT_RECORDER if name in os.environ}
     here = str(tmp_path / "run/.ranks/nccl-rank-")
-    assert found == ({set_by_user: "/elsewhere/of-rank-"} if set_by_user else {FLIGHT_RECORDER[0]: here})
+    assert variables == ({set_by_user: "/elsewhere/of-rank-"} if set_by_user else {FLIGHT_RECORDER[0]: here})
 
 
 def test_the_variables_of_the_flight_recorder_are_those_of_this_torch():
@@ -96,7 +98,7 @@ def test_the_variables_of_the_flight_recorder_are_those_of_this_torch():
             assert library.find(b"\0TORCH_FR_NO_SUCH_NAME\0") < 0
 
 
-def test_a_start_removes_what_an_earlier_one_has_left(tmp_path):
+def test_a_start_removes_files_of_an_earlier_one(tmp_path):
     ranks = tmp_path / ".ranks"
     ranks.mkdir()
     for path in (tmp_path / "stalled.json", ranks / "rank-00003.json", ranks / "nccl-rank-3", tmp_path / "run.json"):
