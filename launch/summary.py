@@ -14,10 +14,10 @@ from amplify_ds.structured import read_json
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="the directory of the quick start, with shards, run and export")
+    parser.add_argument("place", type=Path, help="the directory of the quick start, with shards, run and export")
     parser.add_argument("seconds", type=int, help="duration of the quick start")
     arguments = parser.parse_args()
-    directory = arguments.directory
+    directory = arguments.place
     run = directory / "run"
     train, validation = (read_json(directory / name / "manifest.json") for name in ("train", "validation"))
     result = read_json(run / "result.json")
