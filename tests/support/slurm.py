@@ -84,12 +84,12 @@ class Slurm:
     def log_exists(self, number: str) -> bool:
         return (self.directory / f"{number}.log").exists()
 
-    def wait_for(self, number: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for(self, number: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until the job is in one of the states, by default a final one, and return its description."""
         states = states or ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
         return self.wait_until(lambda: self._in_state(number, states), number, seconds)
 
-    def wait_until(self, condition, number: str, seconds: float = 120):
+    def wait_until(self, condition, number: str, seconds: float = 300):
         """Wait until `condition()` is true, and return its value."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):
@@ -120,7 +120,8 @@ class Slurm:
         """Kill slurmd alone: the processes of jobs on that node continue."""
         for process in psutil.process_iter(["cmdline"]):
             if process.info["cmdline"] and process.info["cmdline"][:4] == ["slurmd", "-D", "-N", name]:
-                process.kill()
+                if process.environ()["SLURM_CONF"] == self.environment["SLURM_CONF"]:  # others may run beside
+                    process.kill()
 
     def start_node(self, name: str) -> None:
         inside = 'mount --bind hosts /etc/hosts; hostname "$0"; slurmd -D -N "$0" & wait; exec sleep infinity'
@@ -186,7 +187,7 @@ class Slurm:
 def slurm_of(
     directory: Path,
     names: tuple[str, ...] = ("node1", "node2"),
-    slurmd_timeout: int = 30,
+    slurmd_timeout: int = 300,
     kill_wait: int = 30,
     requeue: int = 1,
     **options: str,

@@ -23,7 +23,7 @@ from tests.support.training import SMALL
 
 pytestmark = [pytest.mark.slow, needs_environment, needs_nodes, needs_slurm, needs_namespaces]
 SECONDS_TO_END = 30  # until no process is left on any node, once the job has ended
-PATIENCE = 180  # seconds for what a test waits for
+PATIENCE = 300  # seconds for what a test waits for
 LONG = 5000  # steps that no test waits for
 
 # Imported by every Python process: makes steps slower, and one rank fail.

@@ -79,7 +79,7 @@ class Job:
     def log(self) -> str:
         return self.slurm.log(self.number)
 
-    def requeued(self, seconds: float = 120) -> dict[str, str]:
+    def requeued(self, seconds: float = 300) -> dict[str, str]:
         """Wait until SLURM has requeued the job, and return its description."""
         return self.slurm.wait_until(
             lambda: (job := self.slurm.job(self.number))["Restarts"] == "1" and job, self.number, seconds
@@ -159,7 +159,7 @@ def test_a_warning_at_any_moment_requeues_the_job(job, moment):
 def test_at_the_time_limit_the_ranks_save_within_slurms_patience(job):
     """Without a warning, SLURM sends SIGTERM to the ranks, their launchers and the script at once."""
     job.submit("--time=1", "--signal=B:USR1@0")
-    job.requeued(200)
+    job.requeued()
     assert "SIGTERM from SLURM" in job.log and "Requeued" in job.log
     assert json.loads((job.output / "stopped.json").read_text())["reason"] == "SIGTERM"
     job.assert_nothing_left()
@@ -188,10 +188,10 @@ def test_a_restart_ends_ranks_on_a_node_that_slurm_cannot_reach(job):
     job.slurm.kill_slurmd(host)
     try:
         job.slurm.run("scontrol", "update", f"NodeName={host}", "State=DOWN", "Reason=test")
-        job.requeued(240)
+        job.requeued()
         assert old.is_running()
         count = len(checkpoint.listing(job.output))
-        job.slurm.wait_until(lambda: job.slurm.job(job.number)["JobState"] == "RUNNING", job.number, 240)
+        job.slurm.wait_until(lambda: job.slurm.job(job.number)["JobState"] == "RUNNING", job.number)
         job.wait_for_checkpoint(count + 1)
         job.slurm.wait_until(lambda: "continuing from" in job.log_of_rank_0(), job.number)
         assert not old.is_running() and job.slurm.job(job.number)["BatchHost"] != host
@@ -208,3 +208,25 @@ def test_a_submission_from_another_directory_is_refused(job, tmp_path):
     assert job.slurm.wait_for(job.number)["ExitCode"] == "2:0"
     assert "submit from the top of the repository" in job.log
     assert not job.output.exists() and not list(other.iterdir())
+
+
+def test_the_line_of_the_documents_and_an_interactive_job(slurm, shards, tmp_path):
+    """As written, in a copy of the repository, but for the number of steps."""
+    top = tmp_path / "repository"
+    top.mkdir()
+    for name in ("amplify_ds", "data_prep", "ds_configs", "launch", "requirements.txt", "pyproject.toml"):
+        (top / name).symlink_to(ROOT / name)
+    for name in ("requirements-contacts.txt", "requirements-plots.txt", ".venv"):
+        (top / name).symlink_to(ROOT / name)
+    (top / "shards").symlink_to(shards["train"].parent)
+    text = (ROOT / "docs/cluster.md").read_text()
+    sbatch = next(line for line in text.splitlines() if "launch/slurm.sbatch train --recipe tiny" in line)
+    number = slurm.submit(top, *sbatch.split()[1:], "--training.steps", "2")
+    assert slurm.wait_for(number)["ExitCode"] == "0:0", slurm.log(number)
+    assert (top / "runs/first/result.json").exists()
+    interactive = [line for line in text.splitlines() if "launch/train.sh" in line and "--slurm" in line]
+    assert len(interactive) == 2
+    script = " && ".join(f"{line} --training.steps 3" for line in interactive)
+    printed = slurm.run("salloc", "--nodes=2", *GPUS_AND_CORES, "bash", "-c", script, directory=top)
+    assert "nothing failed." in printed and "complete: 3 steps" in printed
+    slurm.cancel()
