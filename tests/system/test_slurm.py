@@ -40,18 +40,14 @@ class Job:
     """A job that runs the script."""
 
     def __init__(self, slurm, shards, output):
+        self.recipe = ("train", "--recipe", "tiny")
         self.slurm, self.shards, self.output, self.numbers = slurm, shards, output, []
 
     def arguments(self, steps: int = LONG, **settings: object) -> list[str]:
         """Return the arguments of launch/slurm.sbatch."""
         changes = {"training.steps": steps, "training.micro_batch_rows": 1, "data.workers": 0, "checkpoint.every": 5}
         flags = {**SMALL, **changes, **settings, "data.train": self.shards["train"], "output": self.output}
-        return [
-            "train",
-            "--recipe",
-            "tiny",
-            *(str(part) for key, value in flags.items() for part in (f"--{key}", value)),
-        ]
+        return [*self.recipe, *(str(part) for key, value in flags.items() for part in (f"--{key}", value))]
 
     def submit(self, *options: str, steps: int = LONG, directory=ROOT, variables=None, **settings: object) -> str:
         settings = {key.replace("__", "."): value for key, value in settings.items()}
@@ -174,7 +170,8 @@ def test_a_cancelled_job_saves_and_is_not_requeued(job):
     assert (job.output / "stopped.json").exists()
 
 
-def test_an_environment_that_is_not_exported(job):
+def test_the_350m_made_small_with_an_environment_that_is_not_exported(job):
+    job.recipe = ("350m",)
     job.submit("--export=NONE", steps=6)
     assert job.slurm.wait_for(job.number)["ExitCode"] == "0:0", job.log
     assert (job.output / "result.json").exists()
