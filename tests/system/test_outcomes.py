@@ -58,7 +58,6 @@ class Job:
             "training.steps": steps,
             "training.micro_batch_rows": 1,
             "checkpoint.every": 4,
-            "watchdog.seconds": 10,
         }
         flags = {**SMALL, **changes, **settings, "data.train": self.shards["train"], "output": self.output}
         return ["--recipe", "tiny", *(str(part) for key, value in flags.items() for part in (f"--{key}", value))]
@@ -200,7 +199,7 @@ def test_a_killed_rank(job, number):
 
 
 def test_a_rank_that_stops_responding(job):
-    job.start()
+    job.start(**{"watchdog.seconds": 10})
     job.wait_for_checkpoint()
     job.rank(1).send_signal(signal.SIGSTOP)
     assert job.code() == 70, job.log()
