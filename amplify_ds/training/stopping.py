@@ -72,7 +72,7 @@ def write_stopped(run: Path, step: int, checkpoint: str | None) -> None:
 
     Call it on rank 0, once the checkpoint is saved. Raises OSError if it cannot be written.
     """
-    reason = _reasons[0] if _reasons else "requested on another rank"
+    reason = _reasons[0] if _reasons else _request(run / STOP)[0] or "requested on another rank"
     write_json(run / STOPPED, {"step": step, "checkpoint": checkpoint, "reason": reason})
     (run / STOP).write_text("", encoding="utf-8")
 

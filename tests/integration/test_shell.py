@@ -142,8 +142,8 @@ def test_the_table_of_the_quick_start(directory, run):
     result = python(ROOT / "launch/summary.py", directory, "1", env=environment(1))
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    title = next(i for i, line in enumerate(lines) if "next (after" in line)
-    begin = lines[title].index("next (after")
+    title = next(i for i, line in enumerate(lines) if "command (after" in line)
+    begin = lines[title].index("command (after")
     words = [shlex.split(line[begin:]) for line in lines[title + 1 :]]
     assert words[0] == ["python", "data_prep/inspect_shards.py", str(directory / "train"), "--verify"]
     assert words[1][3:] == ["--model", str(directory / "run"), "--data", str(directory / "validation")]

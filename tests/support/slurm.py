@@ -105,12 +105,18 @@ class Slurm:
                 self.run("scancel", number)
         for name in self.names:
             if name not in self._nodes:
-                self.start_node(name)
-                self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+                self.restart_node(name)
         deadline = time.monotonic() + SECONDS_TO_START
         while self.idle() != set(self.names):
             assert time.monotonic() < deadline, self.run("sinfo", "-N", "-l")
             time.sleep(0.2)
+
+    def restart_node(self, name: str) -> None:
+        """Start a node that was powered off, and forget the jobs that were on it."""
+        for state in ("DOWN", "RESUME"):
+            if state == "RESUME":
+                self.start_node(name)
+            self.run("scontrol", "update", f"NodeName={name}", f"State={state}", "Reason=test")
 
     def power_off(self, name: str) -> None:
         """Kill everything on a node at once."""

@@ -123,7 +123,7 @@ for function, count, arguments in steps:
             os._exit(end.code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     chunks = {x.name: x.stat().st_mtime_ns for x in sorted(Path(f"{output}.partial").glob("chunk-*.npz"))}
-    print("STEP", json.dumps([status, output.exists(), chunks]))
+    print("STEP", json.dumps([status, output.exists(), chunks]), flush=True)
 """
 
 

@@ -217,7 +217,7 @@ def test_a_machine_that_is_lost(job):
 
 def test_a_rank_that_fails(job):
     """It would fail again, so it is not restarted."""
-    (job.place / "failing").touch()
+    (job.directory / "failing").touch()
     job.start()
     assert job.code() == 1, job.log()
     assert "No space left on device" in job.log()

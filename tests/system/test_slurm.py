@@ -187,15 +187,12 @@ def test_a_restart_ends_ranks_on_a_node_that_slurm_cannot_reach(job):
         job.slurm.run("scontrol", "update", f"NodeName={host}", "State=DOWN", "Reason=test")
         job.requeued()
         assert old.is_running()
-        count = len(checkpoint.listing(job.output))
         job.slurm.wait_until(lambda: job.slurm.job(job.number)["JobState"] == "RUNNING", job.number)
-        job.wait_for_checkpoint(count + 1)
         job.slurm.wait_until(lambda: "continuing from" in job.log_of_rank_0(), job.number)
         assert not old.is_running() and job.slurm.job(job.number)["BatchHost"] != host
     finally:
         job.slurm.power_off(host)
-        job.slurm.start_node(host)
-        job.slurm.run("scontrol", "update", f"NodeName={host}", "State=RESUME")
+        job.slurm.restart_node(host)
 
 
 def test_a_submission_from_another_directory_is_refused(job, tmp_path):

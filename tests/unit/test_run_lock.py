@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -66,6 +67,8 @@ def test_a_run_of_another_machine_is_seen_where_locks_are_not(tmp_path, host, ph
     stop = threading.Event()
     writer = threading.Thread(target=beat, args=(tmp_path, host, phase, stop))
     writer.start()
+    while not rank_files.read(tmp_path, 0):
+        time.sleep(0.01)
     try:
         if taken:
             with pytest.raises(AmplifyError, match="process 1 on elsewhere, since then"):
