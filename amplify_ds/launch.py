@@ -226,11 +226,8 @@ def _gpus() -> int:
 
 def count_gpus() -> None:
     """Set GPUS_HERE and DS_ACCELERATOR as launch/train.sh does, for a start without it."""
-    count = [
-        sys.executable,
-        "-c",
-        "import torch; print(torch.cuda.device_count())",
-    ]  # not in this process: needs memory
+    # Not in this process, whose memory torch would take.
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     result = subprocess.run(count, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         raise AmplifyError("torch could not count the GPUs of this machine, see above")

@@ -11,6 +11,7 @@ from hypothesis import settings
 from tests.support import families as relatives
 from tests.support.commands import python, ranks_of
 from tests.support.paths import EXAMPLE, ROOT
+from tests.support.slurm import slurm_of
 from tests.support.training import EVERY_THREE, train, training_words
 
 # The same examples each time, unless EXAMPLES=20000 searches more; a failure prints how to repeat it.
@@ -56,3 +57,10 @@ def four_steps(shards, tmp_path_factory):
 @pytest.fixture
 def families(tmp_path) -> dict[str, list[str]]:
     return relatives.write(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A real SLURM of two nodes."""
+    with slurm_of(tmp_path_factory.mktemp("slurm")) as started:
+        yield started

@@ -7,7 +7,6 @@ or stalled.json. Stop requests reach the ranks on all machines through RUN/.stop
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -17,7 +16,8 @@ from pathlib import Path
 from amplify_ds.cluster.hostfile import Host
 from amplify_ds.cluster.launcher_process import SECONDS_BETWEEN_POLLS, LauncherProcess
 from amplify_ds.errors import print_error
-from amplify_ds.training.rank_files import FOLDER, REPORT
+from amplify_ds.training import rank_files
+from amplify_ds.training.rank_files import REPORT
 from amplify_ds.training.stall_report import STALLED, STARTING
 from amplify_ds.training.stopping import COMPLETE, END, LOST, SAVED, STOP, STOPPED
 
@@ -39,7 +39,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
         self.kill = False
-        self._times: list[float] = []
+        self._first = 0.0  # when the first one was received
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self._handle)
 
@@ -50,11 +50,12 @@ class Signals:
             time.sleep(SECONDS_BETWEEN_POLLS)
 
     def _handle(self, number: int, frame) -> None:
-        now, earlier = time.monotonic(), self.received.count(signal.SIGINT) + self.received.count(signal.SIGTERM)
+        repeated = signal.SIGINT in self.received or signal.SIGTERM in self.received
+        if not self.received:
+            self._first = time.monotonic()
         self.received.append(signal.Signals(number))
-        self._times.append(now)
-        late = now - self._times[0] > SECONDS_OF_ONE_REQUEST and "SLURM_JOB_ID" not in os.environ
-        if earlier and (number == signal.SIGINT or (number == signal.SIGTERM and late)):
+        late = time.monotonic() - self._first > SECONDS_OF_ONE_REQUEST and "SLURM_JOB_ID" not in os.environ
+        if repeated and (number == signal.SIGINT or (number == signal.SIGTERM and late)):
             self.kill = True
             print_error("killing the ranks")
         elif len(self.received) == 1:
@@ -73,7 +74,7 @@ class Supervisor:
 
         That is 0, SAVED, STALLED, LOST, KILLED or another exit code of the launcher. launch: its name.
         """
-        before, jobs_before = self._file_ids(), self._jobs()
+        before, jobs_before = self._file_ids(), rank_files.jobs(self.run)
         process, stalled, lost, outcome = start(), _Duration(), _Duration(), None
         while process.code() is None:
             if self.signals.received:
@@ -111,7 +112,7 @@ class Supervisor:
     def _has_begun(self, jobs_before: set[tuple[int, str]]) -> bool:
         """Return whether a job that is not in `jobs_before` has begun to train."""
         earlier = {job for job, _ in jobs_before}
-        return any(job not in earlier and phase != STARTING for job, phase in self._jobs())
+        return any(job not in earlier and phase != STARTING for job, phase in rank_files.jobs(self.run))
 
     def _new_outcome(self, before: dict) -> int | None:
         """Return the outcome if the run has written a file that is newer than those in `before`, else None."""
@@ -125,21 +126,6 @@ class Supervisor:
     def _file_ids(self) -> dict[str, tuple | None]:
         """Return the identity of each outcome file, which changes when a file is replaced by one with equal content."""
         return {name: _file_id(self.run / name) for name in (COMPLETE, STOPPED, REPORT)}
-
-    def _jobs(self) -> set[tuple[int, str]]:
-        """Return (job, phase) of every rank, from the files of the watchdogs."""
-        jobs = set()
-        try:
-            paths = list((self.run / FOLDER).glob("rank-*.json"))
-        except OSError:  # the file server is away
-            paths = []
-        for path in paths:
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                jobs.add((record["job"], record["phase"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
-        return jobs
 
     def _refresh_names(self) -> None:
         """List the run directory, so that NFS shows new names."""

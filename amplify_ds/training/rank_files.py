@@ -43,6 +43,14 @@ def read(run: Path, rank: int) -> Record:
     return _read(_path(run, rank))
 
 
+def jobs(run: Path) -> set[tuple[int, str]]:
+    """Return (job, phase) of every rank of any start that has written a record."""
+    records: list[Record] = []
+    with suppress(OSError):  # the file server may be away
+        records = [_read(path) for path in (run / FOLDER).glob("rank-*.json")]
+    return {(record["job"], record["phase"]) for record in records if "job" in record and "phase" in record}
+
+
 def read_all(run: Path, world_size: int, job: int) -> dict[int, Record]:
     """Return the records of this start, {rank: record}."""
     records = {rank: read(run, rank) for rank in range(world_size)}

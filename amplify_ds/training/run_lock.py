@@ -35,12 +35,11 @@ def acquire(run: Path) -> IO[str]:
     deadline = time.monotonic() + (SECONDS_AFTER_RESTART if restarted else SECONDS_TO_WAIT)
     file = lock(run / LOCK, deadline - time.monotonic())
     if file is None:
-        raise AmplifyError(_taken(run, _holder(run)))
-    holder = _holder(run)
+        raise AmplifyError(_taken(run))
     while _writes_elsewhere(run):
         if time.monotonic() > deadline:
             file.close()
-            raise AmplifyError(_taken(run, holder))
+            raise AmplifyError(_taken(run))
     content = {"host": socket.gethostname(), "process": os.getpid(), "job": job_name(), "since": _now()}
     file.truncate(0)
     file.write(json.dumps(content))
@@ -75,8 +74,9 @@ def _holder(run: Path) -> dict[str, object]:
         return {}
 
 
-def _taken(run: Path, holder: Mapping[str, object]) -> str:
+def _taken(run: Path) -> str:
     """Return the error message about the job that holds the lock."""
+    holder = _holder(run)
     details = [str(holder.get("job") or ""), f"process {holder.get('process')} on {holder.get('host')}"]
     who = f": {', '.join(filter(None, details))}, since {holder.get('since')}" if holder else ""
     return f"{run}: another process is training this run{who}. Wait for it, or end it first."

@@ -21,6 +21,7 @@ from amplify_ds.network import free_port
 from amplify_ds.processes import end_with_parent
 
 GPUS = 8  # of each node
+ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")  # states of a job
 GPUS_AND_CORES = ("--cpus-per-task=1", "--gpus-per-node=1")  # for launch/slurm.sbatch, on nodes of two cores
 SECONDS_TO_START = 60
 CONFIGURATION = """\
@@ -86,8 +87,7 @@ class Slurm:
 
     def wait_for(self, number: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until the job is in one of the states, by default a final one, and return its description."""
-        states = states or ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY")
-        return self.wait_until(lambda: self._in_state(number, states), number, seconds)
+        return self.wait_until(lambda: self._in_state(number, states or ENDED), number, seconds)
 
     def wait_until(self, condition, number: str, seconds: float = 300):
         """Wait until `condition()` is true, and return its value."""

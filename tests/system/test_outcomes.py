@@ -18,7 +18,7 @@ from tests.support.commands import environment
 from tests.support.needs import needs_environment, needs_namespaces, needs_nodes, needs_slurm
 from tests.support.nodes import loopback_nodes
 from tests.support.paths import ROOT
-from tests.support.slurm import GPUS_AND_CORES, slurm_of
+from tests.support.slurm import ENDED, GPUS_AND_CORES
 from tests.support.training import SMALL
 
 pytestmark = [pytest.mark.slow, needs_environment, needs_nodes, needs_slurm, needs_namespaces]
@@ -142,8 +142,7 @@ class SlurmJob(Job):
 
     def code(self) -> int:
         """Return the exit code of the script: SLURM's, or if the job was requeued, the one in the log."""
-        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.wait_until(lambda: (known := self.slurm.job(self.number))["Restarts"] != "0" or known["JobState"] in ended)
+        self.wait_until(lambda: (job := self.slurm.job(self.number))["Restarts"] != "0" or job["JobState"] in ENDED)
         job = self.slurm.job(self.number)
         if job["Restarts"] == "0":
             return int(job["ExitCode"].partition(":")[0])
@@ -153,12 +152,6 @@ class SlurmJob(Job):
 
     def end(self) -> None:
         self.slurm.cancel(self.number)
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    with slurm_of(tmp_path_factory.mktemp("slurm")) as started:
-        yield started
 
 
 @pytest.fixture(params=["ssh", "SLURM"])

@@ -10,7 +10,7 @@ import pytest
 from amplify_ds.training import checkpoint
 from tests.support.needs import needs_environment, needs_namespaces, needs_slurm
 from tests.support.paths import ROOT
-from tests.support.slurm import GPUS_AND_CORES, slurm_of
+from tests.support.slurm import GPUS_AND_CORES
 from tests.support.training import SMALL
 
 pytestmark = [
@@ -21,12 +21,6 @@ pytestmark = [
 ]
 SECONDS_TO_END = 30  # until nothing is left of a job that has ended, on any node
 LONG = 5000  # steps that no test waits for
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    with slurm_of(tmp_path_factory.mktemp("slurm")) as started:
-        yield started
 
 
 @pytest.fixture
@@ -68,17 +62,17 @@ class Job:
                         ranks[int(variables["RANK"])] = process
         return ranks
 
-    def wait_for_checkpoint(self, count: int = 1) -> None:
-        self.slurm.wait_until(lambda: len(checkpoint.listing(self.output)) >= count, self.number)
+    def wait_for_checkpoint(self) -> None:
+        self.slurm.wait_until(lambda: checkpoint.listing(self.output), self.number)
 
     @property
     def log(self) -> str:
         return self.slurm.log(self.number)
 
-    def requeued(self, seconds: float = 300) -> dict[str, str]:
+    def requeued(self) -> dict[str, str]:
         """Wait until SLURM has requeued the job, and return its description."""
         return self.slurm.wait_until(
-            lambda: (job := self.slurm.job(self.number))["Restarts"] == "1" and job, self.number, seconds
+            lambda: (job := self.slurm.job(self.number))["Restarts"] == "1" and job, self.number
         )
 
     def wait_until_running(self) -> None:
